@@ -1,0 +1,35 @@
+"""Reading activations inside a trace: the only code of this room that runs on a remote server.
+
+NDIF's sandbox admits plain functions over torch with plain dict and list arguments, so this
+module imports nothing but torch and names no class of ours. It is shipped by value.
+"""
+
+from typing import Any
+
+import torch
+
+
+def tensor_of(output: Any) -> torch.Tensor:
+    """The tensor in a module's output, which may be the first entry of a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def read_sites(model: Any, sites: list[dict[str, Any]], rows: Any, columns: Any) -> dict[str, Any]:
+    """Read activations at selected (sample, position) pairs, in the order the model makes them.
+
+    Args:
+        model: The nnsight model.
+        sites: ``{"key", "path", "side"}``, with side ``input`` or ``output``, in firing order.
+        rows: Batch rows of the selected positions, ``[selected]``.
+        columns: Sequence positions, ``[selected]``.
+
+    Returns:
+        Per key the states, ``[selected, d]``, as clones that later edits cannot change.
+    """
+    found = {}
+    for site in sites:
+        envoy = model.get(site["path"])
+        value = envoy.input if site["side"] == "input" else tensor_of(envoy.output)
+        # Advanced indexing copies, so nothing written later reaches what was read here.
+        found[site["key"]] = value[rows.to(value.device), columns.to(value.device)]
+    return found
