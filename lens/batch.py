@@ -73,7 +73,9 @@ class Batch:
         image_rows = [r for i in wanted for r in range(starts[i], starts[i + 1])]
         # Token tensors have one row per sample, image tensors one row per image.
         inputs = {
-            name: tensor[wanted] if tensor.shape[:2] == (len(self), self.length) else tensor[image_rows]
+            name: tensor[wanted]
+            if tensor.shape[:2] == (len(self), self.length)
+            else tensor[image_rows]
             for name, tensor in self.inputs.items()
         }
         order = np.concatenate([np.flatnonzero(self.visual.sample == i) for i in wanted])

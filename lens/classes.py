@@ -58,9 +58,7 @@ class TokenClasses:
             return ~(sink | self.membership["dead"])
         if name in self.membership:
             return self.membership[name]
-        raise InputError(
-            f"no class {name!r}; classes: sink, {', '.join(SINK_KINDS)}, dead, alive"
-        )
+        raise InputError(f"no class {name!r}; classes: sink, {', '.join(SINK_KINDS)}, dead, alive")
 
     @property
     def labels(self) -> NDArray[np.str_]:

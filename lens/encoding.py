@@ -91,9 +91,7 @@ class Encoder:
             token = self.processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
         return str(token)
 
-    def encode(
-        self, images: Images, prompts: str | Sequence[str], template: bool | None
-    ) -> Batch:
+    def encode(self, images: Images, prompts: str | Sequence[str], template: bool | None) -> Batch:
         """See :meth:`VisualLM.encode`."""
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts:
@@ -131,7 +129,9 @@ class Encoder:
                 "be [sample, token]"
             )
         if ids.shape[1] > 1 and bool((mask[:, 0] > 0).any()) and not bool(mask[:, -1].all()):
-            raise InputError("the batch is padded on the right; embedlens wants padding on the left")
+            raise InputError(
+                "the batch is padded on the right; embedlens wants padding on the left"
+            )
         tensors = dict(inputs)
         has_images = bool((ids == self.image_token_id).any())
         counts = self._images_per_row(tensors) if has_images else (0,) * len(ids)
@@ -167,7 +167,9 @@ class Encoder:
                 )
             for index, image in enumerate(row):
                 rows.append(
-                    self._rows(sample, index, positions[index * per_image :][:per_image], side, image)
+                    self._rows(
+                        sample, index, positions[index * per_image :][:per_image], side, image
+                    )
                 )
         table = np.concatenate(rows) if rows else np.empty((0, 9))
         ints = table[:, :5].astype(np.int64)
@@ -200,7 +202,9 @@ class Encoder:
             raise InputError(f"{total} visual positions for {len(pixels)} images in pixel_values")
         per_image = total // len(pixels)
         if bool((per_row % per_image).any()):
-            raise InputError(f"rows with {per_row.tolist()} visual positions, {per_image} per image")
+            raise InputError(
+                f"rows with {per_row.tolist()} visual positions, {per_image} per image"
+            )
         return tuple(int(n) // per_image for n in per_row)
 
     def _render(self, prompt: str, n_images: int, template: bool | None) -> str:

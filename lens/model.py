@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,8 @@ from .errors import InputError
 from .loading import load_model
 from .run import SITES, Editor, Pass, Run, Scores, Site
 from .scoring import AnswerTokens
+
+nnsight.register(sites.__name__)
 
 
 class VisualLM:
@@ -258,10 +261,12 @@ class VisualLM:
         """
         target = self._edited(batch, plan, Pass("generation"))
         inputs = dict(batch.inputs)
-        extra = self._remote_arguments(remote)
         settings = {"max_new_tokens": max_new_tokens, "do_sample": False, **generation}
-        with target.generate(**inputs, **settings, **extra) as tracer:
-            ids = tracer.result.save()
+        with warnings.catch_warnings():
+            # How an operation on every decoding step ends: it waits for one more step.
+            warnings.filterwarnings("ignore", "'.*' was never reached: the loop asked for a step")
+            with target.generate(**inputs, **settings, remote=remote) as tracer:
+                ids = tracer.result.save()
         new = ids[:, batch.length :]
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return [text.strip() for text in texts]
@@ -312,15 +317,10 @@ class VisualLM:
         grad: bool,
         **forward: Any,
     ) -> Any:
-        extra = self._remote_arguments(remote)
+        extra: dict[str, Any] = {"remote": remote}
         if not remote and not grad:
             extra["tracer_cls"] = _NoGradTracer
         return target.trace(**inputs, use_cache=False, **forward, **extra)
-
-    def _remote_arguments(self, remote: bool | str) -> dict[str, Any]:
-        if remote:
-            nnsight.register(sites.__name__)
-        return {"remote": remote}
 
     def _sites(
         self, capture: Collection[str], layers: Collection[int] | Literal["all"]

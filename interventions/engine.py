@@ -1,0 +1,32 @@
+"""The nnsight engine: a program's steps become edits stored on a shallow copy of the model.
+
+One stored edit per step, so steps need not be sorted into the order in which the model reaches
+their sites; at one site they act in the order of the plan, and before the body of the trace.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import nnsight
+from nnsight.intervention.iterator import Iterations
+
+from . import steps
+from .target import Step
+
+nnsight.register(steps.__name__)
+
+
+def store_edits(envoy: Any, program: list[Step]) -> Any:
+    """A copy of the nnsight model on which every later trace carries out the program."""
+    edited = envoy._shallow_copy()
+    store: dict[str, Any] = {}
+    for step in program:
+        _store_edit(edited, store, step, Iterations())
+    return edited
+
+
+def _store_edit(edited: Any, store: dict[str, Any], step: Step, decoding: Any) -> None:
+    # nnsight captures this block with exactly these local names; a remote run pickles them.
+    with edited.edit(inplace=True):
+        steps.carry_out_when(edited, store, step, decoding)

@@ -1,0 +1,131 @@
+"""An ordered set of operations: composable, hashable, readable from and written to text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from ..lens.batch import Batch
+from ..lens.errors import InputError
+from ..lens.model import VisualLM
+from ..lens.run import Pass
+from .engine import store_edits
+from .operations import AnyOperation, Operation, PatchTokens, explain
+from .target import Step, Target
+
+_OPERATIONS: TypeAdapter[list[Operation]] = TypeAdapter(list[AnyOperation])
+
+
+@dataclass(frozen=True, init=False)
+class Plan:
+    """What to change in a forward pass or a generation.
+
+    Operations on the same site act in the order given, so a state read by a later operation has
+    the earlier ones' changes in it. A plan without operations changes nothing, bit for bit.
+
+    Attributes:
+        operations: The declared changes, in order.
+    """
+
+    operations: tuple[Operation, ...]
+
+    def __init__(self, *operations: Operation) -> None:
+        for operation in operations:
+            if not isinstance(operation, Operation):
+                raise InputError(
+                    f"a plan is made of operations, Plan(ZeroFFN(…), …), not of {operation!r}"
+                )
+        object.__setattr__(self, "operations", operations)
+
+    def __add__(self, other: Plan) -> Plan:
+        return Plan(*self.operations, *other.operations)
+
+    def __len__(self) -> int:
+        return len(self.operations)
+
+    def __iter__(self) -> Iterator[Operation]:
+        return iter(self.operations)
+
+    def __repr__(self) -> str:
+        return f"Plan({', '.join(map(repr, self.operations))})"
+
+    def resolve(self, model: VisualLM, batch: Batch, during: Pass | None = None) -> list[Step]:
+        """The program: steps on module paths and token indices, in the plan's order.
+
+        Args:
+            model: The model whose layers are meant.
+            batch: The batch whose tokens are meant.
+            during: Kind of pass; a single forward when None.
+
+        Raises:
+            InputError: An operation that cannot be carried out or would do nothing.
+        """
+        target = Target(model, batch, during or Pass("forward"))
+        backwards = [op for op in self.operations if isinstance(op, PatchTokens) and op.backwards]
+        if backwards:
+            target.backward_states = self._first_pass(model, batch, [op.source for op in backwards])
+        return [step for operation in self.operations for step in operation.lower(target)]
+
+    def edit(self, model: VisualLM, batch: Batch, during: Pass) -> Any:
+        """The model as an nnsight envoy with this plan's changes stored on it."""
+        program = self.resolve(model, batch, during)
+        return store_edits(model.nn, program) if program else model.nn
+
+    def _first_pass(self, model: VisualLM, batch: Batch, layers: list[int]) -> dict[int, Any]:
+        """Residual states ``[sample, token, d]`` with all but the backward patches in force."""
+        kept = [op for op in self.operations if not (isinstance(op, PatchTokens) and op.backwards)]
+        forward = Plan(*(op for op in kept if op.phase != "decode"))
+        run = model.run(
+            batch, forward, capture="residual", layers=layers, tokens="all", logits=None
+        )
+        states = {}
+        for layer, rows in run.residual.items():
+            full = torch.zeros(len(batch), batch.length, rows.shape[-1], dtype=rows.dtype)
+            full[run.sample, run.position] = rows.cpu()
+            states[layer] = full
+        return states
+
+    def to_json(self) -> str:
+        """The plan as JSON, defaults left out."""
+        return json.dumps(self._data(), indent=2)
+
+    def to_yaml(self) -> str:
+        """The plan as YAML, defaults left out."""
+        return str(yaml.safe_dump(self._data(), sort_keys=False))
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """The plan that :meth:`to_json` wrote; see :meth:`from_yaml`."""
+        return Plan.from_yaml(text)
+
+    @staticmethod
+    def from_yaml(text: str) -> Plan:
+        """Read a plan; strict, and errors name the place.
+
+        Raises:
+            InputError: No plan, an unknown operation or key, or an impossible value.
+        """
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"the plan is not valid YAML or JSON: {error}") from None
+        if not isinstance(data, dict) or set(data) != {"operations"}:
+            keys = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
+            raise InputError(f"a plan has one key, 'operations', a list; found {keys}")
+        try:
+            return Plan(*_OPERATIONS.validate_python(data["operations"]))
+        except ValidationError as error:
+            raise InputError(f"operations.{explain(error)}") from None
+
+    def _data(self) -> dict[str, Any]:
+        return {
+            "operations": [
+                {"op": op.op, **op.model_dump(exclude_defaults=True)} for op in self.operations
+            ]
+        }

@@ -1,0 +1,63 @@
+"""Carrying out steps inside a trace: the only code of this room that runs on a remote server.
+
+NDIF's sandbox admits plain functions over torch with plain dict arguments, so this module
+imports nothing but torch and names no class of ours. It is shipped by value. Every write goes
+to a clone: the tensors a model passes on are shared between a layer's output and the next
+layer's input, and an in-place edit would change what somebody else has already read.
+"""
+
+from typing import Any
+
+import torch
+
+
+def index_of(step: dict[str, Any], like: torch.Tensor) -> Any:
+    """Index of the step's tokens in a tensor ``[sample, token, d]``."""
+    rows = step["rows"].to(like.device)
+    return (rows, step["columns"].to(like.device)) if step["when"] == "prefill" else rows
+
+
+def zero(model: Any, step: dict[str, Any]) -> None:
+    """Replace a module's output by zero at the step's tokens."""
+    site = model.get(step["path"])
+    output = site.output
+    states = output[0] if isinstance(output, tuple) else output
+    changed = states.clone()
+    changed[index_of(step, states)] = 0
+    site.output = (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+
+def read(model: Any, store: dict[str, Any], step: dict[str, Any]) -> None:
+    """Leave the states entering a module under the step's key."""
+    states = model.get(step["path"]).input
+    store[step["key"]] = states[index_of(step, states)]
+
+
+def write(model: Any, store: dict[str, Any], step: dict[str, Any]) -> None:
+    """Replace the states entering a module by those under the step's key, or by given ones."""
+    site = model.get(step["path"])
+    # Wait for the own site first: what the key holds is only there once the reader has run.
+    states = site.input
+    changed = states.clone()
+    values = step["values"] if "values" in step else store[step["key"]]
+    changed[index_of(step, states)] = values.to(states)
+    site.input = changed
+
+
+def carry_out(model: Any, store: dict[str, Any], step: dict[str, Any]) -> None:
+    """Do one step at the current occurrence of its site."""
+    if step["do"] == "zero":
+        zero(model, step)
+    elif step["do"] == "read":
+        read(model, store, step)
+    else:
+        write(model, store, step)
+
+
+def carry_out_when(model: Any, store: dict[str, Any], step: dict[str, Any], steps: Any) -> None:
+    """Do one step in its phase: at the first pass, or at every decoding step after it."""
+    if step["when"] == "prefill":
+        carry_out(model, store, step)
+    else:
+        for _ in steps[1:]:
+            carry_out(model, store, step)

@@ -1,0 +1,99 @@
+"""What a plan is resolved against: one model, one batch, one kind of pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..lens.batch import Batch
+from ..lens.errors import InputError
+from ..lens.model import VisualLM
+from ..lens.run import Pass
+from .selector_text import parse_selector
+
+if TYPE_CHECKING:
+    from .operations import Operation
+
+# A plain dict, because steps travel to NDIF, whose sandbox admits no class of ours. Keys: ``do``
+# (zero, read, write), ``path`` (of the module), ``when`` (prefill, decode), ``rows`` and
+# ``columns`` (LongTensor [selected]; decode steps have rows only), and for read and write a
+# ``key`` shared by the two, or the ``values`` to write.
+Step = dict[str, Any]
+
+
+@dataclass
+class Target:
+    """Resolves selectors into indices and keeps what the steps of one plan share."""
+
+    model: VisualLM
+    batch: Batch
+    during: Pass
+    backward_states: dict[int, NDArray[np.float32] | torch.Tensor] = field(default_factory=dict)
+    _keys: int = 0
+
+    def new_key(self) -> str:
+        """A name, unique in this plan, under which one step leaves states for another."""
+        self._keys += 1
+        return f"states{self._keys}"
+
+    def at(self, operation: Operation, step: Step, values_from: int | None = None) -> list[Step]:
+        """The step at every place that the operation's tokens and phase select.
+
+        Args:
+            operation: Whose tokens and phase.
+            step: ``do``, ``path`` and the like.
+            values_from: Residual layer of the first pass to take ``values`` from.
+
+        Raises:
+            InputError: Nothing is selected, so the operation would do nothing.
+        """
+        selection = parse_selector(operation.tokens).select(self.batch)
+        if operation.phase == "decode" and self.during.kind == "forward":
+            raise InputError(
+                f"{operation!r} acts while decoding, and a single forward pass decodes nothing: "
+                "use generate() or score(), or phase='prefill'"
+            )
+        steps = []
+        prompt = np.zeros_like(selection.prompt)
+        generated = np.zeros_like(selection.generated)
+        if operation.phase != "decode":
+            prompt = selection.prompt
+        if operation.phase != "prefill" and self.during.kind != "forward":
+            generated = selection.generated
+        if not (prompt.any() or generated.any()):
+            if operation.allow_empty:
+                return []
+            raise InputError(
+                f"{operation!r}: no token matches {operation.tokens!r} in phase "
+                f"{operation.phase!r}; it would do nothing (allow_empty=True accepts that)"
+            )
+        rows, columns = np.nonzero(prompt)
+        if self.during.kind == "scoring" and generated.any():
+            # The answer stands behind the prompt in the same pass.
+            behind = self.batch.length + np.arange(self.during.continuation)
+            answer_rows = np.repeat(np.flatnonzero(generated), len(behind))
+            rows = np.concatenate([rows, answer_rows])
+            columns = np.concatenate([columns, np.tile(behind, int(generated.sum()))])
+        if len(rows):
+            place: Step = {
+                "when": "prefill",
+                "rows": torch.as_tensor(rows),
+                "columns": torch.as_tensor(columns),
+            }
+            if values_from is not None:
+                place["values"] = self._states(values_from, rows, columns)
+            steps.append({**step, **place})
+        if self.during.kind == "generation" and generated.any():
+            rows = np.flatnonzero(generated)
+            steps.append({**step, "when": "decode", "rows": torch.as_tensor(rows)})
+        return steps
+
+    def _states(
+        self, layer: int, rows: NDArray[np.int64], columns: NDArray[np.int64]
+    ) -> torch.Tensor:
+        states = self.backward_states[layer]
+        return torch.as_tensor(states)[torch.as_tensor(rows), torch.as_tensor(columns)]
