@@ -32,13 +32,16 @@ def canonical_layers(layers: Any) -> str:
     elif isinstance(layers, int):
         chosen = {layers}
     elif isinstance(layers, Iterable):
-        chosen = set(layers)
+        given = list(layers)
+        if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in given):
+            raise ValueError(f"layers {given}: layers are whole numbers")
+        chosen = {int(layer) for layer in given}
     else:
         raise ValueError(f"layers {layers!r}: write all, last, a number, or ranges like 0-2,5")
     if not chosen:
         raise ValueError("layers: no layer given")
-    if any(not isinstance(layer, int) or layer < 0 for layer in chosen):
-        raise ValueError(f"layers {sorted(map(str, chosen))}: layers count from 0")
+    if min(chosen) < 0:
+        raise ValueError(f"layers {sorted(chosen)}: layers count from 0")
     return ",".join(_ranges(sorted(chosen)))
 
 

@@ -126,7 +126,7 @@ class ZeroFFN(Operation):
 
 
 class PatchTokens(Operation):
-    r"""Write the tokens' states from one layer into another: $h^{target}_t \leftarrow h^{source}_t$.
+    r"""Write states from one layer into another: $h^{target}_t \leftarrow h^{source}_t$.
 
     Layers are counted by the residual stream *entering* them; ``n_layers`` is the stream after
     the last one. Forwards (``source <= target``) happens within one pass, and skips what lies

@@ -19,7 +19,7 @@ from .engine import store_edits
 from .operations import AnyOperation, Operation, PatchTokens, explain
 from .target import Step, Target
 
-_OPERATIONS: TypeAdapter[list[Operation]] = TypeAdapter(list[AnyOperation])
+_OPERATIONS: TypeAdapter[list[AnyOperation]] = TypeAdapter(list[AnyOperation])
 
 
 @dataclass(frozen=True, init=False)

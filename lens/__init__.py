@@ -4,7 +4,9 @@ from .anatomy import Anatomy
 from .batch import Batch
 from .classes import CLASS_NAMES, TokenClasses
 from .errors import EmbedlensError, InputError, Unsupported
+from .markers import Markers
 from .model import VisualLM
+from .readout import EmbedLens, LogitLens, Readout
 from .run import Run, Scores
 from .visual_tokens import VisualTokens
 
@@ -12,8 +14,12 @@ __all__ = [
     "CLASS_NAMES",
     "Anatomy",
     "Batch",
+    "EmbedLens",
     "EmbedlensError",
     "InputError",
+    "LogitLens",
+    "Markers",
+    "Readout",
     "Run",
     "Scores",
     "TokenClasses",

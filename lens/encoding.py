@@ -40,8 +40,9 @@ def read_image(image: ImageLike) -> Image.Image:
             raise InputError(
                 f"{str(image)!r} cannot be read as an image ({error}); is it complete?"
             ) from None
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
-        return Image.fromarray(image)
+    array = np.asarray(image)
+    if array.dtype == np.uint8 and array.shape[2:] == (3,):
+        return Image.fromarray(array)
     shape = getattr(image, "shape", None)
     raise InputError(
         f"an image is a PIL image, a file name or a uint8 array [height, width, 3], not "
@@ -173,7 +174,8 @@ class Encoder:
                 )
         table = np.concatenate(rows) if rows else np.empty((0, 9))
         ints = table[:, :5].astype(np.int64)
-        return VisualTokens(*(ints[:, column] for column in range(5)), table[:, 5:])
+        sample, image, row, col, position = ints.T
+        return VisualTokens(sample, image, row, col, position, box=table[:, 5:])
 
     def _rows(
         self,

@@ -7,6 +7,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
 
 from .errors import InputError, Unsupported
 
@@ -26,8 +33,6 @@ def load_model(
     **from_pretrained: Any,
 ) -> tuple[Any, Any, str]:
     """Load (model, processor, name). See :meth:`VisualLM.load` for the arguments and errors."""
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-
     source = str(SHIPPED if name is None else name)
     label = "embedlens-shipped" if name is None else source
     _check_folder(source)
@@ -41,13 +46,13 @@ def load_model(
         # Half precision on a CPU is slow, and blurs what is measured; a GPU has the memory
         # of the checkpoint's own type in mind.
         dtype = torch.float32 if where.type == "cpu" else "auto"
-    processor = _attempt(source, lambda: AutoProcessor.from_pretrained(source, **hub))
+    processor = _attempt(source, lambda: load_processor(source, **hub))
     if not hasattr(processor, "image_processor"):
         raise InputError(
             f"{source!r} has no image processor ({type(processor).__name__} was found): copy "
             "preprocessor_config.json and processor_config.json beside the weights"
         )
-    model = _attempt(
+    model: Any = _attempt(
         source,
         lambda: AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype, use_safetensors=True, **hub, **from_pretrained
@@ -56,6 +61,11 @@ def load_model(
     if "device_map" not in from_pretrained:
         model = model.to(where)
     return model, processor, label
+
+
+def load_processor(source: str, **hub: Any) -> Any:
+    """The processor that belongs to a hub id or folder."""
+    return AutoProcessor.from_pretrained(source, **hub)  # type: ignore[no-untyped-call]
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -82,8 +92,6 @@ def _check_folder(source: str) -> None:
 
 
 def _check_config(config: Any, source: str, trust_remote_code: bool) -> None:
-    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
     known = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     remote = trust_remote_code and "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
     if not (known or remote):
@@ -95,8 +103,6 @@ def _check_config(config: Any, source: str, trust_remote_code: bool) -> None:
 
 def _attempt(source: str, load: Callable[[], T]) -> T:
     """Run one loading step, turning what goes wrong with the user's model into one line."""
-    from safetensors import SafetensorError
-
     try:
         return load()
     except (OSError, ValueError, SafetensorError, ImportError, KeyError) as error:

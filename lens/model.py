@@ -11,9 +11,10 @@ from typing import Any, Literal
 import nnsight
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from nnsight import TransformersModel
 from nnsight.intervention.tracer import InterleavingTracer
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import sites
@@ -21,7 +22,7 @@ from .anatomy import Anatomy
 from .batch import Batch
 from .encoding import Encoder, Images
 from .errors import InputError
-from .loading import load_model
+from .loading import load_model, load_processor
 from .run import SITES, Editor, Pass, Run, Scores, Site
 from .scoring import AnswerTokens
 
@@ -201,7 +202,7 @@ class VisualLM:
         *,
         capture: Site | Collection[Site] = (),
         layers: Collection[int] | Literal["all"] = "all",
-        tokens: Literal["visual", "all"] = "visual",
+        tokens: Literal["visual", "all"] | NDArray[np.bool_] = "visual",
         logits: Literal["last", "all"] | None = "last",
         remote: bool | str = False,
     ) -> Run:
@@ -213,8 +214,8 @@ class VisualLM:
             capture: What to keep: ``residual`` (the stream entering a layer), ``attention``,
                 ``ffn`` (what they add to it).
             layers: Layers to keep; for ``residual`` 0 to ``n_layers`` inclusive.
-            tokens: Positions to keep: the visual tokens, in the order of ``batch.visual``, or
-                every position that is not padding.
+            tokens: Positions to keep: the visual tokens, in the order of ``batch.visual``; every
+                position that is not padding; or a mask ``[sample, token]``.
             logits: Which positions' logits to keep.
             remote: As in :meth:`trace`.
 
@@ -341,14 +342,22 @@ class VisualLM:
                 wanted.append((f"ffn.{layer}", self.anatomy.ffn[layer], "output"))
         return [{"key": key, "path": path, "side": side} for key, path, side in wanted]
 
-    def _positions(self, batch: Batch, tokens: str) -> tuple[Tensor, Tensor]:
-        if tokens == "visual":
-            rows: Any = batch.visual.sample
-            columns: Any = batch.visual.position
+    def _positions(
+        self, batch: Batch, tokens: str | NDArray[np.bool_]
+    ) -> tuple[Int[Tensor, " selected"], Int[Tensor, " selected"]]:
+        if isinstance(tokens, np.ndarray):
+            if tokens.dtype != bool or tokens.shape != (len(batch), batch.length):
+                raise InputError(
+                    f"tokens: a mask must be boolean {(len(batch), batch.length)}, not "
+                    f"{tokens.dtype} {tokens.shape}"
+                )
+            rows, columns = np.nonzero(tokens)
+        elif tokens == "visual":
+            rows, columns = batch.visual.sample, batch.visual.position
         elif tokens == "all":
             rows, columns = np.nonzero(batch.inputs["attention_mask"].cpu().numpy())
         else:
-            raise InputError(f"tokens={tokens!r}: run() captures 'visual' or 'all' positions")
+            raise InputError(f"tokens={tokens!r}: run() captures 'visual', 'all' or a mask")
         return torch.as_tensor(rows), torch.as_tensor(columns)
 
     def _to_device(self, batch: Batch) -> Batch:
@@ -368,11 +377,9 @@ class _NoGradTracer(InterleavingTracer):  # type: ignore[misc]
 
 
 def _find_processor(origin: str) -> Any:
-    from transformers import AutoProcessor
-
     if origin:
         try:
-            return AutoProcessor.from_pretrained(origin)
+            return load_processor(origin)
         except (OSError, ValueError):
             pass
     raise InputError("this model comes without a processor: VisualLM(hf_model, processor)")

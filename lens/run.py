@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -29,6 +29,7 @@ class Pass:
     continuation: int = 0
 
 
+@runtime_checkable
 class Editor(Protocol):
     """What a :class:`VisualLM` asks of a plan (`interventions.Plan` is one)."""
 

@@ -11,7 +11,8 @@ import torch
 
 def tensor_of(output: Any) -> torch.Tensor:
     """The tensor in a module's output, which may be the first entry of a tuple."""
-    return output[0] if isinstance(output, tuple) else output
+    states: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return states
 
 
 def read_sites(model: Any, sites: list[dict[str, Any]], rows: Any, columns: Any) -> dict[str, Any]:
