@@ -11,10 +11,10 @@ from typing import Any
 import nnsight
 from nnsight.intervention.iterator import Iterations
 
-from . import steps
+from .steps import carry_out_when
 from .target import Step
 
-nnsight.register(steps.__name__)
+nnsight.register(carry_out_when.__module__)
 
 
 def store_edits(envoy: Any, program: list[Step]) -> Any:
@@ -27,6 +27,7 @@ def store_edits(envoy: Any, program: list[Step]) -> Any:
 
 
 def _store_edit(edited: Any, store: dict[str, Any], step: Step, decoding: Any) -> None:
-    # nnsight captures this block with exactly these local names; a remote run pickles them.
+    # A remote run pickles what this block names: a function goes as its source, but a module
+    # would go with its spec and loader, which a sandbox refuses.
     with edited.edit(inplace=True):
-        steps.carry_out_when(edited, store, step, decoding)
+        carry_out_when(edited, store, step, decoding)

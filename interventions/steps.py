@@ -6,6 +6,8 @@ to a clone: the tensors a model passes on are shared between a layer's output an
 layer's input, and an in-place edit would change what somebody else has already read.
 """
 
+from __future__ import annotations  # a remote run is spared the annotations' modules
+
 from typing import Any
 
 import torch

@@ -17,7 +17,6 @@ from nnsight.intervention.tracer import InterleavingTracer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from . import sites
 from .anatomy import Anatomy
 from .batch import Batch
 from .encoding import Encoder, Images
@@ -25,8 +24,9 @@ from .errors import InputError
 from .loading import load_model, load_processor
 from .run import SITES, Editor, Pass, Run, Scores, Site
 from .scoring import AnswerTokens
+from .sites import read_sites
 
-nnsight.register(sites.__name__)
+nnsight.register(read_sites.__module__)
 
 
 class VisualLM:
@@ -228,7 +228,7 @@ class VisualLM:
         target = self._edited(batch, plan, Pass("forward"))
         envoy = self.nn
         with self._trace(target, batch.inputs, remote=remote, grad=False, **forward):
-            found = sites.read_sites(envoy, wanted, rows, columns).save()  # type: ignore[attr-defined]
+            found = read_sites(envoy, wanted, rows, columns).save()  # type: ignore[attr-defined]
             out = envoy.output.logits.save()
         kept: dict[str, dict[int, Tensor]] = {site: {} for site in SITES}
         for key, value in found.items():

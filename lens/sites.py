@@ -4,6 +4,8 @@ NDIF's sandbox admits plain functions over torch with plain dict and list argume
 module imports nothing but torch and names no class of ours. It is shipped by value.
 """
 
+from __future__ import annotations  # a remote run is spared the annotations' modules
+
 from typing import Any
 
 import torch
