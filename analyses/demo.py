@@ -1,0 +1,82 @@
+"""The demonstration: every analysis on the shipped model and scenes whose truth is known."""
+
+from collections.abc import Sequence
+
+from ..lens.batch import Batch
+from ..lens.markers import Markers
+from ..lens.model import VisualLM
+from ..lens.scenes import BACKGROUND, SLIVER, Scene, scenes
+from .ablation import Example, ablation
+from .alignment import alignment
+from .class_agreement import class_agreement
+from .lens_hits import lens_hits
+from .progress import Progress, silent
+from .result import Result
+from .sparsity import sparsity
+from .token_map import token_map
+
+PROMPT = "describe the image ."
+_SHOWN, _SCENES, _CALIBRATION, _TEXTS, _ASKED, _QUESTIONS = 4, 48, 24, 96, 32, 3
+_SEEDS_PER_RUN = 10_000  # no two runs with different seeds, and no two parts of one, share a scene
+
+
+def demo(model: VisualLM, *, seed: int = 0, progress: Progress = silent) -> list[Result]:
+    """Run every analysis on held-out scenes.
+
+    Markers are discovered, without labels, on scenes of their own; the text bank describes yet
+    other scenes.
+
+    Args:
+        model: The shipped model, or another that learnt the same scenes.
+        seed: Which scenes, and every other random choice.
+        progress: Called after every step.
+
+    Returns:
+        token_map, lens_hits, class_agreement, sparsity, alignment, ablation.
+    """
+    start = seed * _SEEDS_PER_RUN
+    shown = scenes(_SCENES, start=start)
+    calibration = scenes(_CALIBRATION, start=start + 1000)
+    told = scenes(_TEXTS, start=start + 2000)
+    steps = 6
+    progress("finding recurring tokens", 0, steps)
+    markers = Markers.discover(model, [scene.image() for scene in calibration], seed=seed)
+    progress("reading visual tokens", 1, steps)
+    batch = model.encode([scene.image() for scene in shown], [PROMPT] * len(shown))
+    batch = batch.with_classes(markers.classify(model, batch))
+    pictured = token_map(model, batch.subset(range(_SHOWN)))
+    progress("comparing with what is there", 2, steps)
+    hits = lens_hits(model, batch, true_words(batch, shown), seed=seed)
+    agreement = class_agreement(model, batch, true_content(batch, shown), seed=seed)
+    progress("profiling the classes", 3, steps)
+    profile = sparsity(model, batch, markers=markers, seed=seed)
+    progress("comparing with text", 4, steps)
+    curve = alignment(model, batch, [scene.describe() for scene in told], seed=seed)
+    progress("zeroing attention and FFN", 5, steps)
+    examples = [
+        Example(scene.image(), question.text, question.answer, question.task)
+        for scene in shown[:_ASKED]
+        for question in scene.questions(_QUESTIONS, seed=seed)
+    ]
+    zeroed = ablation(model, examples, batch_size=48, seed=seed, progress=progress)
+    return [pictured, hits, agreement, profile, curve, zeroed]
+
+
+def true_words(batch: Batch, shown: Sequence[Scene]) -> list[tuple[str, ...] | None]:
+    """For each visual token the colour and kind of the object it shows; None if it shows none."""
+    words: list[tuple[str, ...] | None] = []
+    for scene, label in _labels(batch, shown):
+        words.append(scene.objects[label].words if label >= 0 else None)
+    return words
+
+
+def true_content(batch: Batch, shown: Sequence[Scene]) -> list[str]:
+    """For each visual token whether it shows an object, a sliver of one, or the background."""
+    names = {BACKGROUND: "background", SLIVER: "sliver of an object"}
+    return [names.get(label, "object") for _, label in _labels(batch, shown)]
+
+
+def _labels(batch: Batch, shown: Sequence[Scene]) -> list[tuple[Scene, int]]:
+    grids = [scene.labels(batch.visual.grid(sample)[0]) for sample, scene in enumerate(shown)]
+    place = zip(batch.visual.sample, batch.visual.row, batch.visual.col, strict=True)
+    return [(shown[s], int(grids[s][row, col])) for s, row, col in place]

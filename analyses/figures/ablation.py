@@ -1,0 +1,62 @@
+"""The picture of an ablation: accuracy against the layers whose output is zeroed."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ..result import Result
+from .style import ACCENT, CHANCE, INK, SECOND, new_figure, style, tidy
+
+_SCOPES = {
+    "single": ("in one layer i", "i"),
+    "below": ("in layers below m", "m"),
+    "above": ("in layers m and above", "m"),
+}
+_OPERATIONS = {"attention": ("no attention", ACCENT), "ffn": ("no FFN", SECOND)}
+
+
+def draw_ablation(result: Result) -> Figure:
+    """One panel per operation and scope, with the two controls as lines."""
+    rows = result.frame[result.frame["task"] == "all"]
+    operations = [name for name in _OPERATIONS if (rows["operation"] == name).any()]
+    scopes = [name for name in _SCOPES if (rows["scope"] == name).any()]
+    with style():
+        figure = new_figure(0.8 + 1.6 * len(operations))
+        panels = figure.subplots(
+            len(operations), len(scopes), sharex=True, sharey=True, squeeze=False
+        )
+        letters = iter("abcdef")
+        for i, operation in enumerate(operations):
+            for j, scope in enumerate(scopes):
+                axes = panels[i][j]
+                _panel(axes, rows, operation, scope)
+                title, symbol = _SCOPES[scope]
+                axes.set_title(f"{next(letters)}  {title[0].upper()}{title[1:]}")
+                axes.set_xlabel(symbol if i == len(operations) - 1 else "")
+                if j == 0:
+                    axes.set_ylabel(f"{_OPERATIONS[operation][0]}\nexact match (%)")
+                else:
+                    axes.tick_params(axis="y", length=0)
+        handles, names = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, operation: str, scope: str) -> None:
+    color = _OPERATIONS[operation][1]
+    clean = rows[rows["scope"] == "clean"].iloc[0]
+    wrong = rows[rows["scope"] == "wrong image"].iloc[0]
+    axes.axhline(clean["accuracy"], color=INK, linewidth=1.0, label="untouched model")
+    axes.axhline(wrong["accuracy"], linewidth=1.0, label="wrong image", **CHANCE)
+    curve = rows[(rows["operation"] == operation) & (rows["scope"] == scope)]
+    layer = curve["layer"].astype(int)
+    axes.fill_between(
+        layer, curve["accuracy_low"], curve["accuracy_high"], color=color, alpha=0.2, linewidth=0
+    )
+    axes.plot(layer, curve["accuracy"], "o-", color=color)
+    axes.set_ylim(-0.02, 1.05)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    layers = sorted(rows["layer"].dropna().astype(int).unique())
+    axes.set_xticks(layers[:: max(1, len(layers) // 8)])
+    tidy(axes)

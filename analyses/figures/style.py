@@ -1,0 +1,107 @@
+"""One look for all figures: palette, sizes, fonts, and how they become files."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.ft2font import FT2Font
+
+WIDTH = 7.0
+"""Width of a figure in inches: a text column of a paper."""
+
+CLASS_COLORS = {"sink": "#D55E00", "dead": "#7F7F7F", "alive": "#0072B2"}
+"""Colours of the token classes, the same in every figure."""
+
+INK = "#222222"
+MUTED = "#767676"
+ACCENT, SECOND = "#0072B2", "#CC79A7"
+"""Colours of curves that stand for no class; they differ for colour-blind readers too."""
+CHANCE = {"color": MUTED, "linestyle": (0, (4, 2))}
+"""How every control line is drawn."""
+
+_RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 7,
+    "axes.labelsize": 8,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.7,
+    "axes.unicode_minus": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "text.color": INK,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "figure.dpi": 100,
+    "savefig.facecolor": "white",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Everything drawn inside looks alike; settings outside are left as they are."""
+    with sns.axes_style("ticks"), matplotlib.rc_context(_RC):
+        yield
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """An empty figure that pyplot does not know, so that nothing piles up or pops up."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def tidy(axes: Axes, *, grid: str | None = "y") -> None:
+    """Remove the box, and put a faint grid behind the data."""
+    sns.despine(ax=axes)
+    axes.set_axisbelow(True)
+    if grid in ("x", "y"):
+        axes.grid(True, axis=grid)  # type: ignore[arg-type]
+
+
+def png(figure: Figure, *, dpi: int = 200) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, stem: Path) -> None:
+    """Write `stem`.png and `stem`.pdf, the latter with text that can be searched and edited."""
+    stem.with_suffix(".png").write_bytes(png(figure))
+    with style():
+        figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None})
+
+
+def printable(word: str) -> str:
+    """The word as the figure's font can write it; other characters by their code."""
+    glyphs = _glyphs()
+    shown = "".join(c if ord(c) in glyphs and c.isprintable() else f"U+{ord(c):04X}" for c in word)
+    return shown.strip() or "␣"
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    font = FT2Font(findfont(FontProperties(family="DejaVu Sans")))
+    return frozenset(font.get_charmap())

@@ -1,0 +1,66 @@
+"""Where a result came from: model, versions, settings, command, time."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+from ..lens.model import VisualLM
+
+_PACKAGES = ("embedlens", "torch", "transformers", "nnsight", "numpy", "pandas", "safetensors")
+
+
+def provenance(
+    model: VisualLM, *, seed: int | None = None, plan: str | None = None, **settings: Any
+) -> dict[str, Any]:
+    """What a reader needs to run the same analysis again, as JSON-able values.
+
+    Args:
+        model: The model that was looked at.
+        seed: The seed of every random choice; None where there was none.
+        plan: The interventions in force, as YAML; None where there were none.
+        **settings: Arguments of the analysis.
+    """
+    return {
+        "model": model.name,
+        "revision": getattr(model.hf.config, "_commit_hash", None),
+        "parameters": sum(weight.numel() for weight in model.hf.parameters()),
+        "layers": model.n_layers,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "attention": model.attn_implementation,
+        "seed": seed,
+        "plan": plan,
+        **settings,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def provenance_line(meta: Mapping[str, Any]) -> str:
+    """The most important of it in one line."""
+    packages = meta.get("packages", {})
+    parts = [
+        meta.get("model"),
+        f"revision {meta['revision']}" if meta.get("revision") else None,
+        meta.get("dtype"),
+        meta.get("device"),
+        f"{meta['attention']} attention" if meta.get("attention") else None,
+        f"seed {meta['seed']}" if meta.get("seed") is not None else None,
+        f"embedlens {packages['embedlens']}" if "embedlens" in packages else None,
+        meta.get("time"),
+    ]
+    return " · ".join(str(part) for part in parts if part)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

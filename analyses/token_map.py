@@ -1,0 +1,68 @@
+"""What every visual token says, and where: the table behind the picture."""
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from ..lens.batch import Batch
+from ..lens.classes import CLASS_NAMES
+from ..lens.errors import InputError
+from ..lens.model import VisualLM
+from ..lens.readout import EmbedLens
+from .provenance import provenance
+from .result import Result
+
+_LONGEST_SIDE = 640  # pixels kept of an image for the figure
+
+
+def token_map(model: VisualLM, batch: Batch, *, k: int = 3) -> Result:
+    """Read every visual token as words, at its place in the image.
+
+    The words of a token h (as it enters the language model) are the k rows e_i of the input
+    embedding matrix with the largest cosine hᵀe_i / (‖h‖‖e_i‖): the EmbedLens readout of
+    "EmbedLens, CVPR 2026". The map is ours.
+
+    Args:
+        model: The model.
+        batch: Images and prompts; its classes, where known, tint the figure.
+        k: How many words per token.
+
+    Returns:
+        One row per visual token: sample, image, row, col, position (in the padded sequence),
+        left, top, right, bottom (pixels of the original image), class (missing when the batch
+        has no classes), norm (L2), word_1 … word_k with cosine_1 … cosine_k, nearest first.
+        Tensors `image/<sample>/<image>`: the pictures, uint8 ``[height, width, 3]``.
+
+    Raises:
+        InputError: The batch was made from tensors, so its images are not known; or k < 1.
+    """
+    if not any(batch.images):
+        raise InputError("a token map needs the images: make the batch with model.encode(...)")
+    if k < 1:
+        raise InputError(f"k={k}: a token map needs at least one word per token")
+    states = model.entry(batch)
+    read = EmbedLens(model).read(states, k=k)
+    frame = batch.visual.frame.copy()
+    labels = None if batch.classes is None else batch.classes.labels
+    frame["class"] = pd.Categorical(
+        [None] * len(frame) if labels is None else list(labels), categories=list(CLASS_NAMES)
+    )
+    frame["norm"] = states.float().norm(dim=-1).cpu().numpy().astype(np.float64)
+    words, scores = read.words, read.scores.float().cpu().numpy().astype(np.float64)
+    for rank in range(k):
+        frame[f"word_{rank + 1}"] = pd.Series(words[:, rank], dtype="str")
+        frame[f"cosine_{rank + 1}"] = scores[:, rank]
+    pictures, sizes = {}, {}
+    for sample, images in enumerate(batch.images):
+        for index, image in enumerate(images):
+            pictures[f"image/{sample}/{index}"] = _pixels(image)
+            sizes[f"{sample}/{index}"] = list(image.size)
+    meta = provenance(model, analysis_k=k, prompts=list(batch.prompts), image_sizes=sizes)
+    return Result("token_map", frame, pictures, meta)
+
+
+def _pixels(image: Image.Image) -> torch.Tensor:
+    copy = image.convert("RGB")
+    copy.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    return torch.from_numpy(np.array(copy))
