@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import nnsight
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .anatomy import Anatomy
 from .batch import Batch
 from .encoding import Encoder, Images
-from .errors import InputError
+from .errors import InputError, Unsupported
 from .loading import load_model, load_processor
 from .run import SITES, Editor, Pass, Run, Scores, Site
 from .scoring import AnswerTokens
@@ -106,6 +106,12 @@ class VisualLM:
             f"{self.attn_implementation})"
         )
 
+    def __reduce__(self) -> NoReturn:
+        raise Unsupported(
+            "a VisualLM does not travel with a remote run: write `layers = model.layers` or "
+            "`nn = model.nn` before the block and use that inside it"
+        )
+
     @property
     def n_layers(self) -> int:
         """Number of decoder layers."""
@@ -181,7 +187,8 @@ class VisualLM:
         """An nnsight tracing context over one forward pass, with the plan in force.
 
         Inside it, ordinary nnsight works on ``model.layers[i]`` and ``model.nn``; what is read
-        there has the plan's changes in it.
+        there has the plan's changes in it. A remote block takes along what it names, so there
+        write ``layers = model.layers`` before it and use ``layers[i]`` inside.
 
         Args:
             batch: The inputs.

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,6 +22,22 @@ import tiny
 from embedlens import VisualLM
 
 torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """This interpreter in a process of its own, which sees no PYTHONPATH but the given one."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
 
 
 @dataclass(frozen=True)
@@ -53,3 +72,41 @@ def twin() -> Callable[..., Twin]:
 def shipped() -> VisualLM:
     """The trained model that comes with the package."""
     return VisualLM.load(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package as installed from a wheel, built from a copy of the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if listed.returncode == 0:
+        names = [name for name in listed.stdout.decode().split("\0") if name]
+    else:  # an unpacked archive has no git
+        names = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*")]
+    source = folder / "source"
+    for name in names:
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    build = run_python(
+        *("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"),
+        *("-w", str(folder), str(source)),
+        cwd=folder,
+    )
+    assert build.returncode == 0, build.stderr
+    (built,) = folder.glob("*.whl")
+    # nnsight treats what lies in a folder of this name as installed, so nothing of it travels
+    # with a remote run unless embedlens says so.
+    installed = folder / "site-packages"
+    install = run_python(
+        *("-m", "pip", "install", "--no-deps", "--no-index", "--target", str(installed)),
+        str(built),
+        cwd=folder,
+    )
+    assert install.returncode == 0, install.stderr
+    return installed

@@ -6,15 +6,12 @@ import ast
 import importlib
 import inspect
 import json
-import os
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, run_python
 
-ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("lens", "interventions", "analyses")
 BELOW = {"lens": (), "interventions": ("lens",), "analyses": ("lens", "interventions")}
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
@@ -148,61 +145,12 @@ print(json.dumps([n for n, a, b in zip(names, before, after) if a != b]))
 """
 
 
-def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env={**kept, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-
-
 def test_importing_changes_nothing_and_opens_no_connection(tmp_path: Path) -> None:
-    done = python("-c", IMPORTED, cwd=tmp_path)
+    done = run_python("-c", IMPORTED, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     changed = json.loads(done.stdout.splitlines()[-1])
     # What nnsight and pandas do to warning filters on import is theirs.
     assert set(changed) <= {"warnings"}
-
-
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the sources and unpacked into a folder of its own."""
-    folder = tmp_path_factory.mktemp("wheel")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-    )
-    if listed.returncode == 0:
-        names = [name for name in listed.stdout.decode().split("\0") if name]
-    else:  # a source archive has no git
-        names = [label(path) for path in ROOT.rglob("*") if ".venv" not in path.parts]
-    source = folder / "source"
-    for name in names:
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    build = python(
-        *("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"),
-        *("-w", str(folder), str(source)),
-        cwd=folder,
-    )
-    assert build.returncode == 0, build.stderr
-    (built,) = folder.glob("*.whl")
-    installed = folder / "installed"
-    install = python(
-        *("-m", "pip", "install", "--no-deps", "--no-index", "--target", str(installed)),
-        str(built),
-        cwd=folder,
-    )
-    assert install.returncode == 0, install.stderr
-    return installed
 
 
 def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
@@ -216,9 +164,9 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
 
 def test_the_wheel_works_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
     where = "import embedlens, sys; print(embedlens.__file__)"
-    done = python("-c", where, cwd=tmp_path, PYTHONPATH=str(wheel))
+    done = run_python("-c", where, cwd=tmp_path, PYTHONPATH=str(wheel))
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_relative_to(wheel)
-    version = python("-m", "embedlens", "--version", cwd=tmp_path, PYTHONPATH=str(wheel))
+    version = run_python("-m", "embedlens", "--version", cwd=tmp_path, PYTHONPATH=str(wheel))
     assert version.returncode == 0, version.stderr
     assert project()["project"]["version"] in version.stdout

@@ -1,0 +1,95 @@
+"""What test_remote_local.py runs in a process of its own, against an installed wheel.
+
+Runs a plan locally and as a rehearsed remote run, and lists everything the payloads would make a
+server import. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from typing import Any
+
+import torch
+from nnsight.intervention.serialization import CustomCloudUnpickler, loads
+from nnsight.schema.request import RequestModel
+
+import embedlens
+import tiny
+from embedlens import AblateAttention, PatchTokens, Plan, VisualLM, ZeroFFN
+
+payloads: list[bytes] = []
+imported: set[str] = set()
+
+
+class Recorder(CustomCloudUnpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        imported.add(f"{module}:{name}")
+        return super().find_class(module, name)
+
+
+def record_payloads() -> None:
+    serialize = RequestModel.serialize.__func__
+
+    def recording(cls: type, tracer: Any, compress: bool = False) -> bytes:
+        payload = serialize(cls, tracer, compress)
+        payloads.append(payload)
+        return payload
+
+    RequestModel.serialize = classmethod(recording)
+
+
+def main() -> None:
+    record_payloads()
+    built = tiny.build()
+    model = VisualLM(built.model, built.processor)
+    batch = model.encode(
+        [[tiny.image(0)], [tiny.image(1), tiny.image(2)]],
+        [tiny.PROMPTS["middle"], tiny.PROMPTS["two"]],
+    )
+    plan = Plan(
+        AblateAttention(layers="0-1"),
+        ZeroFFN(layers=[1], tokens="text", phase="all"),
+        PatchTokens(source=0, target=2, tokens="box[0:2, 0:2]"),
+    )
+    differences: dict[str, float] = {}
+    here, there = (model.run(batch, plan, capture="residual", remote=r) for r in (False, "local"))
+    differences["run"] = float((here.logits - there.logits).abs().max())
+    differences["capture"] = max(
+        float((here.residual[layer] - there.residual[layer]).abs().max()) for layer in here.residual
+    )
+    texts = [model.generate(batch, plan, max_new_tokens=4, remote=r) for r in (False, "local")]
+    scores = [model.score(batch, ["a b", "red"], plan, remote=r) for r in (False, "local")]
+    differences["score"] = float((scores[0].logprob - scores[1].logprob).abs().max())
+    layers = model.layers
+    with model.trace(batch, plan):
+        local = layers[2].output.save()
+    with model.trace(batch, plan, remote="local"):
+        remote = layers[2].output.save()
+    differences["trace"] = float((local - remote).abs().max())
+    clean = model.run(batch)
+    nested = []
+    for payload in payloads:
+        persistent = model.nn._remoteable_persistent_objects()
+        _, (source, _, _) = loads(payload, persistent, Recorder)
+        nested += [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.With)]
+    sys.stdout.write(
+        json.dumps(
+            {
+                "package": embedlens.__file__,
+                "differences": differences,
+                "moved": float((clean.logits - here.logits).abs().max()),
+                "texts_equal": texts[0] == texts[1],
+                "payloads": len(payloads),
+                "largest": max(map(len, payloads)),
+                "imported": sorted(imported),
+                "nested_with": len(nested),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
