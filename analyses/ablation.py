@@ -282,8 +282,8 @@ def _frame(
             "logprob": bootstrap_mean(logprob[here], groups, seed=seed),
         }
         for c, ((operation, scope, layer), (_, layers)) in enumerate(conditions.items()):
-            row = {"operation": operation, "scope": scope, "layer": layer, "layers": layers}
-            row |= {"task": task}
+            row: dict[str, object] = {"operation": operation, "scope": scope, "layer": layer}
+            row |= {"layers": layers, "task": task}
             for name, estimate in measures.items():
                 row[name] = float(estimate.value[c])
                 row[f"{name}_low"] = float(estimate.low[c])

@@ -87,12 +87,11 @@ def resampling_weights(
     return rng.multinomial(n_units, np.full(n_units, 1 / n_units), resamples).astype(np.float64)
 
 
-def _ratio(
-    numerator: NDArray[np.float64], denominator: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
     numerator, denominator = np.asarray(numerator), np.asarray(denominator)
     nothing = np.full(numerator.shape, np.nan)
-    return np.divide(numerator, denominator, out=nothing, where=denominator > 0)
+    np.divide(numerator, denominator, out=nothing, where=denominator > 0)
+    return nothing
 
 
 def _estimate(

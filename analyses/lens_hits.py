@@ -16,7 +16,10 @@ from .bootstrap import bootstrap_mean
 from .provenance import provenance
 from .result import Result
 
-LENSES = {"EmbedLens": EmbedLens, "LogitLens": LogitLens}
+LENSES: dict[str, type[EmbedLens] | type[LogitLens]] = {
+    "EmbedLens": EmbedLens,
+    "LogitLens": LogitLens,
+}
 _PERMUTATIONS = 20
 
 
@@ -95,7 +98,8 @@ def _permutations(n: int, seed: int) -> Int[np.ndarray, "permutation token"]:
 def _first_hit(words: NDArray[np.str_], targets: NDArray[np.str_]) -> Int[np.ndarray, " token"]:
     """Rank (from 0) of the first word that is a true one; k where none of the k is."""
     right = (words[:, :, None] == targets[:, None, :]).any(-1)
-    return np.where(right.any(1), right.argmax(1), words.shape[1])
+    ranks: NDArray[np.int64] = np.where(right.any(1), right.argmax(1), words.shape[1])
+    return ranks
 
 
 def _rows(

@@ -46,7 +46,7 @@ class Result:
         Raises:
             InputError: There is no figure for a result of this name.
         """
-        from .figures import FIGURES  # figures draw Results, so they import this module
+        from .figures import FIGURES  # noqa: PLC0415  figures import this module
 
         if self.name not in FIGURES:
             known = ", ".join(sorted(FIGURES))
@@ -115,7 +115,7 @@ class Result:
             raise InputError(f"{folder} is damaged: {error!r}") from None
 
     def _repr_html_(self) -> str:
-        from .figures import png
+        from .figures import png  # noqa: PLC0415  figures import this module
 
         picture = b64encode(png(self.plot(), dpi=110)).decode()
         rows = self.frame.head(8).to_html(index=False, border=0, float_format="{:.3f}".format)

@@ -101,7 +101,9 @@ def _images(model: VisualLM, batch: Batch, markers: Markers | None) -> Iterator[
     )
     labels = classes.labels
     visual = batch.visual
-    for sample, index in sorted(set(zip(visual.sample.tolist(), visual.image.tolist(), strict=True))):
+    for sample, index in sorted(
+        set(zip(visual.sample.tolist(), visual.image.tolist(), strict=True))
+    ):
         here = (visual.sample == sample) & (visual.image == index)
         masks = [torch.from_numpy(here & (labels == name)) for name in CLASS_NAMES]
         yield _summarise(entry, stability, masks)

@@ -64,6 +64,6 @@ def max_cosine(
     return torch.cat(
         [
             (torch.nn.functional.normalize(part.float(), dim=-1) @ rows.T).amax(1)
-            for part in states.split(chunk)
+            for part in torch.split(states, chunk)
         ]
     )

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..result import Result
+from ..rows import one, select
 from .style import ACCENT, CHANCE, INK, SECOND, new_figure, style, tidy
 
 _SCOPES = {
@@ -18,7 +19,7 @@ _OPERATIONS = {"attention": ("no attention", ACCENT), "ffn": ("no FFN", SECOND)}
 
 def draw_ablation(result: Result) -> Figure:
     """One panel per operation and scope, with the two controls as lines."""
-    rows = result.frame[result.frame["task"] == "all"]
+    rows = select(result.frame, task="all")
     operations = [name for name in _OPERATIONS if (rows["operation"] == name).any()]
     scopes = [name for name in _SCOPES if (rows["scope"] == name).any()]
     with style():
@@ -45,11 +46,11 @@ def draw_ablation(result: Result) -> Figure:
 
 def _panel(axes: Axes, rows: pd.DataFrame, operation: str, scope: str) -> None:
     color = _OPERATIONS[operation][1]
-    clean = rows[rows["scope"] == "clean"].iloc[0]
-    wrong = rows[rows["scope"] == "wrong image"].iloc[0]
+    clean = one(rows, scope="clean")
+    wrong = one(rows, scope="wrong image")
     axes.axhline(clean["accuracy"], color=INK, linewidth=1.0, label="untouched model")
     axes.axhline(wrong["accuracy"], linewidth=1.0, label="wrong image", **CHANCE)
-    curve = rows[(rows["operation"] == operation) & (rows["scope"] == scope)]
+    curve = select(rows, operation=operation, scope=scope)
     layer = curve["layer"].astype(int)
     axes.fill_between(
         layer, curve["accuracy_low"], curve["accuracy_high"], color=color, alpha=0.2, linewidth=0

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from ..result import Result
+from ..rows import one, select
 from .style import ACCENT, CHANCE, MUTED, SECOND, new_figure, style, tidy
 
 _COLORS = {"entry": ACCENT, "same layer": SECOND}
@@ -38,18 +39,18 @@ def _layers(axes: Axes, frame: pd.DataFrame) -> None:
 
 
 def _cosines(axes: Axes, frame: pd.DataFrame, *, centred: bool) -> None:
-    chosen = frame[frame["centred"] == centred]
+    chosen = select(frame, centred=centred)
     for comparison, color in _COLORS.items():
-        rows = chosen[(chosen["comparison"] == comparison) & (chosen["measure"] == "cosine")]
-        own = rows[rows["states"] == "visual"]
+        rows = select(chosen, comparison=comparison, measure="cosine")
+        own = select(rows, states="visual")
         layer = own["layer"].astype(int)
         axes.fill_between(layer, own["low"], own["high"], color=color, alpha=0.2, linewidth=0)
         label = {"entry": "visual tokens at entry", "same layer": "visual states, same layer"}
         axes.plot(layer, own["value"], "o-", color=color, label=label[comparison])
-        peak = own.loc[own["value"].idxmax()]
+        peak = int(one(chosen, comparison=comparison, measure="peak layer")["value"])
         axes.plot(
-            int(peak["layer"]),
-            peak["value"],
+            peak,
+            one(own, layer=peak)["value"],
             "o",
             markersize=9,
             markerfacecolor="none",
@@ -57,7 +58,7 @@ def _cosines(axes: Axes, frame: pd.DataFrame, *, centred: bool) -> None:
             markeredgewidth=1.2,
             label="peak" if comparison == "entry" else None,
         )
-    chance = rows[rows["states"] == "random"]
+    chance = select(rows, states="random")
     axes.plot(chance["layer"].astype(int), chance["value"], label="random vectors", **CHANCE)
     axes.margins(y=0.1)
     axes.set_ylim(bottom=0)
@@ -66,15 +67,15 @@ def _cosines(axes: Axes, frame: pd.DataFrame, *, centred: bool) -> None:
 
 
 def _norms(axes: Axes, frame: pd.DataFrame) -> None:
-    rows = frame[frame["measure"] == "norm"]
+    rows = select(frame, measure="norm")
     for side, color, label in (("visual", SECOND, None), ("text", "#009E73", "text states")):
-        curve = rows[rows["states"] == side]
+        curve = select(rows, states=side)
         layer = curve["layer"].astype(int)
         axes.fill_between(layer, curve["low"], curve["high"], color=color, alpha=0.2, linewidth=0)
         axes.plot(layer, curve["value"], "o-", color=color, label=label)
-    entry = rows[rows["states"] == "entry"]
+    entry = select(rows, states="entry")
     axes.plot(entry["layer"].astype(int), entry["value"], color=ACCENT, linewidth=1.2)
-    matched = frame.loc[frame["measure"] == "norm-matched layer", "value"].iloc[0]
+    matched = one(frame, measure="norm-matched layer")["value"]
     axes.axvline(matched, color=MUTED, linewidth=0.8, linestyle=":", zorder=0)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

@@ -5,6 +5,7 @@ from matplotlib.patches import Patch
 
 from ...lens.classes import CLASS_NAMES
 from ..result import Result
+from ..rows import one, select
 from .style import CLASS_COLORS, new_figure, style, tidy
 
 _WIDE_ENOUGH_FOR_A_NUMBER = 0.06
@@ -12,16 +13,15 @@ _WIDE_ENOUGH_FOR_A_NUMBER = 0.06
 
 def draw_class_agreement(result: Result) -> Figure:
     """One stacked bar per kind of patch."""
-    alive = result.frame[result.frame["class"] == "alive"]
+    alive = select(result.frame, **{"class": "alive"})
     names = list(alive.sort_values("value", ascending=False)["shown"])
     with style():
         figure = new_figure(0.95 + 0.36 * len(names))
         axes = figure.subplots()
         for y, name in enumerate(names):
-            rows = result.frame[result.frame["shown"] == name].set_index("class")
             left = 0.0
             for c in reversed(CLASS_NAMES):
-                share = 100 * float(rows.at[c, "value"])
+                share = 100 * float(one(result.frame, **{"shown": name, "class": c})["value"])
                 axes.barh(y, share, left=left, color=CLASS_COLORS[c], height=0.62)
                 if share > 100 * _WIDE_ENOUGH_FOR_A_NUMBER:
                     axes.text(

@@ -35,7 +35,7 @@ def place_labels(axes: Axes, labels: Iterable[Label], *, size: float = 8) -> int
     figure = axes.get_figure(root=True)
     assert figure is not None
     assert isinstance(figure.canvas, FigureCanvasAgg)
-    renderer = figure.canvas.get_renderer()
+    renderer = figure.canvas.get_renderer()  # type: ignore[no-untyped-call]
     frame = axes.get_window_extent(renderer)
     taken: list[Bbox] = []
     left_out = 0

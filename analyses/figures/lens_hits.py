@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..result import Result
+from ..rows import one, select
 from .style import ACCENT, CHANCE, SECOND, new_figure, style, tidy
 
 _COLORS = {"EmbedLens": ACCENT, "LogitLens": SECOND}
@@ -24,13 +25,12 @@ def draw_lens_hits(result: Result) -> Figure:
 
 
 def _entry(axes: Axes, result: Result) -> None:
-    rows = result.frame[result.frame["layer"] == 0]
+    rows = select(result.frame, layer=0)
     ks = sorted(rows["k"].unique())
     for i, (lens, color) in enumerate(_COLORS.items()):
         for j, k in enumerate(ks):
-            here = rows[(rows["lens"] == lens) & (rows["k"] == k)].set_index("truth")
             x = j + (i - 0.5) * 0.36
-            own, chance = here.loc["own"], here.loc["permuted"]
+            own, chance = (one(rows, lens=lens, k=k, truth=truth) for truth in ("own", "permuted"))
             axes.bar(x, own["value"], width=0.32, color=color)
             if not np.isnan(own["low"]):
                 axes.vlines(x, own["low"], own["high"], color="black", linewidth=1.1)
@@ -46,14 +46,14 @@ def _entry(axes: Axes, result: Result) -> None:
 def _layers(axes: Axes, result: Result) -> None:
     ks = sorted(result.frame["k"].unique())
     k = ks[len(ks) // 2]
-    rows = result.frame[result.frame["k"] == k]
+    rows = select(result.frame, k=k)
     for lens, color in _COLORS.items():
-        own = rows[(rows["lens"] == lens) & (rows["truth"] == "own")]
+        own = select(rows, lens=lens, truth="own")
         layer = own["layer"]
         axes.fill_between(layer, own["low"], own["high"], color=color, alpha=0.2, linewidth=0)
         axes.plot(layer, own["value"], "o-", color=color, label=lens)
     for lens, color in _COLORS.items():
-        chance = rows[(rows["lens"] == lens) & (rows["truth"] == "permuted")]
+        chance = select(rows, lens=lens, truth="permuted")
         axes.plot(
             chance["layer"],
             chance["value"],

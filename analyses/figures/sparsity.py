@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..result import Result
+from ..rows import one, select
 from .style import CLASS_COLORS, MUTED, new_figure, style, tidy
 
 _ORDER = ("alive", "dead", "sink")
@@ -26,15 +27,10 @@ def draw_sparsity(result: Result) -> Figure:
     return figure
 
 
-def _of(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
-    return frame[frame["measure"] == measure]
-
-
 def _bars(axes: Axes, frame: pd.DataFrame, measure: str, *, percent: bool = False) -> None:
-    rows = _of(frame, measure).set_index("class")
     scale = 100.0 if percent else 1.0
     for y, name in enumerate(_ORDER):
-        row = rows.loc[name]
+        row = one(frame, **{"measure": measure, "class": name})
         if row["images"] == 0:
             _none_found(axes, y)
             continue
@@ -86,9 +82,8 @@ def _classes_on(axes: Axes) -> None:
 def _similarity(axes: Axes, frame: pd.DataFrame) -> None:
     measures = {"cosine of class means": ("D", "class means"), "cosine of tokens": ("o", "tokens")}
     for offset, (measure, (marker, label)) in zip((-0.16, 0.16), measures.items(), strict=True):
-        rows = _of(frame, measure).set_index("class")
         for y, name in enumerate(_ORDER):
-            row = rows.loc[name]
+            row = one(frame, **{"measure": measure, "class": name})
             if np.isnan(row["value"]):
                 if offset < 0:
                     _none_found(axes, y)
@@ -97,7 +92,7 @@ def _similarity(axes: Axes, frame: pd.DataFrame) -> None:
             axes.plot(row["value"], y + offset, marker, color=CLASS_COLORS[name], markersize=6)
         axes.plot([], [], marker, color=MUTED, label=label, markersize=6)
     _classes_on(axes)
-    low = _of(frame, "cosine of tokens")["low"].min()
+    low = select(frame, measure="cosine of tokens")["low"].min()
     axes.set_xlim(min(0.0, 1.15 * low) if low < 0 else 0.0, 1.03)
     axes.set(title="c  Similarity between images", xlabel="cosine, mean over image pairs")
     tidy(axes, grid="x")
@@ -105,7 +100,7 @@ def _similarity(axes: Axes, frame: pd.DataFrame) -> None:
 
 
 def _stability(axes: Axes, frame: pd.DataFrame) -> None:
-    rows = _of(frame, "stability")
+    rows = select(frame, measure="stability")
     for name in _ORDER:
         curve = rows[(rows["class"] == name) & (rows["images"] > 0)]
         if curve.empty:

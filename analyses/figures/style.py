@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import seaborn as sns
@@ -24,10 +25,10 @@ INK = "#222222"
 MUTED = "#767676"
 ACCENT, SECOND = "#0072B2", "#CC79A7"
 """Colours of curves that stand for no class; they differ for colour-blind readers too."""
-CHANCE = {"color": MUTED, "linestyle": (0, (4, 2))}
+CHANCE: dict[str, Any] = {"color": MUTED, "linestyle": (0, (4, 2))}
 """How every control line is drawn."""
 
-_RC = {
+_RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -60,7 +61,7 @@ _RC = {
 @contextmanager
 def style() -> Iterator[None]:
     """Everything drawn inside looks alike; settings outside are left as they are."""
-    with sns.axes_style("ticks"), matplotlib.rc_context(_RC):
+    with sns.axes_style("ticks"), matplotlib.rc_context(_RC):  # type: ignore[arg-type]
         yield
 
 
