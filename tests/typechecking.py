@@ -1,5 +1,14 @@
-"""The run-time type checker of the test suite: beartype, with int accepted where float is meant."""
+"""The run-time type checker of the test suite: beartype, read as type checkers read the hints."""
 
-from beartype import BeartypeConf, beartype
+import numpy as np
+from beartype import BeartypeConf, FrozenDict, beartype
+from numpy.typing import NDArray
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+check = beartype(
+    conf=BeartypeConf(
+        # int is accepted where float is meant.
+        is_pep484_tower=True,
+        # Every array of text has a dtype with a length, and beartype compares dtypes exactly.
+        hint_overrides=FrozenDict({NDArray[np.str_]: np.ndarray}),
+    )
+)
