@@ -56,7 +56,7 @@ def arrange_images(images: Images, n_prompts: int) -> list[list[Image.Image]]:
     Raises:
         InputError: The number of images does not fit the number of prompts.
     """
-    if isinstance(images, Image.Image | str | Path | np.ndarray):
+    if isinstance(images, str) or not isinstance(images, Sequence):
         shared = read_image(images)
         return [[shared] for _ in range(n_prompts)]
     if not images:
