@@ -157,8 +157,10 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     root = wheel / "embedlens"
     installed = {str(path.relative_to(root)) for path in root.rglob("*.*")}
     assert {label(path) for path in SOURCES} <= installed
-    data = [ROOT / "py.typed", *(ROOT / "lens/shipped").iterdir()]
-    data += [path for path in (ROOT / "analyses/templates").iterdir() if path.is_file()]
+    data = [ROOT / "py.typed"]
+    for room in ROOMS:
+        files = (path for path in (ROOT / room).rglob("*") if path.is_file())
+        data += [path for path in files if path.suffix not in {".py", ".pyc"}]
     assert {label(path) for path in data} <= installed
 
 
