@@ -11,6 +11,7 @@ from .alignment import alignment
 from .class_agreement import class_agreement
 from .lens_hits import lens_hits
 from .progress import Progress, silent
+from .report import Report
 from .result import Result
 from .sparsity import sparsity
 from .token_map import token_map
@@ -60,6 +61,36 @@ def demo(model: VisualLM, *, seed: int = 0, progress: Progress = silent) -> list
     ]
     zeroed = ablation(model, examples, batch_size=48, seed=seed, progress=progress)
     return [pictured, hits, agreement, profile, curve, zeroed]
+
+
+def demo_report(results: Sequence[Result]) -> Report:
+    """The results as a report."""
+    by_name = {result.name: result for result in results}
+    model = by_name["sparsity"].meta["model"]
+    asked = by_name["ablation"].meta
+    return Report(
+        title=f"What the visual tokens of {model} carry",
+        data=(
+            f"A small trained model that comes with embedlens, and {_SCENES} scenes it has never "
+            "seen: one to four coloured shapes, letters and digits whose place is known to the "
+            f"pixel. Classes were calibrated on {_CALIBRATION} other scenes without labels; "
+            f"{asked['examples']} questions about {asked['images']} scenes measure what parts of "
+            "the model are worth."
+        ),
+        limitations=(
+            "One small model, trained once, on drawn scenes of 64 × 64 pixels: how it does things "
+            "need not be how large models do them.",
+            "Intervals tell how results vary between images, not between training runs.",
+            "How classes are found (directions that recur from image to image) is our recipe; the "
+            "paper’s rule names vocabulary entries of one other checkpoint.",
+            "Zeroing follows the paper’s released code, without its special rule for layer 0.",
+            "Exact match is strict, and tasks have few questions each; the table has the "
+            "log-probabilities too.",
+            "Not done here: pruning tokens, injecting them at middle layers, scaling their norms, "
+            "attention shares, and the paper’s benchmarks.",
+        ),
+        results=results,
+    )
 
 
 def true_words(batch: Batch, shown: Sequence[Scene]) -> list[tuple[str, ...] | None]:

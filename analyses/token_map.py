@@ -1,8 +1,11 @@
 """What every visual token says, and where: the table behind the picture."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from PIL import Image
 
 from ..lens.batch import Batch
@@ -16,7 +19,7 @@ from .result import Result
 _LONGEST_SIDE = 640  # pixels kept of an image for the figure
 
 
-def token_map(model: VisualLM, batch: Batch, *, k: int = 3) -> Result:
+def token_map(model: VisualLM, batch: Batch | Sequence[Batch], *, k: int = 3) -> Result:
     """Read every visual token as words, at its place in the image.
 
     The words of a token h (as it enters the language model) are the k rows e_i of the input
@@ -25,11 +28,11 @@ def token_map(model: VisualLM, batch: Batch, *, k: int = 3) -> Result:
 
     Args:
         model: The model.
-        batch: Images and prompts; its classes, where known, tint the figure.
+        batch: One or several batches; classes, where known, tint the figure.
         k: How many words per token.
 
     Returns:
-        One row per visual token: sample, image, row, col, position (in the padded sequence),
+        One row per visual token: sample (numbered through the batches), image, row, col, position (in the padded sequence),
         left, top, right, bottom (pixels of the original image), class (missing when the batch
         has no classes), norm (L2), word_1 … word_k with cosine_1 … cosine_k, nearest first.
         Tensors `image/<sample>/<image>`: the pictures, uint8 ``[height, width, 3]``.
@@ -37,29 +40,43 @@ def token_map(model: VisualLM, batch: Batch, *, k: int = 3) -> Result:
     Raises:
         InputError: The batch was made from tensors, so its images are not known; or k < 1.
     """
-    if not any(batch.images):
-        raise InputError("a token map needs the images: make the batch with model.encode(...)")
     if k < 1:
         raise InputError(f"k={k}: a token map needs at least one word per token")
-    states = model.entry(batch)
-    read = EmbedLens(model).read(states, k=k)
+    lens = EmbedLens(model)
+    tables: list[pd.DataFrame] = []
+    pictures: dict[str, torch.Tensor] = {}
+    sizes: dict[str, list[int]] = {}
+    prompts: list[str] = []
+    for part in [batch] if isinstance(batch, Batch) else batch:
+        if not all(part.images):
+            raise InputError("a token map needs the images: make the batch with model.encode(...)")
+        tables.append(_table(lens, part, model.entry(part), k, first_sample=len(prompts)))
+        for sample, images in enumerate(part.images, start=len(prompts)):
+            for index, image in enumerate(images):
+                pictures[f"image/{sample}/{index}"] = _pixels(image)
+                sizes[f"{sample}/{index}"] = list(image.size)
+        prompts += part.prompts
+    if not tables:
+        raise InputError("there is no batch to map")
+    frame = pd.concat(tables, ignore_index=True)
+    meta = provenance(model, k=k, prompts=prompts, images=len(pictures), image_sizes=sizes)
+    return Result("token_map", frame, pictures, meta)
+
+
+def _table(
+    lens: EmbedLens, batch: Batch, states: Float[torch.Tensor, "token d"], k: int, first_sample: int
+) -> pd.DataFrame:
     frame = batch.visual.frame.copy()
-    labels = None if batch.classes is None else batch.classes.labels
-    frame["class"] = pd.Categorical(
-        [None] * len(frame) if labels is None else list(labels), categories=list(CLASS_NAMES)
-    )
+    frame["sample"] += first_sample
+    labels = [None] * len(frame) if batch.classes is None else list(batch.classes.labels)
+    frame["class"] = pd.Categorical(labels, categories=list(CLASS_NAMES))
     frame["norm"] = states.float().norm(dim=-1).cpu().numpy().astype(np.float64)
+    read = lens.read(states, k=k)
     words, scores = read.words, read.scores.float().cpu().numpy().astype(np.float64)
     for rank in range(k):
         frame[f"word_{rank + 1}"] = pd.Series(words[:, rank], dtype="str")
         frame[f"cosine_{rank + 1}"] = scores[:, rank]
-    pictures, sizes = {}, {}
-    for sample, images in enumerate(batch.images):
-        for index, image in enumerate(images):
-            pictures[f"image/{sample}/{index}"] = _pixels(image)
-            sizes[f"{sample}/{index}"] = list(image.size)
-    meta = provenance(model, analysis_k=k, prompts=list(batch.prompts), image_sizes=sizes)
-    return Result("token_map", frame, pictures, meta)
+    return frame
 
 
 def _pixels(image: Image.Image) -> torch.Tensor:

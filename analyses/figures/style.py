@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 WIDTH = 7.0
 """Width of a figure in inches: a text column of a paper."""
@@ -67,7 +68,8 @@ def style() -> Iterator[None]:
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
     """An empty figure that pyplot does not know, so that nothing piles up or pops up."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    spacing = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.05, hspace=0.04, wspace=0.03)
+    figure = Figure(figsize=(width, height), layout=spacing)
     FigureCanvasAgg(figure)
     return figure
 

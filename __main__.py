@@ -1,0 +1,186 @@
+"""The command line: embedlens demo, embedlens analyze."""
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+REFUSED, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="See, change and measure what the visual tokens of a multimodal LLM carry.",
+)
+
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of every random choice.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an older report folder.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        Console().print(f"embedlens {version('embedlens')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("embedlens-demo"),
+    seed: Seed = 0,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Look into the small model that comes along, on scenes whose truth is known."""
+    from embedlens.analyses import demo as demonstration  # noqa: PLC0415  takes seconds to import
+    from embedlens.analyses import report  # noqa: PLC0415
+    from embedlens.lens import VisualLM  # noqa: PLC0415
+
+    report.check_folder(out, overwrite=overwrite)
+    with _progress() as progress:
+        model = VisualLM.load(device=device)
+        results = demonstration.demo(model, seed=seed, progress=progress)
+        made = demonstration.demo_report(results)
+        page = report.write_report(made, out, overwrite=overwrite, progress=progress)
+    _tell(made, page)
+
+
+@app.command()
+def analyze(
+    model: Annotated[str, typer.Option(help="Hub id or folder of an image-text-to-text model.")],
+    image: Annotated[list[str], typer.Option(help="Image file; repeat for more.")],
+    prompt: Annotated[str, typer.Option(help="What to ask about each image.")],
+    answer: Annotated[
+        str | None, typer.Option(help="The right answer; without it, the model's own counts.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="File of sentences, one a line, to compare tokens with.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("embedlens-report"),
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")] = None,
+    attention: Annotated[str | None, typer.Option(help="sdpa or eager.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Look into any model with your own images."""
+    from embedlens.analyses import analyze as analysis  # noqa: PLC0415  takes seconds to import
+    from embedlens.analyses import report  # noqa: PLC0415
+    from embedlens.lens import VisualLM  # noqa: PLC0415
+    from embedlens.lens.encoding import read_image  # noqa: PLC0415
+
+    report.check_folder(out, overwrite=overwrite)
+    pictures = [read_image(path) for path in image]
+    texts = None if text is None else analysis.read_sentences(text)
+    with _progress() as progress:
+        loaded = VisualLM.load(
+            model,
+            device=device,
+            dtype=dtype,
+            attn_implementation=attention,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        results = analysis.analyze(
+            loaded, pictures, prompt, answer=answer, texts=texts, seed=seed, progress=progress
+        )
+        made = analysis.analysis_report(results, own_texts=texts is not None)
+        page = report.write_report(made, out, overwrite=overwrite, progress=progress)
+    _tell(made, page)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    console = Console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("loading the model", total=None)
+        yield lambda doing, done, total: bar.update(
+            task, description=doing, completed=done, total=total
+        )
+
+
+def _tell(report: Any, page: Path) -> None:
+    console = Console(highlight=False, markup=False)
+    for line in report.headlines:
+        console.print(f"• {line}", soft_wrap=not console.is_terminal)
+    console.print(f"\nThe whole story: {page}", soft_wrap=True)
+
+
+def _fail(message: str, code: int) -> None:
+    """One line on stderr, whatever line breaks the message has, and the end."""
+    typer.echo(f"embedlens: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 bug, 2 refused with one line, 130 interrupted."""
+    # Libraries must not write between our lines; users may still ask for more.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted; nothing was written", INTERRUPTED)
+    except Exception as error:
+        message = _refusal(error)
+        if message is None:
+            raise
+        _fail(message, REFUSED)
+    else:
+        sys.exit(code or 0)
+
+
+def _refusal(error: Exception) -> str | None:
+    """The message about what the user can mend; None for everything else."""
+    from embedlens.lens.errors import EmbedlensError  # noqa: PLC0415  not for --help
+
+    if isinstance(error, EmbedlensError):
+        return str(error)
+    # typer brings its own copy of click from some version on: know its errors by what they can.
+    usage = getattr(error, "format_message", None)
+    return None if usage is None else f"{usage()} (see embedlens --help)"
+
+
+if __name__ == "__main__":
+    main()
