@@ -72,9 +72,9 @@ def bootstrap_pairs(
     seen = ~np.isnan(similarity) & ~np.eye(n, dtype=bool)
     filled = np.where(seen, similarity, 0.0)
     weights = resampling_weights(n, seed=seed, resamples=resamples)
-    value = _ratio(filled.sum(), seen.sum())
+    value = _ratio(filled.sum(keepdims=True), seen.sum(keepdims=True, dtype=np.float64))
     drawn = _ratio(((weights @ filled) * weights).sum(1), ((weights @ seen) * weights).sum(1))
-    return _estimate(value[None], drawn[:, None], np.array([seen.any(1).sum() > 2]), ())
+    return _estimate(value[0], drawn[:, None], np.array([seen.any(1).sum() > 2]), ())
 
 
 def resampling_weights(
@@ -88,7 +88,6 @@ def resampling_weights(
 
 
 def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
-    numerator, denominator = np.asarray(numerator), np.asarray(denominator)
     nothing = np.full(numerator.shape, np.nan)
     np.divide(numerator, denominator, out=nothing, where=denominator > 0)
     return nothing

@@ -17,7 +17,7 @@ from .sparsity import sparsity
 from .token_map import token_map
 
 PROMPT = "describe the image ."
-_SHOWN, _SCENES, _CALIBRATION, _TEXTS, _ASKED, _QUESTIONS = 4, 48, 24, 96, 32, 3
+_SHOWN, _SCENES, _CALIBRATION, _TEXTS, _ASKED, _QUESTIONS = 4, 48, 24, 96, 24, 3
 _SEEDS_PER_RUN = 10_000  # no two runs with different seeds, and no two parts of one, share a scene
 
 
@@ -59,7 +59,7 @@ def demo(model: VisualLM, *, seed: int = 0, progress: Progress = silent) -> list
         for scene in shown[:_ASKED]
         for question in scene.questions(_QUESTIONS, seed=seed)
     ]
-    zeroed = ablation(model, examples, batch_size=48, seed=seed, progress=progress)
+    zeroed = ablation(model, examples, batch_size=36, seed=seed, progress=progress)
     return [pictured, hits, agreement, profile, curve, zeroed]
 
 

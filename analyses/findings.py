@@ -256,8 +256,8 @@ def _tasks(result: Result) -> list[str]:
                 for task in lost["task"]
             )
             said.append(
-                f"Tasks of at least {_ENOUGH_QUESTIONS} questions that lose without {name} (intervals "
-                f"not corrected for the number of tasks): {losers}."
+                f"Tasks of at least {_ENOUGH_QUESTIONS} questions that lose without {name} "
+                f"(intervals not corrected for the number of tasks): {losers}."
             )
     return said
 

@@ -30,7 +30,7 @@ def section(result: Result) -> Section:
         meta = result.meta
         data = (
             f"Here: {meta['visual_tokens']} {_kind(meta['tokens'])} of {meta['images']} image(s), "
-            f"and {meta['text_tokens']} text tokens of {meta['texts']} sentences run without images."
+            f"and {meta['text_tokens']} text tokens of {meta['texts']} sentences without images."
         )
         return Section(fixed.heading, f"{fixed.method} {data}", fixed.caption)
     return fixed

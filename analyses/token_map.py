@@ -32,9 +32,10 @@ def token_map(model: VisualLM, batch: Batch | Sequence[Batch], *, k: int = 3) ->
         k: How many words per token.
 
     Returns:
-        One row per visual token: sample (numbered through the batches), image, row, col, position (in the padded sequence),
-        left, top, right, bottom (pixels of the original image), class (missing when the batch
-        has no classes), norm (L2), word_1 … word_k with cosine_1 … cosine_k, nearest first.
+        One row per visual token: sample (numbered through the batches), image, row, col,
+        position (in the padded sequence), left, top, right, bottom (pixels of the original
+        image), class (missing when the batch has no classes), norm (L2), word_1 … word_k with
+        cosine_1 … cosine_k, nearest first.
         Tensors `image/<sample>/<image>`: the pictures, uint8 ``[height, width, 3]``.
 
     Raises:
