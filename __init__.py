@@ -1,5 +1,15 @@
 """See, change and measure what the visual tokens of a multimodal LLM carry."""
 
+from embedlens.analyses import (
+    Example,
+    Result,
+    ablation,
+    alignment,
+    class_agreement,
+    lens_hits,
+    sparsity,
+    token_map,
+)
 from embedlens.interventions import AblateAttention, PatchTokens, Plan, ZeroFFN
 from embedlens.lens import (
     Anatomy,
@@ -24,12 +34,14 @@ __all__ = [
     "Batch",
     "EmbedLens",
     "EmbedlensError",
+    "Example",
     "InputError",
     "LogitLens",
     "Markers",
     "PatchTokens",
     "Plan",
     "Readout",
+    "Result",
     "Run",
     "Scores",
     "TokenClasses",
@@ -37,4 +49,10 @@ __all__ = [
     "VisualLM",
     "VisualTokens",
     "ZeroFFN",
+    "ablation",
+    "alignment",
+    "class_agreement",
+    "lens_hits",
+    "sparsity",
+    "token_map",
 ]
