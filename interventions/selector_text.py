@@ -39,6 +39,12 @@ class _Reader:
             case ast.BinOp(left=ast.Name(id=first), op=ast.Sub(), right=ast.Name(id=second)):
                 # Class names have hyphens: Python reads vit-sink as a subtraction.
                 return self._name(node, f"{first}-{second}")
+            case ast.BinOp(
+                left=ast.UnaryOp(op=ast.Invert(), operand=operand), op=ast.Sub() as hyphen
+            ):
+                # ... and ~vit-sink as (~vit) - sink.
+                name = ast.BinOp(left=operand, op=hyphen, right=node.right)
+                return Not(self.read(ast.copy_location(name, operand)))
             case ast.BinOp(left=left, op=ast.BitAnd(), right=right):
                 return And(self.read(left), self.read(right))
             case ast.BinOp(left=left, op=ast.BitOr(), right=right):
