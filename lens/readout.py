@@ -91,7 +91,8 @@ class EmbedLens:
     def __init__(self, model: VisualLM) -> None:
         self._tokenizer = model.tokenizer
         self._embeddings = model.embeddings.detach()
-        norms = torch.cat([part.float().norm(dim=1) for part in torch.split(self._embeddings, WORDS_AT_ONCE)])
+        parts = torch.split(self._embeddings, WORDS_AT_ONCE)
+        norms = torch.cat([part.float().norm(dim=1) for part in parts])
         self._inverse_norms = torch.where(norms > 0, 1 / norms, 0.0)
         self._null = norms == 0
 

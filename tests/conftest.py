@@ -87,7 +87,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if listed.returncode == 0:
         names = [name for name in listed.stdout.decode().split("\0") if name]
     else:  # an unpacked archive has no git
-        names = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*")]
+        left_out = {"build", ".venv", "__pycache__", "embedlens.egg-info"}
+        paths = [path.relative_to(ROOT) for path in ROOT.rglob("*")]
+        names = [str(path) for path in paths if not left_out & set(path.parts)]
     source = folder / "source"
     for name in names:
         if (ROOT / name).is_file():
