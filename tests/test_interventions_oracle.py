@@ -703,6 +703,89 @@ def test_what_was_captured_is_not_changed_by_later_edits(twin: Any) -> None:
     assert torch.equal(before, clean)
 
 
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_captured_addends_are_what_the_layer_adds(twin: Any, attn: str) -> None:
+    pair = twin("llama", attn)
+    batch = encode(pair.model, "ragged")
+    edits = [attention(1), ffn(2, tokens=TEXT)]
+    expected: dict[str, list[Tensor]] = {"attention": [], "ffn": []}
+    handles = []
+    with hooks(pair.plain, edits, dict(batch.inputs)):
+        # Behind the oracle's own hooks, so that the edits are in what is seen.
+        for block in pair.plain.model.language_model.layers:
+            for name, site in (("attention", block.self_attn), ("ffn", block.mlp)):
+
+                def keep(_: Any, __: Any, output: Any, into: list[Tensor] = expected[name]) -> None:
+                    into.append(output[0] if isinstance(output, tuple) else output)
+
+                handles.append(site.register_forward_hook(keep))
+        pair.plain(**batch.inputs, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    run = pair.model.run(
+        batch, plan_of(edits), capture=("residual", "attention", "ffn"), tokens="all"
+    )
+    for layer in range(N):
+        for name, found in (("attention", run.attention), ("ffn", run.ffn)):
+            seen = expected[name][layer][run.sample, run.position]
+            assert float((found[layer] - seen).abs().max()) < EQUAL
+        closed = run.residual[layer] + run.attention[layer] + run.ffn[layer]
+        assert float((closed - run.residual[layer + 1]).abs().max()) < EQUAL
+    where = visual(batch.inputs["input_ids"], batch.inputs["attention_mask"])
+    assert not run.attention[1][where[run.sample, run.position]].any()
+    assert run.attention[2][where[run.sample, run.position]].any()
+
+
+def test_a_capture_has_one_row_per_visual_token_in_their_order(twin: Any) -> None:
+    pair = twin()
+    batch = encode(pair.model, "ragged")
+    _, states = oracle_forward(pair.plain, [], batch)
+    run = pair.model.run(batch, capture="residual", layers=[2], logits=None)
+    assert run.logits is None
+    assert set(run.residual) == {2}
+    assert run.sample.tolist() == batch.visual.sample.tolist()
+    assert run.position.tolist() == batch.visual.position.tolist()
+    seen = states[2][batch.visual.sample, batch.visual.position]
+    assert float((run.residual[2] - seen).abs().max()) < EQUAL
+
+
+def test_gradients_flow_through_a_plan(twin: Any) -> None:
+    pair = twin()
+    batch = encode(pair.model, "middle")
+    where = visual(batch.inputs["input_ids"], batch.inputs["attention_mask"])[..., None]
+    layers = pair.plain.model.language_model.layers
+    kept: list[Tensor] = []
+
+    def enter(_: Any, args: Any, kwargs: Any) -> Any:
+        kept.append(stream(args, kwargs).detach().requires_grad_())
+        return (kept[0], *args[1:]), kwargs
+
+    def zero(_: Any, __: Any, output: Tensor) -> Tensor:
+        return output.masked_fill(where, 0.0)
+
+    handles = [
+        layers[1].register_forward_pre_hook(enter, with_kwargs=True),
+        layers[2].mlp.register_forward_hook(zero),
+    ]
+    logits = pair.plain(**batch.inputs, use_cache=False).logits
+    (expected,) = torch.autograd.grad(logits[0, -1, 7], kept)
+    for handle in handles:
+        handle.remove()
+    model = pair.model
+    with model.trace(batch, plan_of([ffn(2)]), grad=True):
+        entering = model.layers[1].input
+        out = model.nn.output.logits
+        with out[0, -1, 7].backward():
+            found = entering.grad.save()
+    assert float((found - expected).abs().max()) < EQUAL
+    assert float(expected.abs().max()) > MOVED
+    assert all(weight.grad is None for weight in pair.plain.parameters())
+    model.hf.zero_grad(set_to_none=True)
+    with model.trace(batch):
+        without = model.nn.output.logits.save()
+    assert not without.requires_grad
+
+
 # ---------------------------------------------------------------- refusals
 
 
