@@ -36,8 +36,9 @@ def _entry(axes: Axes, result: Result) -> None:
                 axes.vlines(x, own["low"], own["high"], color="black", linewidth=1.1)
             axes.hlines(chance["value"], x - 0.16, x + 0.16, color="white", linewidth=2.6)
             axes.hlines(chance["value"], x - 0.16, x + 0.16, color="black", linewidth=1.2)
-    axes.set_xticks(range(len(ks)), [f"top {k}" for k in ks])
-    axes.set(title="a  At the entry", ylabel="tokens read rightly (%)", ylim=(0, 1.04))
+    axes.set_xticks(range(len(ks)), [f"first {k}" for k in ks])
+    axes.set(title="a  At the entry", xlabel="words that count")
+    axes.set(ylabel="tokens read rightly (%)", ylim=(0, 1.04))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     axes.tick_params(axis="x", length=0)
     tidy(axes)
@@ -64,7 +65,7 @@ def _layers(axes: Axes, result: Result) -> None:
     layers = sorted(rows["layer"].unique())
     axes.set_xticks(layers[:: max(1, len(layers) // 8)])
     axes.set(
-        title=f"b  Across layers, top {k}",
+        title=f"b  Across layers, first {k} words",
         xlabel="layer",
         ylim=(0, 1.04),
     )

@@ -1,0 +1,250 @@
+"""Figures one can read: nothing clipped, nothing on top of anything, one palette, no side effects."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+
+from embedlens import VisualLM
+from embedlens.analyses import Result, class_agreement, lens_hits, sparsity, token_map
+from embedlens.analyses.ablation import Example, ablation
+from embedlens.analyses.alignment import alignment
+from embedlens.analyses.demo import PROMPT, true_content, true_words
+from embedlens.analyses.figures import CLASS_COLORS, FIGURES, png, save_figure
+from embedlens.analyses.figures.style import printable
+from embedlens.lens import Markers
+from embedlens.lens.scenes import scenes
+
+CLASSES = ["sink", "dead", "alive"]
+
+
+@pytest.fixture(scope="module")
+def results(shipped: VisualLM) -> dict[str, Result]:
+    """One small result of every analysis, of the shipped model."""
+    shown = scenes(4)
+    markers = Markers.discover(shipped, [scene.image() for scene in scenes(8, start=500)])
+    batch = shipped.encode([scene.image() for scene in shown], [PROMPT] * len(shown))
+    batch = batch.with_classes(markers.classify(shipped, batch))
+    questions = [(scene, question) for scene in shown for question in scene.questions(1)]
+    made = [
+        token_map(shipped, batch),
+        lens_hits(shipped, batch, true_words(batch, shown)),
+        class_agreement(shipped, batch, true_content(batch, shown)),
+        sparsity(shipped, batch, markers=markers),
+        alignment(shipped, batch, [scene.describe() for scene in scenes(6, start=900)]),
+        ablation(shipped, [Example(s.image(), q.text, q.answer, q.task) for s, q in questions]),
+    ]
+    return {result.name: result for result in made}
+
+
+def fine_map(side: int = 24, words: tuple[str, ...] = ("sky", "grass", "umbrella")) -> Result:
+    """A token map of one large image on a fine grid, all three classes in it."""
+    cells = np.arange(side * side)
+    row, col = cells // side, cells % side
+    label = np.where(row < 6, "dead", np.where((row == 12) & (col % 7 == 0), "sink", "alive"))
+    word = np.array(words)[(row // 6 + 2 * (col // 8)) % len(words)]
+    step = 336 / side
+    frame = pd.DataFrame({"sample": 0, "image": 0, "row": row, "col": col, "position": cells})
+    frame["left"], frame["top"] = col * step, row * step
+    frame["right"], frame["bottom"] = (col + 1) * step, (row + 1) * step
+    frame["class"] = pd.Categorical(label, CLASSES)
+    frame["word_1"] = pd.Series(word, dtype="str")
+    frame["cosine_1"] = 0.1
+    picture = torch.full((336, 336, 3), 127, dtype=torch.uint8)
+    return Result("token_map", frame, {"image/0/0": picture}, {"image_sizes": {"0/0": [336, 336]}})
+
+
+def texts(figure: Figure) -> list[Text]:
+    """Everything that is written on a figure."""
+    figure.draw_without_rendering()
+    written = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    ticks = {
+        label
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+        for label in (tick.label1, tick.label2)
+    }
+    shown = {
+        label
+        for axes in figure.axes
+        for label in (*axes.get_xticklabels(), *axes.get_yticklabels())
+        if _on_axis(axes, label)
+    }
+    return [text for text in written if text not in ticks or text in shown]
+
+
+def _on_axis(axes: Axes, label: Text) -> bool:
+    x, y = label.get_position()
+    low, high = sorted(axes.get_xlim() if y == 0 else axes.get_ylim())
+    return low <= (x if y == 0 else y) <= high
+
+
+def check_legible(figure: Figure) -> None:
+    assert isinstance(figure.canvas, FigureCanvasAgg)
+    written = texts(figure)
+    renderer = figure.canvas.get_renderer()
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in written]
+    page = figure.bbox
+    for name, box in boxes:
+        inside = page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1
+        assert inside, f"{name!r} is cut off"
+    for (one, a), (other, b) in combinations(boxes, 2):
+        overlap = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert min(overlap) <= 1, f"{one!r} lies on {other!r}"
+    assert min(text.get_fontsize() for text in written) >= 8
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    for legend in (legend for legend in legends if legend is not None):
+        frame = legend.get_window_extent(renderer)
+        for axes in figure.axes:
+            assert not frame.overlaps(axes.get_window_extent(renderer)), "a legend covers data"
+
+
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_nothing_is_cut_off_covered_or_too_small(results: dict[str, Result], name: str) -> None:
+    check_legible(results[name].plot())
+
+
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_figures_fit_a_column(results: dict[str, Result], name: str) -> None:
+    width, height = results[name].plot().get_size_inches()
+    assert width == pytest.approx(7)
+    assert 1.5 < height < 10
+
+
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_axes_have_titles_and_units(results: dict[str, Result], name: str) -> None:
+    figure = results[name].plot()
+    for axes in figure.axes:
+        if len(figure.axes) > 1:
+            assert axes.get_title(loc="left")
+        if not axes.findobj(AxesImage):
+            # A label may stand on the outer panels of a shared axis only.
+            labelled = [a.get_xlabel() for a in axes.get_shared_x_axes().get_siblings(axes)]
+            assert any(labelled)
+
+
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_a_loaded_result_draws_the_same_figure(
+    results: dict[str, Result], name: str, tmp_path: Path
+) -> None:
+    results[name].save(tmp_path / name)
+    assert png(Result.load(tmp_path / name).plot(), dpi=50) == png(results[name].plot(), dpi=50)
+
+
+def test_plots_leave_no_trace_in_pyplot_or_settings(results: dict[str, Result]) -> None:
+    from matplotlib import pyplot
+
+    before, settings = pyplot.get_fignums(), dict(matplotlib.rcParams)
+    for result in results.values():
+        result.plot()
+    assert pyplot.get_fignums() == before
+    assert dict(matplotlib.rcParams) == settings
+
+
+def test_the_analyses_import_without_touching_the_backend() -> None:
+    code = "import matplotlib; a = matplotlib.rcParams._get('backend'); import embedlens.analyses; "
+    code += "assert matplotlib.rcParams._get('backend') is a, 'backend was resolved'"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_classes_have_the_same_colors_everywhere(results: dict[str, Result]) -> None:
+    assert CLASS_COLORS == {"sink": "#D55E00", "dead": "#7F7F7F", "alive": "#0072B2"}
+    for name in ("token_map", "sparsity", "class_agreement"):
+        bars = results[name].plot().findobj(Rectangle)
+        used = {to_hex(bar.get_facecolor()).upper() for bar in bars}
+        assert {CLASS_COLORS["alive"], CLASS_COLORS["dead"]} <= used, name
+
+
+def test_a_class_that_was_not_found_says_so_instead_of_a_bar(results: dict[str, Result]) -> None:
+    said = [text.get_text() for text in texts(results["sparsity"].plot())]
+    assert said.count("none found") == 3  # share, norm, similarity
+    assert "sink" in said
+
+
+def test_every_alive_patch_of_a_coarse_grid_carries_its_word(results: dict[str, Result]) -> None:
+    frame = results["token_map"].frame
+    figure = results["token_map"].plot()
+    for axes, (_, tokens) in zip(figure.axes, frame.groupby("sample"), strict=True):
+        written = sorted(text.get_text() for text in axes.texts)
+        assert written == sorted(tokens.loc[tokens["class"] == "alive", "word_1"])
+        for text in axes.texts:
+            x, y = text.get_position()
+            near = tokens[(tokens["left"] - 8 <= x) & (x <= tokens["right"] + 8)]
+            near = near[(near["top"] <= y) & (y <= near["bottom"])]
+            assert text.get_text() in set(near["word_1"])
+
+
+@pytest.mark.parametrize("side", [16, 24, 32])
+def test_a_fine_grid_stays_legible(side: int) -> None:
+    figure = fine_map(side).plot()
+    check_legible(figure)
+    assert {text.get_text() for text in figure.axes[0].texts} == {"sky", "grass", "umbrella"}
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["sink", "dead", "alive"]
+
+
+def test_words_that_do_not_fit_are_counted_in_the_title() -> None:
+    result = fine_map()
+    result.frame["word_1"] = pd.Series(
+        [f"averylongword{i}" for i in range(len(result.frame))], dtype="str"
+    )
+    figure = result.plot()
+    check_legible(figure)
+    alive = int((result.frame["class"] == "alive").sum())
+    left_out = alive - len(figure.axes[0].texts)
+    assert left_out > 0
+    assert f"{left_out} more words in the table" in figure.axes[0].get_title(loc="left")
+
+
+def test_many_images_are_cut_short_and_it_says_so() -> None:
+    one = fine_map(8)
+    frames = [one.frame.assign(sample=i) for i in range(9)]
+    result = Result(
+        "token_map",
+        pd.concat(frames, ignore_index=True),
+        {f"image/{i}/0": one.tensors["image/0/0"] for i in range(9)},
+        {"image_sizes": {f"{i}/0": [336, 336] for i in range(9)}},
+    )
+    figure = result.plot()
+    assert len(figure.axes) == 6
+    assert figure.legends[0].get_title().get_text() == "3 more images are in the table"
+
+
+@pytest.mark.parametrize("word", ["$x^2$", "्", "猫", "a_b{", "\n", "▁the", "💥"])
+def test_any_word_of_any_vocabulary_can_be_drawn(word: str) -> None:
+    """Missing glyphs and mathematics would warn, and warnings are errors here."""
+    figure = fine_map(4, (word, "ok", word)).plot()
+    assert png(figure)[:4] == b"\x89PNG"
+    assert printable(word)
+
+
+def test_pdf_text_stays_text(results: dict[str, Result], tmp_path: Path) -> None:
+    save_figure(results["sparsity"].plot(), tmp_path / "sparsity")
+    assert (tmp_path / "sparsity.png").read_bytes()[:4] == b"\x89PNG"
+    assert b"/FontFile2" in (tmp_path / "sparsity.pdf").read_bytes()  # embedded TrueType
+
+
+def test_one_image_draws_without_intervals(shipped: VisualLM) -> None:
+    batch = shipped.encode(scenes(1)[0].image(), PROMPT)
+    for result in (
+        token_map(shipped, batch),
+        alignment(shipped, batch, ["a red circle"], tokens="visual"),
+        ablation(shipped, [Example(scenes(1)[0].image(), "how many objects are there ?")]),
+    ):
+        check_legible(result.plot())
