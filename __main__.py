@@ -1,6 +1,5 @@
 """The command line: embedlens demo, embedlens analyze."""
 
-import os
 import signal
 import sys
 import warnings
@@ -8,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -27,21 +26,20 @@ Seed = Annotated[int, typer.Option(min=0, help="Of every random choice.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an older report folder.")]
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool | None) -> None:
     if wanted:
-        Console().print(f"embedlens {version('embedlens')}", highlight=False)
+        typer.echo(f"embedlens {version('embedlens')}")
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
+@app.callback()
 def _options(
-    context: typer.Context,
     show_version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
+        bool | None,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = None,
 ) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+    pass
 
 
 @app.command()
@@ -56,6 +54,7 @@ def demo(
     from embedlens.analyses import report  # noqa: PLC0415
     from embedlens.lens import VisualLM  # noqa: PLC0415
 
+    _quiet()
     report.check_folder(out, overwrite=overwrite)
     with _progress() as progress:
         model = VisualLM.load(device=device)
@@ -93,6 +92,7 @@ def analyze(
     from embedlens.lens import VisualLM  # noqa: PLC0415
     from embedlens.lens.encoding import read_image  # noqa: PLC0415
 
+    _quiet()
     report.check_folder(out, overwrite=overwrite)
     pictures = [read_image(path) for path in image]
     texts = None if text is None else analysis.read_sentences(text)
@@ -111,6 +111,18 @@ def analyze(
         made = analysis.analysis_report(results, own_texts=texts is not None)
         page = report.write_report(made, out, overwrite=overwrite, progress=progress)
     _tell(made, page)
+
+
+def _quiet() -> None:
+    """Keep libraries from writing between our lines."""
+    from huggingface_hub.utils import disable_progress_bars  # noqa: PLC0415  not for --help
+    from transformers.utils import logging  # noqa: PLC0415
+
+    disable_progress_bars()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 @contextmanager
@@ -139,7 +151,7 @@ def _tell(report: Any, page: Path) -> None:
     console.print(f"\nThe whole story: {page}", soft_wrap=True)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     """One line on stderr, whatever line breaks the message has, and the end."""
     typer.echo(f"embedlens: {' '.join(message.split())}", err=True)
     sys.exit(code)
@@ -151,24 +163,21 @@ def _interrupt(*_: object) -> None:
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 bug, 2 refused with one line, 130 interrupted."""
-    # Libraries must not write between our lines; users may still ask for more.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; nothing was written", INTERRUPTED)
+        code = INTERRUPTED
+    except SystemExit as stop:  # some versions of typer end an interrupted command themselves
+        code = stop.code
     except Exception as error:
         message = _refusal(error)
         if message is None:
             raise
         _fail(message, REFUSED)
-    else:
-        sys.exit(code or 0)
+    if code == INTERRUPTED:
+        _fail("interrupted; nothing was written", INTERRUPTED)
+    sys.exit(code)
 
 
 def _refusal(error: Exception) -> str | None:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pandas.api.types import CategoricalDtype
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, contiguous_format
 
 from ..lens.errors import InputError
 from .folders import written_at_once
@@ -72,7 +72,9 @@ class Result:
             raise InputError("the table has its own row index: reset_index() before saving")
         with written_at_once(folder, overwrite=overwrite, mark=_RECORD) as new:
             self.frame.to_parquet(new / _TABLE, index=False)
-            save_file({k: v.contiguous() for k, v in self.tensors.items()}, new / _TENSORS)
+            # Clones, because safetensors refuses tensors that share memory.
+            own = {k: v.clone(memory_format=contiguous_format) for k, v in self.tensors.items()}
+            save_file(own, new / _TENSORS)
             record = {
                 "format": _FORMAT,
                 "name": self.name,

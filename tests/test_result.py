@@ -77,6 +77,13 @@ def test_tensors_come_back_with_type_and_shape(tmp_path: Path, dtype: torch.dtyp
         assert torch.equal(loaded[name], tensor)
 
 
+def test_tensors_that_share_memory_are_saved_each(tmp_path: Path) -> None:
+    one = torch.arange(4)
+    Result("r", pd.DataFrame({"x": [1]}), {"a": one, "b": one, "c": one[1:3]}).save(tmp_path / "r")
+    loaded = Result.load(tmp_path / "r").tensors
+    assert [loaded[name].tolist() for name in "abc"] == [[0, 1, 2, 3], [0, 1, 2, 3], [1, 2]]
+
+
 def test_a_folder_that_exists_is_kept_unless_told(tmp_path: Path) -> None:
     first = Result("first", pd.DataFrame({"x": [1]}))
     first.save(tmp_path / "r")

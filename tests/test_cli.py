@@ -1,0 +1,256 @@
+"""The command line: what it writes, and one clear line when it cannot."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, run_python
+from PIL import Image
+
+from embedlens import VisualLM
+from embedlens.__main__ import main
+from embedlens.analyses import Result
+from embedlens.analyses import analyze as analysis
+from embedlens.lens.scenes import scenes
+
+MODEL = str(ROOT / "lens" / "shipped")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    """``run("demo", "--seed", "1")`` in this process: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)  # main() sets it for its process
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["embedlens", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, err = capfd.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    yield call
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    scenes(1)[0].image().save(tmp_path / "scene.png")
+    return str(tmp_path / "scene.png")
+
+
+def analyze(picture: str, **options: str | None) -> list[str]:
+    """Arguments of a sound call, with some options replaced, added or (None) taken away."""
+    chosen = {"model": MODEL, "image": picture, "prompt": "describe the image .", "out": "report"}
+    chosen |= {"device": "cpu", **options}
+    pairs = [(f"--{name}", value) for name, value in chosen.items() if value is not None]
+    return ["analyze", *(part for pair in pairs for part in pair)]
+
+
+def refused(run: Any, tmp_path: Path, arguments: list[str], *words: str) -> None:
+    """Exit code 2, one line on stderr with the words in it, nothing on stdout or disk."""
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = run(*arguments)
+    assert code == 2, err
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert err.startswith("embedlens: ")
+    for word in words:
+        assert word in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_missing_image(run: Any, tmp_path: Path, picture: str) -> None:
+    refused(run, tmp_path, analyze("nowhere.png"), "nowhere.png")
+
+
+def test_a_broken_image(run: Any, tmp_path: Path, picture: str) -> None:
+    (tmp_path / "cut.png").write_bytes(Path(picture).read_bytes()[:80])
+    refused(run, tmp_path, analyze("cut.png"), "cut.png")
+
+
+def test_a_text_file_as_image(run: Any, tmp_path: Path, picture: str) -> None:
+    (tmp_path / "notes.png").write_text("no picture")
+    refused(run, tmp_path, analyze("notes.png"), "notes.png")
+
+
+def test_an_image_that_is_too_small(run: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "dot.png")
+    refused(run, tmp_path, analyze("dot.png"), "too small", "8x8")
+
+
+def test_the_same_image_twice(run: Any, tmp_path: Path, picture: str) -> None:
+    refused(run, tmp_path, [*analyze(picture), "--image", picture], "twice")
+
+
+def test_a_folder_that_is_no_model(run: Any, tmp_path: Path, picture: str) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(run, tmp_path, analyze(picture, model=str(tmp_path / "empty")), "empty")
+
+
+def test_a_model_that_does_not_exist(run: Any, tmp_path: Path, picture: str) -> None:
+    refused(run, tmp_path, analyze(picture, model="nobody/no-such-model"), "nobody/no-such-model")
+
+
+def test_a_text_only_model(run: Any, tmp_path: Path, picture: str) -> None:
+    from transformers import LlamaConfig
+
+    LlamaConfig(architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path / "text")
+    refused(run, tmp_path, analyze(picture, model=str(tmp_path / "text")), "text")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("device", "abacus"), ("dtype", "float7"), ("attention", "telepathy")],
+)
+def test_an_unknown_setting(
+    run: Any, tmp_path: Path, picture: str, option: str, value: str
+) -> None:
+    refused(run, tmp_path, analyze(picture, **{option: value}), value)
+
+
+def test_a_prompt_with_too_many_placeholders(run: Any, tmp_path: Path, picture: str) -> None:
+    refused(run, tmp_path, analyze(picture, prompt="<image> <image> what ?"), "placeholder")
+
+
+def test_sentences_that_are_not_there(run: Any, tmp_path: Path, picture: str) -> None:
+    refused(run, tmp_path, analyze(picture, text="nowhere.txt"), "nowhere.txt")
+    (tmp_path / "blank.txt").write_text("\n\n")
+    refused(run, tmp_path, analyze(picture, text="blank.txt"), "blank.txt", "empty")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    refused(run, tmp_path, analyze(picture, text="binary.txt"), "UTF-8")
+
+
+def test_an_existing_folder(run: Any, tmp_path: Path, picture: str) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "mine.txt").write_text("precious")
+    refused(run, tmp_path, analyze(picture), "report", "exists")
+    refused(run, tmp_path, [*analyze(picture), "--overwrite"], "did not write it")
+    refused(run, tmp_path, ["demo", "--out", "report"], "exists")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["analyze"],
+        ["demo", "--seed", "-1"],
+        ["demo", "--seed", "x"],
+        ["dance"],
+        ["demo", "--bogus"],
+    ],
+)
+def test_wrong_usage(run: Any, tmp_path: Path, arguments: list[str]) -> None:
+    refused(run, tmp_path, arguments, "embedlens --help")
+
+
+def test_an_interrupt_leaves_nothing(
+    run: Any, tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("embedlens.analyses.report.save_figure", stop)
+    monkeypatch.setattr(analysis, "ablation", lambda *_, **__: ablation_of_one())
+    code, _, err = run(*analyze(picture))
+    assert code == 130
+    assert err == "embedlens: interrupted; nothing was written\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scene.png"]
+
+
+def ablation_of_one() -> Result:
+    from test_report import ablation
+
+    return ablation()
+
+
+def test_a_bug_is_not_dressed_up_as_the_users_fault(
+    run: Any, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("embedlens.analyses.analyze.token_map", broken)
+    with pytest.raises(ZeroDivisionError):
+        run(*analyze(picture))
+
+
+def test_version_and_help(run: Any) -> None:
+    from importlib.metadata import version
+
+    assert run("--version") == (0, f"embedlens {version('embedlens')}\n", "")
+    for arguments in ([], ["--help"]):
+        code, out, err = run(*arguments)
+        assert (code, err) == (0, "")
+        assert "demo" in out
+        assert "analyze" in out
+
+
+def test_analyze_on_files_writes_the_whole_report(run: Any, tmp_path: Path) -> None:
+    files = []
+    for i, scene in enumerate(scenes(3)):
+        scene.image().save(tmp_path / f"{i}.png")
+        files += ["--image", f"{i}.png"]
+    arguments = analyze("0.png", prompt="how many objects are there ?")
+    code, out, err = run(*arguments, *files[2:])
+    assert (code, err) == (0, "")
+    assert "report/report.html" in out
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "3 images are few" in page
+    assert "how many objects are there ?" in page
+    names = ("token_map", "sparsity", "alignment", "ablation")
+    for name in names:
+        result = Result.load(tmp_path / "report" / "tables" / name)
+        assert result.meta["images"] == 3
+    assert len(result.frame) > 40
+    assert sorted(p.stem for p in (tmp_path / "report" / "figures").glob("*.pdf")) == sorted(names)
+
+
+def test_one_image_is_enough_and_the_report_says_what_is_missing(
+    shipped: VisualLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = scenes(1)[0].image()
+    monkeypatch.setattr(analysis, "ablation", lambda *_, **__: ablation_of_one())
+    results = analysis.analyze(shipped, [picture], "describe the image .", texts=["a red circle"])
+    assert [result.name for result in results] == ["token_map", "alignment", "ablation"]
+    assert results[1].meta["tokens"] == "visual"
+    assert results[0].frame["class"].isna().all()
+    assert "nothing can recur" in analysis.analysis_report(results, own_texts=True).limitations[0]
+
+
+def test_the_built_in_sentences_are_plain_and_different() -> None:
+    bank = analysis.everyday_sentences()
+    assert len(bank) == len(set(bank)) >= 40
+    assert all(sentence.isascii() and sentence.endswith(".") for sentence in bank)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_leaves_nothing(
+    tmp_path: Path, picture: str, stop: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "embedlens", *analyze(picture)],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # Its handlers are set before anything heavy is imported by the command.
+    time.sleep(8)
+    process.send_signal(stop)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert err == "embedlens: interrupted; nothing was written\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]
+
+
+def test_python_m_is_the_same_command(tmp_path: Path) -> None:
+    done = run_python("-m", "embedlens", "analyze", "--image", "x.png", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "--model" in done.stderr

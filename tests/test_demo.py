@@ -1,0 +1,183 @@
+"""The demo from the command to the page in a browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedlens.analyses import Result
+from embedlens.analyses.demo import PROMPT, true_content, true_words
+from embedlens.analyses.rows import one, select
+from embedlens.lens import VisualLM
+from embedlens.lens.scenes import scenes
+
+pytestmark = pytest.mark.timeout(1500)
+
+NAMES = ("token_map", "lens_hits", "class_agreement", "sparsity", "alignment", "ablation")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What one run of `embedlens demo` printed and wrote."""
+
+    said: str
+    folder: Path
+    peak_bytes: int
+
+    def result(self, name: str) -> Result:
+        return Result.load(self.folder / "tables" / name)
+
+
+# Measures the command as its only child: the peak memory is of nothing else.
+_MEASURED = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL).returncode
+print(f"peak {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024}")
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    place = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-c", _MEASURED, sys.executable, "-m", "embedlens", "demo"]
+    done = subprocess.run(
+        [*command, "--device", "cpu"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=1400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert [path.name for path in place.iterdir()] == ["embedlens-demo"]
+    peak = int(re.findall(r"^peak (\d+)$", done.stdout, re.MULTILINE)[0])
+    return Demo(done.stdout, place / "embedlens-demo", peak)
+
+
+def test_it_writes_page_figures_and_tables(demo: Demo) -> None:
+    assert sorted(path.name for path in demo.folder.iterdir()) == [
+        "figures",
+        "report.html",
+        "tables",
+    ]
+    pictures = {f"{name}.{kind}" for name in NAMES for kind in ("png", "pdf")}
+    assert {path.name for path in (demo.folder / "figures").iterdir()} == pictures
+    assert {path.name for path in (demo.folder / "tables").iterdir()} == set(NAMES)
+
+
+def test_it_says_what_it_found_and_where_the_page_is(demo: Demo) -> None:
+    assert "embedlens-demo/report.html" in demo.said
+    share = one(demo.result("sparsity").frame, **{"measure": "share", "class": "alive"})["value"]
+    assert f"{100 * share:.1f} %" in demo.said
+
+
+def test_it_fits_into_two_gigabytes(demo: Demo) -> None:
+    assert demo.peak_bytes < 2 * 2**30
+
+
+def test_the_lens_reads_what_is_there(demo: Demo) -> None:
+    frame = demo.result("lens_hits").frame
+    own = one(frame, lens="EmbedLens", layer=0, k=5, truth="own")
+    chance = one(frame, lens="EmbedLens", layer=0, k=5, truth="permuted")
+    assert own["value"] > 0.8
+    assert own["low"] > chance["high"] + 0.3
+
+
+def test_classes_found_without_labels_match_the_patches(demo: Demo) -> None:
+    frame = demo.result("class_agreement").frame
+    assert one(frame, **{"shown": "background", "class": "dead"})["value"] > 0.8
+    assert one(frame, **{"shown": "object", "class": "alive"})["value"] > 0.9
+
+
+def test_the_image_matters_to_the_answers(demo: Demo) -> None:
+    rows = select(demo.result("ablation").frame, task="all")
+    clean, wrong = one(rows, scope="clean"), one(rows, scope="wrong image")
+    assert clean["accuracy"] > wrong["accuracy"] + 0.2
+    assert wrong["difference_high"] < 0
+
+
+def test_entering_tokens_are_nearer_to_text_than_chance(demo: Demo) -> None:
+    frame = demo.result("alignment").frame
+    place = {"measure": "cosine", "comparison": "entry", "centred": True, "layer": 0}
+    assert (
+        one(frame, **place, states="visual")["low"] > one(frame, **place, states="random")["high"]
+    )
+
+
+def test_the_command_and_the_seed_are_on_record(demo: Demo) -> None:
+    meta = demo.result("ablation").meta
+    assert meta["command"].endswith("demo --device cpu")
+    assert meta["seed"] == 0
+    assert meta["model"] == "embedlens-shipped"
+
+
+def test_truth_comes_from_the_scenes(shipped: VisualLM) -> None:
+    shown = scenes(2)
+    batch = shipped.encode([scene.image() for scene in shown], [PROMPT] * 2)
+    words, content = true_words(batch, shown), true_content(batch, shown)
+    visual = batch.visual
+    for i in range(len(visual)):
+        label = shown[visual.sample[i]].labels(8)[visual.row[i], visual.col[i]]
+        assert (words[i] is not None) == (label >= 0) == (content[i] == "object")
+        if label >= 0:
+            assert words[i] == shown[visual.sample[i]].objects[label].words
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    found = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+    )
+    if not found:
+        assert not os.environ.get("CI"), "CI needs chromium on the PATH to look at the report"
+        pytest.skip("no chromium on the PATH to look at the report with")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_the_page_in_a_browser(demo: Demo, browser: Any, width: int) -> None:
+    complaints: list[str] = []
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "request",
+        lambda request: (
+            complaints.append(request.url)
+            if not request.url.startswith(("file:", "data:"))
+            else None
+        ),
+    )
+    page.goto((demo.folder / "report.html").as_uri())
+    assert page.locator("img").count() == len(NAMES)
+    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 600)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("h2").count() == len(NAMES) + 3
+    assert page.locator("table.claims tbody tr").count() >= 10
+    assert complaints == []
+    page.close()
+
+
+def test_the_page_prints(demo: Demo, browser: Any) -> None:
+    page = browser.new_page()
+    page.goto((demo.folder / "report.html").as_uri())
+    pdf = page.pdf(prefer_css_page_size=True)
+    page.close()
+    assert pdf[:5] == b"%PDF-"
+    assert 4 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 12

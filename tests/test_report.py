@@ -1,0 +1,354 @@
+"""The report says what its tables say, in words that depend on them, and nothing a user typed runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from embedlens import InputError
+from embedlens.analyses import Result
+from embedlens.analyses.analyze import analysis_report
+from embedlens.analyses.claims import Claim, claims
+from embedlens.analyses.demo import demo_report
+from embedlens.analyses.findings import sentences
+from embedlens.analyses.report import Report, render, write_report
+
+LAYERS = 4
+HOSTILE = "<script>alert('x')</script>\"'&{{ 7*7 }}"
+META = {
+    "model": "some-model",
+    "revision": None,
+    "parameters": 5_290_000,
+    "layers": LAYERS,
+    "dtype": "float32",
+    "device": "cpu",
+    "attention": "sdpa",
+    "seed": 0,
+    "command": "embedlens demo",
+    "time": "2026-01-01T00:00:00+00:00",
+    "packages": {"embedlens": "0.1.0", "torch": "2"},
+    "images": 37,
+}
+
+
+def around(value: float, width: float = 0.011) -> dict[str, float]:
+    return {"value": value, "low": value - width, "high": value + width}
+
+
+def token_map(word: str = "yellow") -> Result:
+    cells = pd.DataFrame({"row": [0, 0, 1, 1], "col": [0, 1, 0, 1], "position": range(4)})
+    frame = pd.concat([cells.assign(sample=s, image=0) for s in range(2)], ignore_index=True)
+    for edge, at in (("left", "col"), ("top", "row")):
+        frame[edge] = frame[at] * 10.0
+    frame["right"], frame["bottom"] = frame["left"] + 10, frame["top"] + 10
+    labels = ["alive", "alive", "alive", "dead"] * 2
+    frame["class"] = pd.Categorical(labels, ["sink", "dead", "alive"])
+    frame["word_1"] = pd.Series([word, word, "b", "noisy"] * 2, dtype="str")
+    frame["cosine_1"] = [0.41, 0.43, 0.45, 0.31] * 2
+    picture = torch.zeros((20, 20, 3), dtype=torch.uint8)
+    sizes = {"0/0": [20, 20], "1/0": [20, 20]}
+    pictures = {"image/0/0": picture, "image/1/0": picture}
+    return Result("token_map", frame, pictures, {**META, "image_sizes": sizes, "prompts": ["p"]})
+
+
+def sparsity(alive: float = 0.278, dead: float = 0.722, sink: float = 0.0) -> Result:
+    rows: list[dict[str, Any]] = []
+    for name, share, cosine, norm, steady in (
+        ("sink", sink, 0.99, 61.0, 0.98),
+        ("dead", dead, 0.971, 27.9, 0.887),
+        ("alive", alive, 0.352, 16.2, 0.463),
+    ):
+        images = 37 if share else 0
+        values = {
+            "share": share,
+            "tokens": 64 * share,
+            "norm": norm,
+            "cosine of class means": cosine + 0.005,
+            "cosine of tokens": cosine,
+        }
+        for measure, value in values.items():
+            known = images or measure in ("share", "tokens")
+            row = around(value) if known else dict.fromkeys(("value", "low", "high"), np.nan)
+            rows.append({"measure": measure, "class": name, "layer": None, **row, "images": images})
+        for layer in range(LAYERS):
+            row = around(steady + 0.02 * layer)
+            rows.append(
+                {"measure": "stability", "class": name, "layer": layer, **row, "images": images}
+            )
+    frame = pd.DataFrame(rows)
+    frame["layer"] = frame["layer"].astype("Int64")
+    return Result("sparsity", frame, meta=META)
+
+
+def lens_hits(embed: float = 0.853, logit: float = 0.012, chance: float = 0.104) -> Result:
+    rows = [
+        {"lens": lens, "layer": layer, "k": k, "truth": truth}
+        | around(min(0.98, value + 0.003 * k + 0.0017 * layer * (1 if lens == "LogitLens" else -1)))
+        | {"tokens": 585, "images": 37}
+        for lens, own in (("EmbedLens", embed), ("LogitLens", logit))
+        for layer in range(LAYERS + 1)
+        for k in (1, 5, 10)
+        for truth, value in (("own", own), ("permuted", chance))
+    ]
+    return Result("lens_hits", pd.DataFrame(rows), meta=META)
+
+
+def class_agreement() -> Result:
+    rows = []
+    for shown, alive, tokens in (("background", 0.014, 2191), ("object", 0.993, 585)):
+        for name, value in (("sink", 0.0), ("dead", 1 - alive), ("alive", alive)):
+            row = {"shown": shown, "class": name, **around(value), "tokens": tokens}
+            rows.append(row)
+    return Result("class_agreement", pd.DataFrame(rows), meta=META)
+
+
+def alignment(
+    peak: int = 0, text_norms: tuple[float, ...] = (0.8, 39.5, 47.0, 52.1, 57.3)
+) -> Result:
+    rows: list[dict[str, Any]] = []
+    for comparison in ("entry", "same layer"):
+        for centred in (False, True):
+            place = {"comparison": comparison, "centred": centred}
+            top = peak if comparison == "entry" else LAYERS
+            for layer in range(LAYERS + 1):
+                value = 0.361 - 0.021 * abs(layer - top) - 0.043 * centred
+                common = {"measure": "cosine", **place, "layer": layer}
+                rows.append({**common, "states": "visual", **around(value)})
+                rows.append({**common, "states": "random", **around(0.163 + 0.002 * layer)})
+            rows.append({"measure": "peak layer", **place, "states": "visual", "value": float(top)})
+    for layer, norm in enumerate(text_norms):
+        for states, value in (("text", norm), ("visual", 16.0 + layer), ("entry", 15.8)):
+            row = {"measure": "norm", "states": states, "layer": layer, **around(value, 1)}
+            rows.append(row)
+    matched = float(np.abs(np.array(text_norms) - 15.8).argmin())
+    rows.append({"measure": "norm-matched layer", "states": "text", "value": matched})
+    frame = pd.DataFrame(rows)
+    frame["layer"] = frame["layer"].astype("Int64")
+    frame["centred"] = frame["centred"].astype("boolean")
+    more = {"tokens": "alive", "visual_tokens": 857, "texts": 96, "text_tokens": 2360}
+    return Result("alignment", frame, meta={**META, **more})
+
+
+def ablation(attention: float = -0.073, ffn: float = -0.146, spread: float = 0.042) -> Result:
+    rows: list[dict[str, Any]] = []
+
+    def add(operation: str, scope: str, layer: int | None, task: str, change: float) -> None:
+        row: dict[str, Any] = {"operation": operation, "scope": scope, "layer": layer, "task": task}
+        for name, value in (("accuracy", 0.729 + change), ("difference", change), ("logprob", -1)):
+            row |= {name: value, f"{name}_low": value - spread, f"{name}_high": value + spread}
+        rows.append({**row, "layers": "", "examples": 96 if task == "all" else 23, "images": 37})
+
+    for task in ("all", "count", "shape"):
+        add("none", "clean", None, task, 0.0)
+        add("none", "wrong image", None, task, -0.521)
+        for operation, change in (("attention", attention), ("ffn", ffn)):
+            more = -0.03 if task == "count" else 0.0
+            for layer in range(LAYERS):
+                add(operation, "single", layer, task, (change + more) / (2 + layer))
+                add(operation, "below", layer + 1, task, change + more)
+                add(operation, "above", layer, task, change + more)
+    frame = pd.DataFrame(rows)
+    frame["layer"] = frame["layer"].astype("Int64")
+    meta = {"reference": "the given answers", "tasks": ["count", "shape"], "examples": 96}
+    return Result("ablation", frame, meta={**META, **meta, "prompts": ["what is this ?"]})
+
+
+def all_results() -> list[Result]:
+    return [token_map(), lens_hits(), class_agreement(), sparsity(), alignment(), ablation()]
+
+
+PICTURE = b"\x89PNG not really"
+
+
+def page(report: Report) -> str:
+    return render(report, {result.name: PICTURE for result in report.results})
+
+
+def said(result: Result) -> str:
+    return " ".join(sentences(result))
+
+
+def written(result: Result) -> set[str]:
+    """Every number of a table (and every count in its record) in every way it may be written."""
+    forms = {"10"}  # questions a task needs before a sentence is said about it
+    values: Iterator[float] = (
+        float(value)
+        for column in result.frame.select_dtypes("number")
+        for value in result.frame[column].dropna()
+    )
+    counts = [value for value in result.meta.values() if type(value) is int]
+    for value in [*values, *counts]:
+        for form in (f"{value:.0f}", f"{value:.1f}", f"{value:.2f}", f"{100 * value:.1f}"):
+            forms |= {form.lstrip("-"), form}
+    return forms
+
+
+@pytest.mark.parametrize("result", all_results()[1:], ids=lambda result: result.name)
+def test_every_number_that_is_said_stands_in_the_table(result: Result) -> None:
+    known = written(result)
+    for sentence in sentences(result):
+        for number in re.findall(r"(?<![\w.])[−+]?\d+(?:\.\d+)?", sentence):
+            assert number.lstrip("−+") in known, f"{number} in {sentence!r}"
+
+
+def test_words_are_counted_and_their_cosine_is_the_median() -> None:
+    first, second = sentences(token_map())
+    assert "6 alive tokens of 2 images" in first
+    assert "“yellow” 4× and “b” 2×" in first
+    assert "median cosine 0.43" in first
+    assert "“noisy” 2×" in second
+
+
+@pytest.mark.parametrize(
+    ("result", "expected", "unexpected"),
+    [
+        (sparsity(), "No sink tokens were found", "are sink"),
+        (sparsity(0.6, 0.3, 0.1), "10.0 % (8.9 to 11.1) are sink", "were found"),
+        (sparsity(1.0, 0.0, 0.0), "No sink and dead tokens were found", "Dead tokens of"),
+        (sparsity(), "Dead tokens of different images are far more alike", "less alike"),
+        (alignment(peak=0), "where the paper argues for intermediate", "as the paper argues"),
+        (alignment(peak=2), "an intermediate layer, as the paper argues", "the paper argues for"),
+        (alignment(peak=LAYERS), "the end of the model, where the paper", "as the paper argues"),
+        (alignment(), "but no layer is close", "nothing"),
+        (alignment(2, (0.8, 16.1, 47.0, 52.1, 57.3)), "of layer 1 (median 16.1), an", "is close"),
+        (lens_hits(), "so the words come from the patch itself", "come from luck"),
+        (lens_hits(embed=0.1), "which is not clearly different", "so the words come"),
+        (lens_hits(logit=0.01), "the tokens say nothing yet", "come from luck"),
+        (ablation(), "without attention −7.3 points (−11.5 to −3.1), a loss", "a gain"),
+        (ablation(0.1, 0.1), "+10.0 points (+5.8 to +14.2), a gain", "a loss"),
+        (ablation(-0.01, 0.02), "no clear change", "a loss"),
+        (ablation(), "that needs the FFN most is layer 0", "nothing"),
+        (ablation(-0.01, -0.01), "No single layer clearly needs attention", "needs attention most"),
+        (ablation(), "lose without attention (intervals not corrected", "nothing at all"),
+    ],
+)
+def test_the_wording_follows_the_numbers(result: Result, expected: str, unexpected: str) -> None:
+    assert expected in said(result)
+    assert unexpected not in said(result)
+
+
+def test_a_missing_control_is_said_not_shown_as_a_number() -> None:
+    result = ablation()
+    wrong = result.frame["scope"] == "wrong image"
+    result.frame.loc[wrong, ["accuracy", "accuracy_low", "accuracy_high"]] = np.nan
+    assert "no second image for a wrong-image control" in said(result)
+    assert "nan" not in said(result)
+
+
+def test_without_intervals_none_is_written() -> None:
+    result = ablation()
+    result.frame.loc[:, result.frame.columns.str.endswith(("_low", "_high"))] = np.nan
+    assert "nan" not in said(result)
+    assert "without attention −7.3 points;" in said(result)
+
+
+def verdict(part: str, *results: Result) -> Claim:
+    made = claims({result.name: result for result in results})
+    (claim,) = [claim for claim in made if part in claim.claim]
+    return claim
+
+
+@pytest.mark.parametrize(
+    ("part", "result", "expected"),
+    [
+        ("60 %", sparsity(0.278), "differs"),
+        ("60 %", sparsity(0.61, 0.3, 0.09), "agrees"),
+        ("sink", sparsity(), "differs"),
+        ("sink", sparsity(0.6, 0.3, 0.1), "agrees"),
+        ("much alike", sparsity(), "agrees"),
+        ("layer to layer", sparsity(), "partly"),
+        ("intermediate layers", alignment(0), "differs"),
+        ("intermediate layers", alignment(2), "agrees"),
+        ("intermediate layers", alignment(LAYERS), "differs"),
+        ("Norms of entering", alignment(0, (0.8, 16.1, 47.0, 52.1, 57.3)), "agrees"),
+        ("Norms of entering", alignment(), "differs"),
+        ("carry meaning", lens_hits(), "agrees"),
+        ("carry meaning", lens_hits(embed=0.1), "unclear"),
+        ("better than LogitLens", lens_hits(), "agrees"),
+        ("better than LogitLens", lens_hits(embed=0.01, logit=0.9), "differs"),
+        ("Visual attention", ablation(-0.073), "unclear"),
+        ("Visual attention", ablation(0.0), "agrees"),
+        ("Visual FFN", ablation(ffn=-0.3), "differs"),
+    ],
+)
+def test_verdicts_follow_the_numbers(part: str, result: Result, expected: str) -> None:
+    assert verdict(part, result).verdict == expected
+
+
+def test_second_hand_claims_are_marked() -> None:
+    assert verdict("10 % are sink", sparsity()).source == "second-hand"
+    assert verdict("60 %", sparsity()).source == "abstract"
+    text = page(demo_report(all_results()))
+    assert "second-hand" in text
+    assert "a difference is no refutation" in text
+
+
+def test_nothing_that_was_typed_becomes_markup() -> None:
+    results = [token_map(HOSTILE), sparsity(), alignment(), ablation()]
+    hostile = [
+        Result(r.name, r.frame, r.tensors, {**r.meta, "model": HOSTILE, "command": HOSTILE})
+        for r in results
+    ]
+    hostile[-1].meta["prompts"][0] = HOSTILE  # type: ignore[index]
+    text = page(analysis_report(hostile, own_texts=False))
+    assert "<script" not in text
+    assert "alert(&#39;x&#39;)" in text
+    assert "{{ 7*7 }}" in text  # written, not computed
+
+
+def test_the_page_needs_nothing_from_outside() -> None:
+    text = page(demo_report(all_results()))
+    assert "http://" not in text
+    assert "https://" not in text
+    assert re.findall(r'src="(?!data:)', text) == []
+    assert "default-src 'none'" in text
+    assert text.count("data:image/png;base64,") == 6
+
+
+def test_every_analysis_has_its_section_in_order() -> None:
+    text = page(demo_report(all_results()))
+    ids = re.findall(r'<section id="([^"]+)"', text)
+    names = [result.name for result in all_results()]
+    assert ids == [*names, "claims", "limitations", "run"]
+    for result in all_results():
+        assert sentences(result)
+
+
+def test_few_images_are_a_limitation() -> None:
+    def limits(images: int, own_texts: bool = True) -> str:
+        results = [
+            Result(r.name, r.frame, r.tensors, {**r.meta, "images": images})
+            for r in (token_map(), ablation())
+        ]
+        return " ".join(analysis_report(results, own_texts=own_texts).limitations)
+
+    assert "With a single image" in limits(1)
+    assert "3 images are few" in limits(3)
+    assert "are few" not in limits(16)
+    assert "--text" in limits(16, own_texts=False)
+
+
+def test_the_report_folder_is_complete_and_refuses_to_replace(tmp_path: Path) -> None:
+    report = demo_report(all_results())
+    steps: list[str] = []
+    made = write_report(
+        report, tmp_path / "r", progress=lambda doing, done, total: steps.append(doing)
+    )
+    assert made == tmp_path / "r" / "report.html"
+    for result in report.results:
+        assert (tmp_path / "r" / "figures" / f"{result.name}.png").stat().st_size > 1000
+        assert (tmp_path / "r" / "figures" / f"{result.name}.pdf").read_bytes()[:5] == b"%PDF-"
+        loaded = Result.load(tmp_path / "r" / "tables" / result.name)
+        pd.testing.assert_frame_equal(loaded.frame, result.frame)
+    assert steps == ["drawing"] * 6
+    with pytest.raises(InputError, match="exists"):
+        write_report(report, tmp_path / "r")
+    write_report(report, tmp_path / "r", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
