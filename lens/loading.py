@@ -36,6 +36,7 @@ def load_model(
     source = str(SHIPPED if name is None else name)
     label = "embedlens-shipped" if name is None else source
     _check_folder(source)
+    _check_dtype(dtype)
     where = _device(device)
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = _attempt(source, lambda: AutoConfig.from_pretrained(source, **hub))
@@ -78,6 +79,13 @@ def _device(device: str | torch.device | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {str(device)!r} is not available here: {reason}") from None
     return chosen
+
+
+def _check_dtype(dtype: str | torch.dtype | None) -> None:
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype in (None, "auto") or (isinstance(named, torch.dtype) and named.is_floating_point):
+        return
+    raise InputError(f"no dtype {str(dtype)!r}: float32, bfloat16, float16 or auto")
 
 
 def _check_folder(source: str) -> None:
