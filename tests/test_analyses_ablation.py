@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from embedlens import InputError, Markers, VisualLM
 from embedlens.analyses import Example, Result, ablation
 from embedlens.analyses.ablation import _check, _layer_sets, _wrong_images

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from embedlens import Batch, InputError, TokenClasses, VisualLM
 from embedlens.analyses import Result, alignment
 from embedlens.analyses.rows import one, select
@@ -46,12 +46,14 @@ def plain_text_states(plain: Any, layer: int) -> np.ndarray:
         kept: list[torch.Tensor] = []
         if layer < tiny.LAYERS:
             handle = layers[layer].register_forward_pre_hook(
-                lambda _, args, kwargs: kept.append(args[0] if args else kwargs["hidden_states"]),
+                lambda _, args, kwargs, kept=kept: kept.append(
+                    args[0] if args else kwargs["hidden_states"]
+                ),
                 with_kwargs=True,
             )
         else:
             handle = plain.model.language_model.norm.register_forward_pre_hook(
-                lambda _, args: kept.append(args[0])
+                lambda _, args, kept=kept: kept.append(args[0])
             )
         with torch.no_grad():
             plain(**tokenizer(text, return_tensors="pt"))

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from embedlens import Batch, InputError, Markers, TokenClasses, VisualLM
 from embedlens.analyses import class_agreement, lens_hits, sparsity, token_map
 from embedlens.analyses.lens_hits import _first_hit

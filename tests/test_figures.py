@@ -1,4 +1,4 @@
-"""Figures one can read: nothing clipped, nothing on top of anything, one palette, no side effects."""
+"""Figures one can read: nothing clipped or covered, one palette, no side effects."""
 
 from __future__ import annotations
 
