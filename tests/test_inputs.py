@@ -178,6 +178,15 @@ def test_the_sequence_starts_with_exactly_one_bos(model: VisualLM, template: boo
     assert int(ids[0]) == tiny.VOCABULARY.index("<s>")
 
 
+def test_a_template_that_writes_bos_does_not_double_it() -> None:
+    built = tiny.build()
+    built.processor.chat_template = "<s>" + tiny.CHAT
+    model = VisualLM(built.model, built.processor)
+    ids = model.encode(tiny.image(0), "what is this ?").inputs["input_ids"][0].tolist()
+    assert ids.count(tiny.VOCABULARY.index("<s>")) == 1
+    assert tiny.VOCABULARY.index("<unk>") not in ids
+
+
 def test_the_shipped_models_template_is_its_training_prompt(shipped: VisualLM) -> None:
     batch = shipped.encode(tiny.image(0, (64, 64)), "what color is the circle ?")
     ids = batch.inputs["input_ids"][0].tolist()

@@ -1,4 +1,4 @@
-"""The report says what its tables say, in words that depend on them, and nothing a user typed runs."""
+"""The report says what its tables say, and nothing that a user typed runs."""
 
 from __future__ import annotations
 

@@ -131,12 +131,15 @@ def test_a_save_that_stops_half_way_leaves_the_old_result_and_nothing_else(
 
 
 def test_a_folder_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    def interfere() -> None:
+        (tmp_path / "r").mkdir()
+        (tmp_path / "r" / "file").write_text("of another process")
+
     with (
         pytest.raises(InputError, match="exists"),
         written_at_once(tmp_path / "r", overwrite=False, mark="m"),
     ):
-        (tmp_path / "r").mkdir()
-        (tmp_path / "r" / "file").write_text("of another process")
+        interfere()
     assert (tmp_path / "r" / "file").read_text() == "of another process"
 
 
