@@ -43,8 +43,8 @@ class _Reader:
                 left=ast.UnaryOp(op=ast.Invert(), operand=operand), op=ast.Sub() as hyphen
             ):
                 # ... and ~vit-sink as (~vit) - sink.
-                name = ast.BinOp(left=operand, op=hyphen, right=node.right)
-                return Not(self.read(ast.copy_location(name, operand)))
+                joined = ast.BinOp(left=operand, op=hyphen, right=node.right)
+                return Not(self.read(ast.copy_location(joined, operand)))
             case ast.BinOp(left=left, op=ast.BitAnd(), right=right):
                 return And(self.read(left), self.read(right))
             case ast.BinOp(left=left, op=ast.BitOr(), right=right):
