@@ -115,12 +115,13 @@ def analyze(
 
 def _quiet() -> None:
     """Keep libraries from writing between our lines."""
-    from huggingface_hub.utils import disable_progress_bars  # noqa: PLC0415  not for --help
-    from transformers.utils import logging  # noqa: PLC0415
+    # Neither is imported for --help, and neither declares types for these functions.
+    import huggingface_hub.utils as hub  # noqa: PLC0415
+    import transformers.utils.logging as transformers_log  # noqa: PLC0415
 
-    disable_progress_bars()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    hub.disable_progress_bars()  # type: ignore[attr-defined]
+    transformers_log.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_log.set_verbosity_error()  # type: ignore[no-untyped-call]
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 
