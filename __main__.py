@@ -165,6 +165,7 @@ def _interrupt(*_: object) -> None:
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 bug, 2 refused with one line, 130 interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
+    code: Any
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):

@@ -192,6 +192,7 @@ def test_version_and_help(run: Any) -> None:
         assert "analyze" in out
 
 
+@pytest.mark.timeout(1200)
 def test_analyze_on_files_writes_the_whole_report(run: Any, tmp_path: Path) -> None:
     files = []
     for i, scene in enumerate(scenes(3)):
@@ -234,14 +235,17 @@ def test_the_built_in_sentences_are_plain_and_different() -> None:
 def test_a_signal_in_the_middle_leaves_nothing(
     tmp_path: Path, picture: str, stop: signal.Signals
 ) -> None:
+    code = "from embedlens.__main__ import main; print('ready', flush=True); main()"
     process = subprocess.Popen(
-        [sys.executable, "-m", "embedlens", *analyze(picture)],
+        [sys.executable, "-c", code, *analyze(picture)],
         cwd=tmp_path,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    # Its handlers are set before anything heavy is imported by the command.
-    time.sleep(8)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(1)  # into the imports, the loading or the analysis, as fast as the machine is
     process.send_signal(stop)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
