@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from .result import Result
 from .rows import one, select
-from .wording import apart, difference, estimate, number, share
+from .wording import apart, depth, difference, estimate, number, share
 
 Verdict = Literal["agrees", "partly", "differs", "unclear"]
 
@@ -135,27 +135,34 @@ def _alignment(result: Result) -> list[Claim]:
         int(one(result.frame, measure="peak layer", comparison="entry", centred=c)["value"])
         for c in (False, True)
     ]
-    inside = [0 < peak < last for peak in peaks]
+    places = [depth(peak, last) for peak in peaks]
+    inside = [place not in ("embedding", "end") for place in places]
     matched = int(one(result.frame, measure="norm-matched layer")["value"])
     text = one(result.frame, measure="norm", states="text", layer=matched)["value"]
     entry = one(result.frame, measure="norm", states="entry", layer=0)["value"]
+    close = max(entry, text) <= 1.5 * min(entry, text)
     return [
         Claim(
             "Alive tokens align with intermediate layers rather than with the input embeddings "
             "(here: by direction).",
             ABSTRACT,
             f"nearest layer {peaks[0]} raw, {peaks[1]} centred, of 0 to {last}",
-            "agrees" if all(inside) else "partly" if any(inside) else "differs",
+            "agrees" if set(places) == {"middle"} else "partly" if any(inside) else "differs",
         ),
         Claim(
             "Norms of entering visual tokens match those of text in middle layers.",
             SECOND_HAND,
             f"nearest layer {matched}: text {number(text, 1)}, visual {number(entry, 1)}",
-            "agrees"
-            if 0 < matched < last and max(entry, text) <= 1.5 * min(entry, text)
-            else "differs",
+            _in_the_middle(matched, last) if close else "differs",
         ),
     ]
+
+
+def _in_the_middle(layer: int, last: int) -> Verdict:
+    place = depth(layer, last)
+    if place == "middle":
+        return "agrees"
+    return "differs" if place in ("embedding", "end") else "partly"
 
 
 def _ablation(result: Result) -> list[Claim]:

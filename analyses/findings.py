@@ -9,7 +9,7 @@ import pandas as pd
 from ..lens.classes import CLASS_NAMES
 from .result import Result
 from .rows import one, select
-from .wording import apart, difference, estimate, listing, number, share
+from .wording import apart, depth, difference, estimate, listing, number, share
 
 _MOST_WORDS = 6
 _OPERATIONS = {"attention": "attention", "ffn": "the FFN"}
@@ -188,11 +188,13 @@ def _alignment(result: Result) -> list[str]:
 
 
 def _against_the_paper(layer: int, last: int) -> str:
-    if layer == 0:
-        return "the input embeddings, where the paper argues for intermediate layers"
-    if layer == last:
-        return "the end of the model, where the paper argues for intermediate layers"
-    return "an intermediate layer, as the paper argues"
+    return {
+        "embedding": "the input embeddings, where the paper argues for intermediate layers",
+        "shallow": "behind the input embeddings, but not in the middle that the paper argues for",
+        "middle": "an intermediate layer, as the paper argues",
+        "deep": "inside the model, but behind the middle that the paper argues for",
+        "end": "the end of the model, where the paper argues for intermediate layers",
+    }[depth(layer, last)]
 
 
 def _ablation(result: Result) -> list[str]:

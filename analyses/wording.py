@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from math import isnan
-from typing import Any
+from typing import Any, Literal
 
 
 def percent(value: float) -> str:
@@ -54,3 +54,15 @@ def _bounds(row: Mapping[str, Any], key: str, write: Any) -> str:
     names = ("low", "high") if key == "value" else (f"{key}_low", f"{key}_high")
     low, high = (float(row[name]) for name in names)
     return "" if isnan(low) else f" ({write(low)} to {write(high)})"
+
+
+Depth = Literal["embedding", "shallow", "middle", "deep", "end"]
+
+
+def depth(layer: int, last: int) -> Depth:
+    """Where a residual stream lies; the middle is the middle half of the layers (our reading)."""
+    if layer in (0, last):
+        return "end" if layer else "embedding"
+    if 4 * layer < last:
+        return "shallow"
+    return "middle" if 4 * layer <= 3 * last else "deep"

@@ -131,7 +131,8 @@ class PatchTokens(Operation):
     Layers are counted by the residual stream *entering* them; ``n_layers`` is the stream after
     the last one. Forwards (``source <= target``) happens within one pass, and skips what lies
     between for these tokens. Backwards takes the states from a first pass over the same batch,
-    in which every operation of the plan but its backward patches is in force.
+    in which every operation of the plan but its backward patches is in force; that pass runs
+    here even when the second one runs remotely.
 
     Attributes:
         source: Layer whose input is read.

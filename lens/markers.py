@@ -90,8 +90,9 @@ class Markers:
         one another exceeds their mean cosine to all other tokens by ``min_separation``. Its class
         is ``vit-sink`` if the vision tower gives these tokens outlying norms, ``llm-sink`` if
         inside the language model they turn towards the first token of the sequence, and else
-        ``dead``. This is our recipe; the paper's own for models other than LLaVA-1.5 is not
-        known (it clusters by similarity).
+        ``dead``. Images that are much alike make their content recur too: only over varied images
+        do the classes mean what they say. This is our recipe; the paper's own for models other
+        than LLaVA-1.5 is not known (it clusters by similarity).
 
         Args:
             model: The model.

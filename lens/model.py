@@ -34,7 +34,8 @@ class VisualLM:
 
     Args:
         hf_model: An image-text-to-text model of transformers, in memory. Its weights, hooks and
-            settings stay as they are; its modules' forwards become traceable by nnsight.
+            settings stay as they are, except that it is put into evaluation mode; its modules'
+            forwards become traceable by nnsight.
         processor: Its processor; loaded from the model's own ``name_or_path`` when None.
 
     Raises:

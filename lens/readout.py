@@ -100,11 +100,14 @@ class EmbedLens:
         """The k nearest words of each state.
 
         Raises:
-            InputError: States of another width, not finite, or k outside the vocabulary.
+            InputError: States of another width, not finite or all zero, or k outside the
+                vocabulary.
         """
         return _read(states, self._embeddings, k, self._tokenizer, self._top_k)
 
     def _top_k(self, states: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        if not bool(states.any(1).all()):
+            raise InputError("a state of zeros only has no direction, and so no nearest word")
         rows = torch.nn.functional.normalize(states.float(), dim=1, eps=1e-30)
 
         def cosines(words: slice) -> Tensor:

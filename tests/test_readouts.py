@@ -180,6 +180,13 @@ def test_reading_leaves_the_states_alone(model: VisualLM, states: Tensor) -> Non
     assert torch.equal(states, before)
 
 
+def test_a_state_without_direction_has_no_nearest_word(shipped: VisualLM) -> None:
+    states = torch.ones(3, shipped.anatomy.hidden_size)
+    states[1] = 0
+    with pytest.raises(InputError, match="no direction"):
+        EmbedLens(shipped).read(states, 2)
+
+
 def test_object_patches_read_as_their_colour_or_kind(shipped: VisualLM) -> None:
     """On held-out scenes, against the same words dealt out to other patches.
 

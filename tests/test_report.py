@@ -19,6 +19,7 @@ from embedlens.analyses.claims import Claim, claims
 from embedlens.analyses.demo import demo_report
 from embedlens.analyses.findings import sentences
 from embedlens.analyses.report import Report, render, write_report
+from embedlens.analyses.wording import depth
 
 LAYERS = 4
 HOSTILE = "<script>alert('x')</script>\"'&{{ 7*7 }}"
@@ -352,3 +353,18 @@ def test_the_report_folder_is_complete_and_refuses_to_replace(tmp_path: Path) ->
         write_report(report, tmp_path / "r")
     write_report(report, tmp_path / "r", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (0, "embedding"),
+        (1, "shallow"),
+        (2, "middle"),
+        (6, "middle"),
+        (7, "deep"),
+        (8, "end"),
+    ],
+)
+def test_only_the_middle_half_of_the_layers_is_the_middle(layer: int, expected: str) -> None:
+    assert depth(layer, last=8) == expected
