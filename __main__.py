@@ -120,6 +120,7 @@ def _quiet() -> None:
     import transformers.utils.logging as transformers_log  # noqa: PLC0415
 
     hub.disable_progress_bars()  # type: ignore[attr-defined]
+    hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_log.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_log.set_verbosity_error()  # type: ignore[no-untyped-call]
     if not sys.warnoptions:

@@ -23,11 +23,11 @@ def refuse_existing(target: Path, *, overwrite: bool, mark: str) -> None:
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise InputError(f"{target} is in the way and is not a folder: choose another place")
-    if not target.exists() or not any(target.iterdir()):
+    if not target.exists():
         return
     if not overwrite:
-        raise InputError(f"{target} exists: choose another folder, or ask for it to be overwritten")
-    if not (target / mark).is_file():
+        raise InputError(f"{target} exists: choose another folder, or overwrite it (--overwrite)")
+    if any(target.iterdir()) and not (target / mark).is_file():
         raise InputError(
             f"{target} has no {mark}, so embedlens did not write it and will not overwrite it: "
             "choose another folder"

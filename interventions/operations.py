@@ -83,6 +83,17 @@ class Operation(BaseModel, ABC):
         """
 
 
+def _zeroed(
+    operation: Operation, layers: str, addends: tuple[str, ...], target: Target
+) -> list[Step]:
+    """Zero the output of each chosen layer's module at the operation's tokens."""
+    return [
+        step
+        for layer in layer_indices(layers, len(addends))
+        for step in target.at(operation, {"do": "zero", "path": addends[layer]})
+    ]
+
+
 class AblateAttention(Operation):
     r"""Freeze: what the tokens gather by attention is not added to the residual stream.
 
@@ -97,12 +108,7 @@ class AblateAttention(Operation):
 
     def lower(self, target: Target) -> list[Step]:
         """Zero the attention addend at the chosen tokens, layer by layer."""
-        anatomy = target.model.anatomy
-        return [
-            step
-            for layer in layer_indices(self.layers, anatomy.n_layers)
-            for step in target.at(self, {"do": "zero", "path": anatomy.attention[layer]})
-        ]
+        return _zeroed(self, self.layers, target.model.anatomy.attention, target)
 
 
 class ZeroFFN(Operation):
@@ -117,12 +123,7 @@ class ZeroFFN(Operation):
 
     def lower(self, target: Target) -> list[Step]:
         """Zero the FFN addend at the chosen tokens, layer by layer."""
-        anatomy = target.model.anatomy
-        return [
-            step
-            for layer in layer_indices(self.layers, anatomy.n_layers)
-            for step in target.at(self, {"do": "zero", "path": anatomy.ffn[layer]})
-        ]
+        return _zeroed(self, self.layers, target.model.anatomy.ffn, target)
 
 
 class PatchTokens(Operation):

@@ -128,6 +128,12 @@ def test_sentences_that_are_not_there(run: Any, tmp_path: Path, picture: str) ->
     refused(run, tmp_path, analyze(picture, text="binary.txt"), "UTF-8")
 
 
+def test_an_existing_folder_even_if_empty(run: Any, tmp_path: Path, picture: str) -> None:
+    (tmp_path / "report").mkdir()
+    refused(run, tmp_path, analyze(picture), "report", "exists")
+    assert not any((tmp_path / "report").iterdir())
+
+
 def test_an_existing_folder(run: Any, tmp_path: Path, picture: str) -> None:
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "mine.txt").write_text("precious")
