@@ -9,9 +9,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import huggingface_hub.utils as hub
+import transformers.utils.logging as transformers_log
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from embedlens.analyses import analyze as analysis
+from embedlens.analyses import demo as demonstration
+from embedlens.analyses import report
+from embedlens.lens import EmbedlensError, VisualLM
+from embedlens.lens.encoding import read_image
 
 REFUSED, INTERRUPTED = 2, 130
 
@@ -50,10 +58,6 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """Look into the small model that comes along, on scenes whose truth is known."""
-    from embedlens.analyses import demo as demonstration  # noqa: PLC0415  takes seconds to import
-    from embedlens.analyses import report  # noqa: PLC0415
-    from embedlens.lens import VisualLM  # noqa: PLC0415
-
     _quiet()
     report.check_folder(out, overwrite=overwrite)
     with _progress() as progress:
@@ -87,11 +91,6 @@ def analyze(
     overwrite: Overwrite = False,
 ) -> None:
     """Look into any model with your own images."""
-    from embedlens.analyses import analyze as analysis  # noqa: PLC0415  takes seconds to import
-    from embedlens.analyses import report  # noqa: PLC0415
-    from embedlens.lens import VisualLM  # noqa: PLC0415
-    from embedlens.lens.encoding import read_image  # noqa: PLC0415
-
     _quiet()
     report.check_folder(out, overwrite=overwrite)
     pictures = [read_image(path) for path in image]
@@ -115,10 +114,6 @@ def analyze(
 
 def _quiet() -> None:
     """Keep libraries from writing between our lines."""
-    # Neither is imported for --help, and neither declares types for these functions.
-    import huggingface_hub.utils as hub  # noqa: PLC0415
-    import transformers.utils.logging as transformers_log  # noqa: PLC0415
-
     hub.disable_progress_bars()  # type: ignore[attr-defined]
     hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_log.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -185,8 +180,6 @@ def main() -> None:
 
 def _refusal(error: Exception) -> str | None:
     """The message about what the user can mend; None for everything else."""
-    from embedlens.lens.errors import EmbedlensError  # noqa: PLC0415  not for --help
-
     if isinstance(error, EmbedlensError):
         return str(error)
     # typer brings its own copy of click from some version on: know its errors by what they can.
