@@ -1,0 +1,167 @@
+"""Families that show an image twice: squeezed into one tile, then as tiles of a padded canvas.
+
+The canvas is put together again before the tokens are laid out, so tokens come in rows that run
+across tiles, rows of padding are cut off, and a learned "newline" ends each line, under the same id
+as the patches. Nothing but the image's size tells where a line ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from families.family import Family, family, random_model, tokenizer
+from families.parts import fed, offline, text_sizes
+from families.rasters import CALM, USER, begins, chat_of
+
+PATCH, SIDE = 8, 4
+TILE = PATCH * SIDE
+# Canvases are (height, width), unlike sizes of images.
+CANVASES = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE]]
+
+
+def _clip() -> Any:
+    from transformers import CLIPVisionConfig
+
+    return CLIPVisionConfig(
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=TILE,
+        patch_size=PATCH,
+    )
+
+
+def _tiles() -> dict[str, Any]:
+    return {
+        "size": {"shortest_edge": TILE},
+        "crop_size": {"height": TILE, "width": TILE},
+        "image_grid_pinpoints": CANVASES,
+    }
+
+
+@family("llava_next")
+def llava_next() -> Family:
+    from transformers import (
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextProcessor,
+        MistralConfig,
+    )
+    from transformers.models.llava_next import LlavaNextImageProcessorPil
+
+    tok = begins(tokenizer(image_token="<image>"))
+    config = LlavaNextConfig(
+        vision_config=_clip(),
+        text_config=MistralConfig(**text_sizes(tok), sliding_window=None),
+        image_token_index=tok.image_token_id,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_grid_pinpoints=CANVASES,
+        image_seq_length=SIDE * SIDE,
+    )
+    prompt, size = "user : <image> what is this ? a :", (6 * PATCH, TILE)
+    made = LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessorPil(**_tiles()),
+        tokenizer=tok,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=USER,
+    )
+    model = random_model(lambda: LlavaNextForConditionalGeneration(config), calm=CALM)
+    return Family(model, made, prompt, fed(made, prompt, size), size)
+
+
+@family("llava_next_video")
+def llava_next_video() -> Family:
+    from transformers import (
+        LlamaConfig,
+        LlavaNextVideoConfig,
+        LlavaNextVideoForConditionalGeneration,
+        LlavaNextVideoProcessor,
+    )
+    from transformers.models.llava_next import LlavaNextImageProcessorPil
+
+    tok = begins(tokenizer(image_token="<image>", video_token="<video>"))
+    config = LlavaNextVideoConfig(
+        vision_config=_clip(),
+        text_config=LlamaConfig(**text_sizes(tok)),
+        image_token_index=tok.image_token_id,
+        video_token_index=tok.video_token_id,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_grid_pinpoints=CANVASES,
+        image_seq_length=SIDE * SIDE,
+        video_seq_length=2 * (SIDE // 2) ** 2,
+    )
+    prompt, size = "user : <image> what is this ? a :", (TILE, 6 * PATCH)
+    made = offline(LlavaNextVideoProcessor)(
+        video_processor=None,
+        image_processor=LlavaNextImageProcessorPil(**_tiles()),
+        tokenizer=tok,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=USER,
+    )
+    model = random_model(lambda: LlavaNextVideoForConditionalGeneration(config), calm=CALM)
+    return Family(model, made, prompt, fed(made, prompt, size), size)
+
+
+def _onevision(aspect: str, size: tuple[int, int]) -> Family:
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionProcessor,
+        Qwen2Config,
+        SiglipVisionConfig,
+    )
+    from transformers.models.llava_onevision import LlavaOnevisionImageProcessorPil
+
+    tok = tokenizer(
+        image_token="<image>", video_token="<video>", special=("<|im_start|>", "<|im_end|>")
+    )
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(
+            hidden_size=24,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=TILE,
+            patch_size=PATCH,
+            vision_use_head=False,
+        ),
+        text_config=Qwen2Config(**text_sizes(tok)),
+        image_token_index=tok.image_token_id,
+        video_token_index=tok.video_token_id,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_grid_pinpoints=CANVASES,
+        vision_aspect_ratio=aspect,
+    )
+    prompt = "<|im_start|>user\n<image>\nwhat is this ?<|im_end|>\n<|im_start|>assistant\n"
+    made = offline(LlavaOnevisionProcessor)(
+        image_processor=LlavaOnevisionImageProcessorPil(
+            size={"height": TILE, "width": TILE}, image_grid_pinpoints=CANVASES
+        ),
+        tokenizer=tok,
+        video_processor=None,
+        num_image_tokens=SIDE * SIDE,
+        vision_feature_select_strategy="full",
+        chat_template=chat_of("<image>\n", "<video>\n"),
+        vision_aspect_ratio=aspect,
+    )
+    model = random_model(lambda: LlavaOnevisionForConditionalGeneration(config), calm=CALM)
+    return Family(model, made, prompt, fed(made, prompt, size), size)
+
+
+@family("llava_onevision")
+def llava_onevision() -> Family:
+    return _onevision("anyres_max_9", (2 * TILE, 6 * PATCH))
+
+
+@family("llava_onevision_shrunk")
+def llava_onevision_shrunk() -> Family:
+    """The canvas has more cells than allowed: its 6 rows of 8 are shrunk to 4 rows of 6."""
+    return _onevision("anyres_max_2", (2 * TILE, 6 * PATCH))

@@ -1,0 +1,157 @@
+"""Families that end every row of an image with a token: an image's tokens are not one run.
+
+Row breaks are text tokens with ids of their own, so the grid follows from the image's size after
+the processor resized it (``image_sizes``, or the processor's own arithmetic).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from families.family import Family, family, random_model, tokenizer
+from families.parts import chat, fed, text_sizes, vision_sizes
+from families.torchless import processors_of
+
+TEMPLATE = (
+    "<s>{% for message in messages %}[INST]{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}[IMG] {% else %}{{ part['text'] }} {% endif %}{% endfor %}"
+    "[/INST]{% endfor %}"
+)
+
+
+def _pixtral(patch: int, merge: int) -> tuple[Any, Any, Any]:
+    """Tokenizer, processor and vision configuration of the Pixtral tower."""
+    from transformers.models.pixtral import PixtralImageProcessorPil, PixtralVisionConfig
+
+    words = tokenizer(("[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]"))
+    processor = processors_of("pixtral.processing_pixtral").PixtralProcessor(
+        PixtralImageProcessorPil(
+            size={"longest_edge": 48}, patch_size={"height": patch, "width": patch}
+        ),
+        words,
+        patch_size=patch,
+        spatial_merge_size=merge,
+        chat_template=TEMPLATE,
+    )
+    vision = PixtralVisionConfig(**vision_sizes(image=48, patch=patch, hidden_size=32))
+    return words, processor, vision
+
+
+@family("mistral3")
+def mistral3() -> Family:
+    from transformers import Mistral3ForConditionalGeneration
+    from transformers.models.mistral import MistralConfig
+    from transformers.models.mistral3 import Mistral3Config
+
+    words, processor, vision = _pixtral(patch=4, merge=2)
+    config = Mistral3Config(
+        vision_config=vision,
+        text_config=MistralConfig(**text_sizes(words, head_dim=8, sliding_window=None)),
+        image_token_index=words.convert_tokens_to_ids("[IMG]"),
+        spatial_merge_size=2,
+    )
+    model = random_model(
+        lambda: Mistral3ForConditionalGeneration(config), calm=("vision_tower.transformer",)
+    )
+    prompt, size = "[IMG] what is this ?", (48, 32)
+    return Family(model, processor, prompt, fed(processor, prompt, size), size)
+
+
+@family("pixtral")
+def pixtral() -> Family:
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from transformers.models.mistral import MistralConfig
+
+    words, processor, vision = _pixtral(patch=8, merge=1)
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=MistralConfig(**text_sizes(words, head_dim=8, sliding_window=None)),
+        image_token_index=words.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    model = random_model(
+        lambda: LlavaForConditionalGeneration(config), calm=("vision_tower.transformer",)
+    )
+    prompt, size = "[IMG] what is this ?", (48, 32)
+    return Family(model, processor, prompt, fed(processor, prompt, size), size)
+
+
+@family("lighton_ocr")
+def lighton_ocr() -> Family:
+    """The Pixtral tower without breaks: the family's processor puts none in."""
+    from transformers import LightOnOcrForConditionalGeneration
+    from transformers.models.lighton_ocr import LightOnOcrConfig, LightOnOcrProcessor
+    from transformers.models.pixtral import PixtralImageProcessorPil, PixtralVisionConfig
+    from transformers.models.qwen3 import Qwen3Config
+
+    words = tokenizer(
+        ("<|im_start|>", "<|im_end|>"),
+        image_token="<|image_pad|>",
+        image_break_token="<|vision_pad|>",
+        image_end_token="<|vision_end|>",
+    )
+    processor = LightOnOcrProcessor(
+        PixtralImageProcessorPil(size={"longest_edge": 48}, patch_size={"height": 8, "width": 8}),
+        words,
+        patch_size=4,
+        spatial_merge_size=2,
+        chat_template=chat("<|image_pad|>", "<|im_start|>", "<|im_end|>"),
+    )
+    config = LightOnOcrConfig(
+        vision_config=PixtralVisionConfig(**vision_sizes(image=48, patch=4, hidden_size=32)),
+        text_config=Qwen3Config(**text_sizes(words, head_dim=8)),
+        image_token_id=words.image_token_id,
+        spatial_merge_size=2,
+    )
+    model = random_model(
+        lambda: LightOnOcrForConditionalGeneration(config), calm=("vision_encoder.transformer",)
+    )
+    prompt, size = "<|image_pad|> what is this ?", (48, 32)
+    return Family(model, processor, prompt, fed(processor, prompt, size), size)
+
+
+def _with_prefix(words: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The same words, no mark special, every text opened with "▁", which the processor cuts off."""
+    core = Tokenizer(WordLevel(words.get_vocab(), unk_token="<unk>"))
+    core.normalizer = normalizers.Prepend("▁ ")
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\|[A-Z]+\||<0x04>"), "isolated"),
+            pre_tokenizers.WhitespaceSplit(),
+        ]
+    )
+    named = {
+        f"{name}_token": getattr(words, f"{name}_token") for name in ("pad", "bos", "eos", "unk")
+    }
+    return PreTrainedTokenizerFast(tokenizer_object=core, **named)
+
+
+@family("fuyu")
+def fuyu() -> Family:
+    """No vision tower: patches go straight into the decoder, in front of the prompt."""
+    from transformers import FuyuConfig, FuyuForCausalLM, FuyuProcessor
+    from transformers.models.persimmon import PersimmonConfig
+
+    words = _with_prefix(tokenizer(("▁", "|SPEAKER|", "|NEWLINE|", "<0x04>")))
+    # The variant of the image processor on PIL hands the processor arrays it cannot use.
+    images = processors_of("fuyu.image_processing_fuyu")
+    processor = FuyuProcessor(
+        images.FuyuImageProcessor(
+            size={"height": 40, "width": 64}, patch_size={"height": 8, "width": 8}
+        ),
+        words,
+    )
+    config = FuyuConfig(
+        image_size=64,
+        patch_size=8,
+        image_token_id=words.convert_tokens_to_ids("|SPEAKER|"),
+        text_config=PersimmonConfig(**text_sizes(words, num_key_value_heads=4)),
+    )
+    model = random_model(lambda: FuyuForCausalLM(config))
+    prompt, size = "what is this ?", (44, 32)
+    return Family(model, processor, prompt, fed(processor, prompt, size), size)

@@ -1,0 +1,260 @@
+"""Families whose image is one square raster: a token per cell, in rows from the top, no markers.
+
+What differs is what happens to the image before it: cropped to its centre (llava and its kin) or
+padded to a square (deepseek_vl, janus). Both look the same in the ids, so only the image processor
+tells where a token is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from families.family import Family, family, random_model, tokenizer
+from families.parts import fed, offline, text_sizes
+
+PATCH, SIDE = 8, 4
+PIXELS = PATCH * SIDE
+# Output projections of CLIP, SigLIP and their like: a token then shows the pixels of its own cell.
+CALM = ("out_proj", "fc2", "self_attn.projection_layer")
+USER = (
+    "{% for message in messages %}user : {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% elif part['type'] == 'video' %}<video> "
+    "{% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}a :{% endif %}"
+)
+
+
+def chat_of(
+    image: str, video: str = "", start: str = "<|im_start|>", end: str = "<|im_end|>"
+) -> str:
+    """The chat template in ChatML style, with what stands for an image and for a video."""
+    return (
+        "{% for message in messages %}"
+        f"{start}{{{{ message['role'] }}}}\n"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        "{% for part in message['content'] %}"
+        f"{{% if part['type'] == 'image' %}}{image}"
+        f"{{% elif part['type'] == 'video' %}}{video}"
+        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+        f"{end}\n{{% endfor %}}{{% if add_generation_prompt %}}{start}assistant\n{{% endif %}}"
+    )
+
+
+def begins(tok: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """``tok``, which now writes ``<s>`` before a text unless told not to, as LLaMA's does."""
+    tok.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tok.bos_token_id)]
+    )
+    return tok
+
+
+def clip(layers: int = 3) -> Any:
+    """Settings of a small CLIP tower on images of ``PIXELS``."""
+    from transformers import CLIPVisionConfig
+
+    return CLIPVisionConfig(
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        image_size=PIXELS,
+        patch_size=PATCH,
+    )
+
+
+def clip_images() -> dict[str, Any]:
+    return {
+        "size": {"shortest_edge": PIXELS},
+        "crop_size": {"height": PIXELS, "width": PIXELS},
+    }
+
+
+def _llava_processor(tok: PreTrainedTokenizerFast) -> Any:
+    from transformers import LlavaProcessor
+    from transformers.models.clip import CLIPImageProcessorPil
+
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(**clip_images()),
+        tokenizer=tok,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=USER,
+    )
+
+
+@family("llava")
+def llava() -> Family:
+    from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    tok = begins(tokenizer(image_token="<image>"))
+    config = LlavaConfig(
+        vision_config=clip(),
+        text_config=LlamaConfig(**text_sizes(tok)),
+        image_token_index=tok.image_token_id,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_seq_length=SIDE * SIDE,
+    )
+    prompt, size = "user : <image> what is this ? a :", (48, 32)
+    made = _llava_processor(tok)
+    model = random_model(lambda: LlavaForConditionalGeneration(config), calm=CALM)
+    return Family(model, made, prompt, fed(made, prompt, size), size)
+
+
+@family("vipllava")
+def vipllava() -> Family:
+    from transformers import LlamaConfig, VipLlavaConfig, VipLlavaForConditionalGeneration
+
+    tok = begins(tokenizer(image_token="<image>"))
+    config = VipLlavaConfig(
+        vision_config=clip(layers=4),
+        text_config=LlamaConfig(**text_sizes(tok)),
+        image_token_index=tok.image_token_id,
+        vision_feature_layer=[-1, -2, -3],
+        image_seq_length=SIDE * SIDE,
+    )
+    prompt, size = "user : <image> what is this ? a :", (32, 48)
+    made = _llava_processor(tok)
+    model = random_model(lambda: VipLlavaForConditionalGeneration(config), calm=CALM)
+    return Family(model, made, prompt, fed(made, prompt, size), size)
+
+
+@family("video_llava")
+def video_llava() -> Family:
+    from transformers import (
+        LlamaConfig,
+        VideoLlavaConfig,
+        VideoLlavaForConditionalGeneration,
+        VideoLlavaImageProcessor,
+        VideoLlavaProcessor,
+    )
+
+    tok = begins(tokenizer(image_token="<image>", video_token="<video>"))
+    config = VideoLlavaConfig(
+        vision_config=clip(),
+        text_config=LlamaConfig(**text_sizes(tok)),
+        image_token_index=tok.image_token_id,
+        video_token_index=tok.video_token_id,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_seq_length=SIDE * SIDE,
+        video_seq_length=2 * (SIDE * SIDE + 1),
+    )
+    prompt, size = "user : <image> what is this ? a :", (48, 32)
+    made = offline(VideoLlavaProcessor)(
+        image_processor=VideoLlavaImageProcessor(**clip_images()),
+        video_processor=None,
+        tokenizer=tok,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=USER,
+    )
+    model = random_model(lambda: VideoLlavaForConditionalGeneration(config), calm=CALM)
+    return Family(model, made, prompt, fed(made, prompt, size), size)
+
+
+def _siglip() -> Any:
+    from transformers import SiglipVisionConfig
+
+    return SiglipVisionConfig(
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=PIXELS,
+        patch_size=PATCH,
+        vision_use_head=False,
+    )
+
+
+@family("deepseek_vl")
+def deepseek_vl() -> Family:
+    from transformers import (
+        DeepseekVLConfig,
+        DeepseekVLForConditionalGeneration,
+        DeepseekVLProcessor,
+        LlamaConfig,
+    )
+    from transformers.models.deepseek_vl import DeepseekVLImageProcessorPil
+
+    tok = begins(tokenizer(image_token="<image_placeholder>"))
+    config = DeepseekVLConfig(
+        vision_config=_siglip(),
+        text_config=LlamaConfig(**text_sizes(tok)),
+        image_token_id=tok.image_token_id,
+        tie_word_embeddings=True,
+    )
+    prompt, size = "user : <image_placeholder> what is this ? a :", (32, 16)
+    made = DeepseekVLProcessor(
+        image_processor=DeepseekVLImageProcessorPil(
+            size={"height": PIXELS, "width": PIXELS}, min_size=PATCH
+        ),
+        tokenizer=tok,
+        chat_template=USER.replace("<image>", "<image_placeholder>"),
+        num_image_tokens=SIDE * SIDE,
+    )
+    model = random_model(lambda: DeepseekVLForConditionalGeneration(config), calm=CALM)
+    return Family(model, made, prompt, fed(made, prompt, size), size)
+
+
+@family("janus")
+def janus() -> Family:
+    from transformers import (
+        JanusConfig,
+        JanusForConditionalGeneration,
+        JanusProcessor,
+        JanusVisionConfig,
+        JanusVQVAEConfig,
+        LlamaConfig,
+    )
+    from transformers.models.janus import JanusImageProcessorPil
+
+    tok = begins(
+        tokenizer(
+            image_token="<image_placeholder>",
+            boi_token="<begin_of_image>",
+            eoi_token="<end_of_image>",
+        )
+    )
+    config = JanusConfig(
+        vision_config=JanusVisionConfig(
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            mlp_ratio=1.5,
+            image_size=PIXELS,
+            patch_size=PATCH,
+            projection_dim=32,
+            num_image_tokens=SIDE * SIDE,
+        ),
+        vq_config=JanusVQVAEConfig(
+            embed_dim=8,
+            num_embeddings=16,
+            latent_channels=32,
+            base_channels=32,
+            channel_multiplier=[1, 1],
+            num_res_blocks=1,
+            num_patches=4,
+            projection_dim=32,
+            image_token_embed_dim=32,
+        ),
+        text_config=LlamaConfig(**text_sizes(tok)),
+        image_token_id=tok.image_token_id,
+        tie_word_embeddings=True,
+    )
+    prompt, size = "user : <image_placeholder> what is this ? a :", (32, 16)
+    made = JanusProcessor(
+        image_processor=JanusImageProcessorPil(
+            size={"height": PIXELS, "width": PIXELS}, min_size=PATCH
+        ),
+        tokenizer=tok,
+        chat_template=USER.replace("<image>", "<image_placeholder>"),
+        num_image_tokens=SIDE * SIDE,
+    )
+    model = random_model(lambda: JanusForConditionalGeneration(config), calm=CALM)
+    return Family(model, made, prompt, fed(made, prompt, size), size)
