@@ -3,11 +3,12 @@
 from .operations import AblateAttention, Operation, PatchTokens, ZeroFFN
 from .plan import Plan
 from .selector_text import parse_selector
-from .selectors import Box, ImageIs, Name, Random, Selector
+from .selectors import Box, FrameIs, ImageIs, Name, Random, Selector, TileIs
 
 __all__ = [
     "AblateAttention",
     "Box",
+    "FrameIs",
     "ImageIs",
     "Name",
     "Operation",
@@ -15,6 +16,7 @@ __all__ = [
     "Plan",
     "Random",
     "Selector",
+    "TileIs",
     "ZeroFFN",
     "parse_selector",
 ]

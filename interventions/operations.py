@@ -19,7 +19,7 @@ from pydantic import (
     ValidationError,
 )
 
-from ..lens.errors import InputError
+from ..lens.errors import InputError, Unsupported
 from .layers import Layers, layer_indices
 from .selector_text import parse_selector
 from .selectors import Selector
@@ -80,18 +80,28 @@ class Operation(BaseModel, ABC):
 
         Raises:
             InputError: A layer that does not exist, or tokens that match nothing.
+            Unsupported: What this model cannot do, with the reason.
         """
 
 
 def _zeroed(
-    operation: Operation, layers: str, addends: tuple[str, ...], target: Target
+    operation: Operation, layers: str, addends: tuple[str | None, ...], target: Target
 ) -> list[Step]:
     """Zero the output of each chosen layer's module at the operation's tokens."""
-    return [
-        step
-        for layer in layer_indices(layers, len(addends))
-        for step in target.at(operation, {"do": "zero", "path": addends[layer]})
-    ]
+    anatomy = target.model.anatomy
+    anatomy.require("sublayers")
+    steps = []
+    for layer in layer_indices(layers, len(addends)):
+        anatomy.require(f"sublayers:{layer}")
+        path = addends[layer]
+        if path is not None:
+            steps += target.at(operation, {"do": "zero", "path": path}, layer=layer)
+        elif layers != "all":
+            raise Unsupported(
+                f"{operation!r}: layer {layer} of this model has no such part (its layers have "
+                "one sublayer each); name the layers that have it, or layers='all'"
+            )
+    return steps
 
 
 class AblateAttention(Operation):
@@ -158,6 +168,10 @@ class PatchTokens(Operation):
                     f"no layer {layer} to patch: the residual stream of this model is read at "
                     f"0 to {anatomy.n_layers}"
                 )
+        anatomy.require("residual")
+        low, high = sorted((self.source, self.target))
+        if any(low < layer <= high for layer in anatomy.injections):
+            anatomy.require("patch_across")
         write = {"do": "write", "path": anatomy.residual(self.target)}
         if self.backwards:
             if self.phase != "prefill":
@@ -165,10 +179,14 @@ class PatchTokens(Operation):
                     f"PatchTokens from layer {self.source} back to {self.target} works on the "
                     "prompt only: set phase='prefill'"
                 )
-            return target.at(self, write, values_from=self.source)
+            return target.at(self, write, layer=self.target, values_from=self.source)
         key = target.new_key()
         read = {"do": "read", "path": anatomy.residual(self.source)}
-        return [step for what in (read, write) for step in target.at(self, {**what, "key": key})]
+        return [
+            step
+            for what, layer in ((read, self.source), (write, self.target))
+            for step in target.at(self, {**what, "key": key}, layer=layer)
+        ]
 
 
 AnyOperation = Annotated[AblateAttention | ZeroFFN | PatchTokens, Field(discriminator="op")]

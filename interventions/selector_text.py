@@ -6,7 +6,13 @@ import ast
 from typing import Any, NoReturn
 
 from ..lens.errors import InputError
-from .selectors import And, Box, ImageIs, Name, Not, Or, Random, Selector
+from .selectors import And, Box, FrameIs, ImageIs, Name, Not, Or, Random, Selector, TileIs
+
+_INDEXED: dict[str, type[ImageIs | TileIs | FrameIs]] = {
+    "image": ImageIs,
+    "tile": TileIs,
+    "frame": FrameIs,
+}
 
 
 def parse_selector(text: str) -> Selector:
@@ -51,8 +57,8 @@ class _Reader:
                 return Or(self.read(left), self.read(right))
             case ast.UnaryOp(op=ast.Invert(), operand=operand):
                 return Not(self.read(operand))
-            case ast.Subscript(value=ast.Name(id="image"), slice=index):
-                return ImageIs(self._integer(index))
+            case ast.Subscript(value=ast.Name(id=name), slice=index) if name in _INDEXED:
+                return _INDEXED[name](self._integer(index))
             case ast.Subscript(
                 value=ast.Name(id="box"),
                 slice=ast.Tuple(elts=[ast.Slice() as rows, ast.Slice() as cols]),
@@ -64,8 +70,8 @@ class _Reader:
                 return self._random(node)
         self._refuse(
             node,
-            "this is not part of the selector language (names, &, |, ~, image[i], "
-            "box[r0:r1, c0:c1], random(like=…))",
+            "this is not part of the selector language (names, &, |, ~, image[i], tile[i], "
+            "frame[i], box[r0:r1, c0:c1], random(like=…))",
         )
 
     def _name(self, node: ast.expr, name: str) -> Selector:

@@ -1,7 +1,7 @@
 """Which tokens: a small expression language, and the same thing as Python objects.
 
     visual & ~dead            image[1] | last            box[0:4, 2:6] & alive
-    random(like=dead, within=alive, seed=0)
+    patch & tile[0]           visual & ~newline          random(like=dead, within=alive, seed=0)
 
 The text form and the objects round-trip. Evaluation gives one mask over the prompt's positions
 and one flag per sample for the tokens still to be generated.
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from ..lens.batch import Batch
 from ..lens.classes import MARKER_KINDS
-from ..lens.errors import InputError
+from ..lens.errors import InputError, Unsupported
+from ..lens.visual_tokens import KINDS
 
 CLASSES = ("sink", *MARKER_KINDS, "alive")
-NAMES = ("visual", "text", "bos", "last", "generated", *CLASSES)
+NAMES = ("visual", "text", "bos", "last", "generated", *KINDS, *CLASSES)
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,11 @@ class Selector:
 
 @dataclass(frozen=True)
 class Name(Selector):
-    """One of the named sets: visual, text, bos, last, generated, or a class of visual tokens.
+    """A named set: visual, text, bos, last, generated, a kind or a class of visual tokens.
 
     ``text`` is every position that is neither visual nor padding, BOS and generated tokens
-    included; ``last`` is the last prompt position and, while decoding, the newest token.
+    included; ``last`` is the last prompt position and, while decoding, the newest token. The kinds
+    (patch, newline, separator, latent, unplaced) are those of ``VisualTokens.kind``.
     """
 
     name: str
@@ -100,6 +102,8 @@ class Name(Selector):
             last = np.zeros_like(real)
             last[:, -1] = True
             return Selection(last, ~nothing)
+        if self.name in KINDS:
+            return Selection(_visual_mask(batch, batch.visual.kind == self.name), nothing)
         if batch.classes is None:
             raise InputError(
                 f"tokens {self.name!r} need classes, and this batch has none: "
@@ -124,8 +128,38 @@ class ImageIs(Selector):
 
 
 @dataclass(frozen=True)
+class TileIs(Selector):
+    """``tile[i]``: the visual tokens of every image's i-th tile, as the model sees the tiles."""
+
+    index: int
+
+    def __str__(self) -> str:
+        return f"tile[{self.index}]"
+
+    def select(self, batch: Batch) -> Selection:
+        """Tokens of one tile per image."""
+        mask = batch.visual.tile == self.index
+        return Selection(_visual_mask(batch, mask), np.zeros(len(batch), dtype=bool))
+
+
+@dataclass(frozen=True)
+class FrameIs(Selector):
+    """``frame[i]``: the visual tokens of every video's i-th frame; stills are frame 0."""
+
+    index: int
+
+    def __str__(self) -> str:
+        return f"frame[{self.index}]"
+
+    def select(self, batch: Batch) -> Selection:
+        """Tokens of one frame per video."""
+        mask = batch.visual.time == self.index
+        return Selection(_visual_mask(batch, mask), np.zeros(len(batch), dtype=bool))
+
+
+@dataclass(frozen=True)
 class Box(Selector):
-    """``box[r0:r1, c0:c1]``: cells of the visual grid, ends excluded, in every image."""
+    """``box[r0:r1, c0:c1]``: cells of the visual grid, ends excluded, in every tile and frame."""
 
     rows: tuple[int, int]
     cols: tuple[int, int]
@@ -134,11 +168,28 @@ class Box(Selector):
         return f"box[{self.rows[0]}:{self.rows[1]}, {self.cols[0]}:{self.cols[1]}]"
 
     def select(self, batch: Batch) -> Selection:
-        """Tokens whose cell lies inside the box."""
+        """Tokens whose cell lies inside the box.
+
+        Raises:
+            Unsupported: An image has no token with a place in it.
+        """
+        self._need_places(batch)
         row, col = batch.visual.row, batch.visual.col
         inside = (self.rows[0] <= row) & (row < self.rows[1])
         inside &= (self.cols[0] <= col) & (col < self.cols[1])
         return Selection(_visual_mask(batch, inside), np.zeros(len(batch), dtype=bool))
+
+    def _need_places(self, batch: Batch) -> None:
+        visual = batch.visual
+        images = np.stack([visual.sample, visual.image], axis=1)
+        for sample, image in np.unique(images[~visual.placed], axis=0):
+            here = (visual.sample == sample) & (visual.image == image)
+            if not visual.placed[here].any():
+                kinds = " and ".join(np.unique(visual.kind[here]))
+                raise Unsupported(
+                    f"{self}: image {image} of sample {sample} has {kinds} tokens only, which have "
+                    "no place in the image; select by image[i] or tile[i]"
+                )
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,11 @@ def zero(model: Any, step: dict[str, Any]) -> None:
     site = model.get(step["path"])
     output = site.output
     states = output[0] if isinstance(output, tuple) else output
-    changed = states.clone()
-    changed[index_of(step, states)] = 0
+    changed = states.clone(memory_format=torch.contiguous_format)
+    # Some modules return one row per token, whatever the sample: [sample * token, d].
+    flat = changed.ndim == 2
+    by_sample = changed.view(step["samples"], -1, changed.shape[-1]) if flat else changed
+    by_sample[index_of(step, states)] = 0
     site.output = (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..lens.batch import Batch
-from ..lens.errors import InputError
+from ..lens.errors import InputError, Unsupported
 from ..lens.model import VisualLM
 from ..lens.run import Pass
+from ..lens.wrapping import envoy_path
 from .selector_text import parse_selector
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 # A plain dict, because steps travel to NDIF, whose sandbox admits no class of ours. Keys: ``do``
 # (zero, read, write), ``path`` (of the module), ``when`` (prefill, decode), ``rows`` and
-# ``columns`` (LongTensor [selected]; decode steps have rows only), and for read and write a
-# ``key`` shared by the two, or the ``values`` to write.
+# ``columns`` (LongTensor [selected]; decode steps have rows only), ``samples`` (in the batch), and
+# for read and write a ``key`` shared by the two, or the ``values`` to write.
 Step = dict[str, Any]
 
 
@@ -40,16 +41,20 @@ class Target:
         self._keys += 1
         return f"states{self._keys}"
 
-    def at(self, operation: Operation, step: Step, values_from: int | None = None) -> list[Step]:
+    def at(
+        self, operation: Operation, step: Step, *, layer: int, values_from: int | None = None
+    ) -> list[Step]:
         """The step at every place that the operation's tokens and phase select.
 
         Args:
             operation: Whose tokens and phase.
             step: ``do``, ``path`` and the like.
+            layer: Layer the step belongs to; ``n_layers`` for the stream behind the last one.
             values_from: Residual layer of the first pass to take ``values`` from.
 
         Raises:
             InputError: Nothing is selected, so the operation would do nothing.
+            Unsupported: The layer does not compute the selected tokens in this kind of pass.
         """
         selection = parse_selector(operation.tokens).select(self.batch)
         if operation.phase == "decode" and self.during.kind == "forward":
@@ -58,6 +63,7 @@ class Target:
                 "use generate() or score(), or phase='prefill'"
             )
         steps = []
+        step = {**step, "path": envoy_path(step["path"]), "samples": len(self.batch)}
         prompt = np.zeros_like(selection.prompt)
         generated = np.zeros_like(selection.generated)
         if operation.phase != "decode":
@@ -78,6 +84,8 @@ class Target:
             answer_rows = np.repeat(np.flatnonzero(generated), len(behind))
             rows = np.concatenate([rows, answer_rows])
             columns = np.concatenate([columns, np.tile(behind, int(generated.sum()))])
+        if len(rows) and self.during.kind == "generation":
+            self._check_computed(operation, layer, columns)
         if len(rows):
             place: Step = {
                 "when": "prefill",
@@ -91,6 +99,16 @@ class Target:
             rows = np.flatnonzero(generated)
             steps.append({**step, "when": "decode", "rows": torch.as_tensor(rows)})
         return steps
+
+    def _check_computed(self, operation: Operation, layer: int, columns: NDArray[np.int64]) -> None:
+        lazy = self.model.anatomy.last_token_layers
+        # The stream behind the last layer is what that layer computed.
+        if min(layer, self.model.n_layers - 1) in lazy and (columns < self.batch.length - 1).any():
+            raise Unsupported(
+                f"{operation!r}: while generating, this model computes only the last token in "
+                f"layers {min(lazy)} to {max(lazy)}, so other tokens' states there do not exist "
+                "and change nothing; name lower layers, or use run() or score()"
+            )
 
     def _states(
         self, layer: int, rows: NDArray[np.int64], columns: NDArray[np.int64]

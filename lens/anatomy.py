@@ -1,67 +1,110 @@
 """Where things are inside one particular multimodal LLM, found by looking and then checked.
 
-The hazard: the submodule called ``mlp`` is not always what the residual stream receives
-(sandwich norms sit in between), and ``get_decoder()`` sometimes stops one level too high. So
-nothing here is looked up by family name: candidates are found by structure and one short
-forward pass decides, by adding up, which child modules' outputs *are* the layer's update.
+The hazard: the submodule called ``mlp`` is not always what the residual stream receives, an image
+token id in a configuration is only a claim, and ``head(norm(h))`` is not always the logits. So
+nothing is looked up by family name: parts are found by structure, one short multimodal forward
+decides by arithmetic what they are, and whatever does not add up is refused with its numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import combinations
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
-import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from .errors import Unsupported
-
-LAYER_LIST_NAMES = ("layers", "h", "blocks")
-FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm")
-
-# The largest relative error at which "a + b is what the layer added" counts as an identity.
-# Rounding in the model's own dtype is all that may remain.
-SUM_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+from .capabilities import injections_of, mixer_kinds_of, refusals_of, traits_of
+from .errors import InputError, Unsupported
+from .examination import Examination, Given, embedding_scale, examine, text_probe
+from .logit_rule import LogitRule
+from .trials import last_token_layers
+from .visual_entry import claimed_positions
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Module paths and sizes of a decoder-only multimodal LLM.
+    """Module paths, sizes and verified facts of a decoder-only multimodal LLM.
+
+    Paths are dotted names from the root of the transformers model.
 
     Attributes:
-        layers: Path of every decoder layer, from the root of the transformers model.
-        attention: Per layer, the path of the module whose output is the attention addend of
-            the residual stream.
-        ffn: Per layer, the path of the module whose output is the FFN addend.
-        embedding: Path of the input embedding.
-        norm: Path of the final norm; its input is the residual stream after the last layer.
-        head: Path of the output head.
-        image_token_id: Id of the placeholder that visual tokens stand at in ``input_ids``.
+        decoder: Owner of the decoder layers.
+        layers: Every decoder layer.
+        attention: Per layer, the module whose output is the attention addend of the residual
+            stream; None in a layer that mixes no tokens.
+        ffn: Per layer, the module whose output is the FFN addend, or None.
+        attention_scale: Factor with which the attention addend is added, per layer.
+        ffn_scale: Factor with which the FFN addend is added, per layer.
+        mixer: Per layer, the token mixer itself (what receives the attention mask), or None.
+        mixer_kinds: Per layer ``attention``, ``sliding_attention``, ``chunked_attention``,
+            ``linear_attention``, ``conv`` or ``none``.
+        embedding: Input embedding.
+        norm: Final norm; its input is the residual stream after the last layer.
+        head: Output head.
+        projector: Outermost module before the decoder that makes the visual rows, or None.
+        visual_ids: Ids that visual tokens stand at in ``input_ids``, images' and videos'.
+        visual_mask_name: Input tensor that marks visual positions where no id does, or None.
+        image_token_id: Id of an image's visual tokens, or None.
+        video_token_id: Id of a video's visual tokens, or None.
         hidden_size: Width of the residual stream.
         vocab_size: Rows of the input embedding.
-        residual_error: Largest relative error of ``attention + ffn = layer update`` measured.
-        logits_error: Largest absolute error of ``head(norm(residual)) = logits`` measured.
+        embedding_scale: What the embedding multiplies its rows by (√d for Gemma, else 1).
+        logit_rule: How logits come from ``head(norm(h))``.
+        injections: Layers whose input gets visual features added between layers (DeepStack).
+        last_token_layers: Layers that compute only the last position when only its logits are
+            asked for, as generation does (layers that share earlier layers' keys and values).
+        capabilities: Short names of what is particular about this model.
+        refusals: What this model cannot do, with the reason.
+        residual_error: Largest relative error of *addends = layer update* measured.
+        visual_error: Largest absolute difference between visual rows and features; NaN when
+            they could not be compared.
+        logits_error: Largest absolute error of the logit rule.
+        seen_image: Whether verified with an image, or on text only.
     """
 
+    decoder: str
     layers: tuple[str, ...]
-    attention: tuple[str, ...]
-    ffn: tuple[str, ...]
+    attention: tuple[str | None, ...]
+    ffn: tuple[str | None, ...]
+    attention_scale: tuple[float, ...]
+    ffn_scale: tuple[float, ...]
+    mixer: tuple[str | None, ...]
+    mixer_kinds: tuple[str, ...]
     embedding: str
     norm: str
     head: str
-    image_token_id: int
+    projector: str | None
+    visual_ids: tuple[int, ...]
+    visual_mask_name: str | None
+    image_token_id: int | None
+    video_token_id: int | None
     hidden_size: int
     vocab_size: int
+    embedding_scale: float
+    logit_rule: LogitRule
+    injections: tuple[int, ...]
+    last_token_layers: tuple[int, ...]
+    capabilities: frozenset[str]
+    refusals: Mapping[str, str] = field(hash=False)
     residual_error: float
-    logits_error: float
+    visual_error: float
+    seen_image: bool
 
     @property
     def n_layers(self) -> int:
         """Number of decoder layers."""
         return len(self.layers)
+
+    @property
+    def logits_error(self) -> float:
+        """Largest absolute error of ``rule(head(norm(h))) = logits``."""
+        return self.logit_rule.error
+
+    @property
+    def masked_ids(self) -> tuple[int, ...]:
+        """Ids whose logit the model sets to minus infinity, whatever it computed."""
+        return self.logit_rule.masked
 
     def residual(self, layer: int) -> str:
         """Path of the module whose *input* is the residual stream entering ``layer``.
@@ -70,172 +113,127 @@ class Anatomy:
         """
         return self.norm if layer == self.n_layers else self.layers[layer]
 
-    @staticmethod
-    def of(model: nn.Module) -> Anatomy:
-        """Find and verify the anatomy of a loaded transformers model.
+    def require(self, what: str) -> None:
+        """Refuse what this model cannot do.
 
-        Runs one text-only forward of four tokens.
+        Args:
+            what: A key of :attr:`refusals`, for instance ``sublayers`` or ``logit_lens``.
 
         Raises:
-            Unsupported: The model is text-only, is an encoder-decoder, or does not add up.
+            Unsupported: The model cannot, with the reason.
         """
-        config: Any = model.config
-        image_token_id = _image_token_id(model)
-        text_config = config.get_text_config(decoder=True)
-        if getattr(config, "is_encoder_decoder", False) or getattr(
-            text_config, "is_encoder_decoder", False
-        ):
-            raise Unsupported(
-                f"{type(model).__name__} is an encoder-decoder: its decoder never has visual "
-                "tokens in its own sequence. embedlens reads decoder-only multimodal LLMs."
+        if what in self.refusals:
+            raise Unsupported(self.refusals[what])
+
+    def postprocess(self, raw: Tensor) -> Tensor:
+        """Logits from ``head(norm(h))``, ``[..., vocab]``."""
+        return self.logit_rule.apply(raw)
+
+    def visual_mask(self, inputs: Mapping[str, Tensor]) -> Bool[Tensor, "sample token"]:
+        """Which positions of model-ready inputs are visual tokens.
+
+        Raises:
+            InputError: The input that marks them is missing.
+        """
+        if self.visual_mask_name is None:
+            return claimed_positions(inputs, self.visual_ids)
+        if self.visual_mask_name not in inputs:
+            raise InputError(
+                f"the batch lacks {self.visual_mask_name!r}, which marks this model's visual tokens"
             )
-        names = {module: name for name, module in model.named_modules()}
-        decoder, layer_list = _decoder(model, text_config.num_hidden_layers)
-        norm = _first_child(decoder, FINAL_NORM_NAMES)
-        embedding, head = _get(model, "get_input_embeddings"), _get(model, "get_output_embeddings")
-        if norm is None or embedding is None or head is None:
-            missing = "final norm" if norm is None else "embedding" if embedding is None else "head"
-            raise Unsupported(f"{type(model).__name__}: no {missing} found on {names[decoder]!r}.")
-        recorded = _record(model, layer_list, norm)
-        attention, ffn, residual_error = _calibrate(layer_list, names, recorded)
-        with torch.no_grad():
-            rebuilt = head(norm(recorded.residual[-1]))
-        return Anatomy(
-            layers=tuple(names[layer] for layer in layer_list),
-            attention=attention,
-            ffn=ffn,
-            embedding=names[embedding],
-            norm=names[norm],
-            head=names[head],
-            image_token_id=image_token_id,
-            hidden_size=recorded.residual[0].shape[-1],
-            vocab_size=embedding.weight.shape[0],
-            residual_error=residual_error,
-            logits_error=float((rebuilt - recorded.logits).abs().max()),
+        return inputs[self.visual_mask_name] == 1
+
+    @staticmethod
+    def of(
+        model: nn.Module,
+        inputs: Mapping[str, Tensor] | None = None,
+        *,
+        decoder: str | None = None,
+        norm: str | None = None,
+        head: str | None = None,
+        attention: str | None = None,
+        ffn: str | None = None,
+        image_token_id: int | None = None,
+        video_token_id: int | None = None,
+        accept: Collection[str] = (),
+    ) -> Anatomy:
+        """Find and verify the anatomy of a loaded transformers model.
+
+        Runs one forward; the model comes out of it unchanged.
+
+        Args:
+            model: The model.
+            inputs: Tensors of one prompt with an image, as the model's processor returns them.
+                Without them four text tokens are run, and how the image enters stays unverified.
+            decoder: Path of the module that owns the decoder layers, if it is not found.
+            norm: Path of the final norm, if it is not found.
+            head: Path of the output head, if it is not found.
+            attention: Name, below a layer, of the submodule whose output is the attention
+                addend.
+            ffn: Likewise of the FFN addend.
+            image_token_id: Id that visual tokens of images stand at.
+            video_token_id: Id that visual tokens of videos stand at.
+            accept: What may stay unverified: ``sublayers``, ``entry``, ``logit_lens``. What
+                needs it is then refused instead of the whole model.
+
+        Raises:
+            InputError: ``inputs`` without an image or with several prompts; an unknown name in
+                ``accept``.
+            Unsupported: The model is text-only, is an encoder-decoder, looks at the image
+                through cross-attention, or does not add up.
+        """
+        given = Given(decoder, norm, head, attention, ffn, image_token_id, video_token_id, accept)
+        return _written_down(model, examine(model, inputs, given))
+
+
+def _written_down(model: nn.Module, found: Examination) -> Anatomy:
+    """An examination's findings as paths and plain values."""
+    names = {module: name for name, module in model.named_modules()}
+    parts, addends = found.parts, found.addends
+    layers = tuple(names[layer] for layer in parts.layers)
+    kinds = mixer_kinds_of(model, found)
+    injections = injections_of(found.recording, found.entry)
+    traits = traits_of(model, found, kinds, injections)
+
+    def below(children: Sequence[str | None]) -> tuple[str | None, ...]:
+        known = children or [None] * len(layers)
+        return tuple(
+            None if child is None else f"{layer}.{child}"
+            for layer, child in zip(layers, known, strict=True)
         )
 
-
-@dataclass
-class _Recorded:
-    """One short forward: the stream entering each layer, and what each child returned."""
-
-    residual: list[Tensor]
-    children: list[dict[str, Tensor]]
-    logits: Tensor
-
-
-def _image_token_id(model: nn.Module) -> int:
-    config: Any = model.config
-    for name in ("image_token_id", "image_token_index"):
-        token_id = getattr(config, name, None)
-        if isinstance(token_id, int):
-            return token_id
-    raise Unsupported(
-        f"{type(model).__name__} has no image token in its configuration: it is a text-only "
-        "model, or one that does not put visual tokens into the sequence."
+    # Where visual positions are marked by an input, a forward without an image may be impossible.
+    short = found.entry.mask_name is None
+    probe = text_probe(model, parts, found.entry.token_ids) if short else found.probe
+    return Anatomy(
+        decoder=names[parts.decoder],
+        layers=layers,
+        attention=below([a.attention for a in addends]),
+        ffn=below([a.ffn for a in addends]),
+        attention_scale=tuple(a.attention_scale for a in addends) or (1.0,) * len(layers),
+        ffn_scale=tuple(a.ffn_scale for a in addends) or (1.0,) * len(layers),
+        mixer=below([a.mixer for a in addends]),
+        mixer_kinds=kinds,
+        embedding=names[parts.embedding],
+        norm=names[parts.norm],
+        head=names[parts.head],
+        projector=found.entry.projector,
+        visual_ids=found.entry.token_ids,
+        visual_mask_name=found.entry.mask_name,
+        image_token_id=found.image_token_id,
+        video_token_id=found.video_token_id,
+        hidden_size=int(parts.embedding.weight.shape[1]),
+        vocab_size=int(parts.embedding.weight.shape[0]),
+        embedding_scale=embedding_scale(parts),
+        logit_rule=found.logit_rule,
+        injections=injections,
+        last_token_layers=last_token_layers(model, parts, probe),
+        capabilities=traits,
+        refusals={
+            **refusals_of(type(model).__name__, layers, found, traits, kinds, injections),
+            **found.unverified,
+        },
+        residual_error=max((a.error for a in addends), default=float("nan")),
+        visual_error=found.entry.error,
+        seen_image=found.seen_image,
     )
-
-
-def _get(model: nn.Module, accessor: str) -> Any:
-    return getattr(model, accessor)()
-
-
-def _first_child(module: nn.Module, names: tuple[str, ...]) -> Any:
-    return next((c for n in names if (c := getattr(module, n, None)) is not None), None)
-
-
-def _decoder(model: nn.Module, n_layers: int) -> tuple[nn.Module, nn.ModuleList]:
-    """Descend from ``get_decoder()`` to the module that owns the list of decoder layers."""
-    roots = [_get(model, "get_decoder")] if hasattr(model, "get_decoder") else []
-    for root in [*roots, model]:
-        for module in root.modules():
-            for name in LAYER_LIST_NAMES:
-                layers = getattr(module, name, None)
-                if isinstance(layers, nn.ModuleList) and len(layers) == n_layers:
-                    return module, layers
-    raise Unsupported(f"{type(model).__name__}: no list of {n_layers} decoder layers was found.")
-
-
-def _tensor(output: Any) -> Tensor | None:
-    value = output[0] if isinstance(output, tuple) and output else output
-    return value if isinstance(value, Tensor) else None
-
-
-@contextmanager
-def _hooks(handles: list[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _record(model: nn.Module, layers: nn.ModuleList, norm: nn.Module) -> _Recorded:
-    residual: list[Tensor] = []
-    children: list[dict[str, Tensor]] = [{} for _ in layers]
-
-    def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        stream = args[0] if args else kwargs["hidden_states"]
-        residual.append(stream.detach().clone())
-
-    def on_output(index: int, name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            if (tensor := _tensor(output)) is not None:
-                children[index][name] = tensor.detach().clone()
-
-        return hook
-
-    handles: list[Any] = []
-    for index, layer in enumerate(layers):
-        handles.append(layer.register_forward_pre_hook(on_input, with_kwargs=True))
-        for name, child in layer.named_children():
-            handles.append(child.register_forward_hook(on_output(index, name)))
-    handles.append(norm.register_forward_pre_hook(on_input, with_kwargs=True))
-    device = next(model.parameters()).device
-    token_ids = torch.arange(4, device=device)[None] + 1
-    was_training = model.training
-    model.eval()
-    with _hooks(handles), torch.no_grad():
-        logits = model(
-            input_ids=token_ids, attention_mask=torch.ones_like(token_ids), use_cache=False
-        ).logits
-    model.train(was_training)
-    if len(residual) != len(layers) + 1:
-        raise Unsupported(
-            f"{type(model).__name__}: expected {len(layers)} layers and a final norm to run once "
-            f"each, saw {len(residual)} calls."
-        )
-    return _Recorded(residual, children, logits.detach())
-
-
-def _calibrate(
-    layers: nn.ModuleList, names: Mapping[nn.Module, str], recorded: _Recorded
-) -> tuple[tuple[str, ...], tuple[str, ...], float]:
-    """Per layer, the two children whose outputs sum to what the layer added."""
-    attention, ffn, worst = [], [], 0.0
-    for index, layer in enumerate(layers):
-        before, after = recorded.residual[index], recorded.residual[index + 1]
-        update = (after - before).float()
-        outputs = {
-            name: value.float()
-            for name, value in recorded.children[index].items()
-            if value.shape == before.shape
-        }
-        pairs = {
-            pair: float((outputs[pair[0]] + outputs[pair[1]] - update).norm() / update.norm())
-            for pair in combinations(outputs, 2)
-        }
-        best = min(pairs, key=pairs.__getitem__, default=None)
-        tolerance = SUM_TOLERANCE.get(before.dtype, 4e-2)
-        if best is None or not pairs[best] < tolerance:
-            error = "no candidates" if best is None else f"relative error {pairs[best]:.2g}"
-            raise Unsupported(
-                f"{names[layer]}: no two of its submodules ({', '.join(outputs)}) add up to what "
-                f"the layer adds to the residual stream ({error}, tolerance {tolerance:g})."
-            )
-        # Hooks fire in execution order, so the first of the pair is the token mixer.
-        first, second = best
-        attention.append(f"{names[layer]}.{first}")
-        ffn.append(f"{names[layer]}.{second}")
-        worst = max(worst, pairs[best])
-    return tuple(attention), tuple(ffn), worst

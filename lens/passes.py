@@ -1,0 +1,146 @@
+"""Running a model without leaving a trace on it.
+
+The hazard: a forward pass is not free of side effects. Several models of transformers keep the
+position offset of the last prompt on themselves and reuse it in the next call, dynamic rotary
+embeddings keep the longest length they have met, and dropout is alive in a model that somebody is
+training. So every pass of embedlens happens in evaluation mode, and puts back what it changed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int
+from nnsight.tracing.backend import Backend
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .anatomy import Anatomy
+
+# nnsight's own slot; `.source` inside a trace rewrites it, and that has to last.
+_KEPT = frozenset({"forward", "training"})
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards the modules are as they were, whatever happened.
+
+    Put back are every module's own training flag, its public plain attributes and its table of
+    buffers. Attributes whose names begin with an underscore are bookkeeping that goes with hooks
+    and parameters, and stay.
+    """
+    modules = list(model.modules())
+    before = [
+        (
+            module,
+            module.training,
+            {name: value for name, value in vars(module).items() if _is_state(name)},
+            dict(module._buffers),
+        )
+        for module in modules
+    ]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training, attributes, buffers in before:
+            module.training = training
+            held = vars(module)
+            for name in [name for name in held if _is_state(name) and name not in attributes]:
+                del held[name]
+            held.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+
+
+class UndisturbedBackend(Backend):  # type: ignore[misc]
+    """Runs an nnsight block through another backend, on a model left :func:`undisturbed`.
+
+    Args:
+        inner: The backend that runs the block.
+        model: The model the block runs on.
+        grad: Whether gradients are recorded; nnsight does by default.
+    """
+
+    def __init__(self, inner: Backend, model: nn.Module, *, grad: bool) -> None:
+        self.inner = inner
+        self.model = model
+        self.grad = grad
+
+    def __call__(self, tracer: Any) -> None:
+        """Run the tracer's block."""
+        with undisturbed(self.model), torch.set_grad_enabled(self.grad):
+            self.inner(tracer)
+
+
+def trace_forward(
+    target: Any,
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    *,
+    remote: bool | str = False,
+    grad: bool = False,
+    **forward: Any,
+) -> Any:
+    """A tracing context of nnsight over one forward pass.
+
+    Args:
+        target: The nnsight model, or a copy of it with edits.
+        model: The transformers model inside.
+        inputs: The inputs.
+        remote: As for :meth:`VisualLM.trace`.
+        grad: Whether gradients are recorded.
+        **forward: More arguments of the forward.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if open_ended or "use_cache" in parameters:
+        # A cache would fill memory, and one pass reads nothing from it.
+        forward = {"use_cache": False, **forward}
+    tracer = target.trace(**inputs, **forward, **({"remote": remote} if remote else {}))
+    if remote in (False, "local"):
+        tracer.backend = UndisturbedBackend(tracer.backend, model, grad=grad)
+    return tracer
+
+
+def generate_ids(
+    target: Any,
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    *,
+    remote: bool | str = False,
+    **generation: Any,
+) -> Int[Tensor, "sample new"]:
+    """Ids that a model writes after the prompts; arguments as for :func:`trace_forward`."""
+    where = {"remote": remote} if remote else {}
+    with warnings.catch_warnings(), undisturbed(model):
+        # How an operation on every decoding step ends: it waits for one more step.
+        warnings.filterwarnings("ignore", "'.*' was never reached: the loop asked for a step")
+        with target.trace(**inputs, **generation, **where, fn="generate") as tracer:
+            ids: Tensor = tracer.result.save()
+    # Some models return the prompt along with what they wrote, some do not.
+    prompt = inputs["input_ids"].to(ids.device)
+    length = prompt.shape[1]
+    repeated = ids.shape[1] >= length and torch.equal(ids[:, :length], prompt)
+    return ids[:, length:] if repeated else ids
+
+
+def cuts_logits(model: nn.Module, anatomy: Anatomy, keep: int) -> dict[str, Any]:
+    """The argument that makes a forward return its last logits only.
+
+    None where the forward takes none, and none where asking for the last logits makes later
+    layers skip the other tokens, whose states are to be read and changed.
+    """
+    named = inspect.signature(model.forward).parameters
+    cuts = "logits_to_keep" in named and not anatomy.last_token_layers
+    return {"logits_to_keep": keep} if cuts else {}
+
+
+def _is_state(name: str) -> bool:
+    return not name.startswith("_") and name not in _KEPT
