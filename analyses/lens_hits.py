@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from ..lens.batch import Batch
+from ..lens.embed_lens import EmbedLens
 from ..lens.errors import InputError
+from ..lens.logit_lens import LogitLens
 from ..lens.model import VisualLM
-from ..lens.readout import EmbedLens, LogitLens
 from .bootstrap import bootstrap_mean
 from .provenance import provenance
 from .result import Result

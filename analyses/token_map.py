@@ -10,9 +10,9 @@ from PIL import Image
 
 from ..lens.batch import Batch
 from ..lens.classes import CLASS_NAMES
+from ..lens.embed_lens import EmbedLens
 from ..lens.errors import InputError
 from ..lens.model import VisualLM
-from ..lens.readout import EmbedLens
 from .provenance import provenance
 from .result import Result
 
@@ -32,10 +32,10 @@ def token_map(model: VisualLM, batch: Batch | Sequence[Batch], *, k: int = 3) ->
         k: How many words per token.
 
     Returns:
-        One row per visual token: sample (numbered through the batches), image, row, col,
-        position (in the padded sequence), left, top, right, bottom (pixels of the original
-        image), class (missing when the batch has no classes), norm (L2), word_1 … word_k with
-        cosine_1 … cosine_k, nearest first.
+        One row per visual token: sample (numbered through the batches), image, tile, frame, row,
+        col, position (in the padded sequence), kind, left, top, right, bottom (pixels of the
+        original image; missing for tokens without a place), class (missing when the batch has no
+        classes), norm (L2), word_1 … word_k with cosine_1 … cosine_k, nearest first.
         Tensors `image/<sample>/<image>`: the pictures, uint8 ``[height, width, 3]``.
 
     Raises:

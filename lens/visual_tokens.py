@@ -1,4 +1,9 @@
-"""Where every visual token is: its place in the sequence and its place in the image."""
+"""Where every visual token is: its place in the sequence and its place in the image.
+
+A number of visual tokens says nothing about where they look: tiles, frames, newline rows and
+learned queries all share one placeholder id. This table says it for each, or says that it is not
+known; nothing here is ever filled in by a guess.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+KINDS = ("patch", "newline", "separator", "latent", "unplaced")
+EDGES = ("left", "top", "right", "bottom")
+
 
 @dataclass(frozen=True, eq=False)
 class VisualTokens:
@@ -17,19 +25,32 @@ class VisualTokens:
 
     Attributes:
         sample: Row of the batch, ``[token]``.
-        image: Index of the image within its sample, ``[token]``.
-        row: Row of the token's cell in its image's grid, ``[token]``.
-        col: Column of the cell, ``[token]``.
+        image: Index of the image within its sample, ``[token]``; videos are counted on after the
+            sample's images.
+        tile: Index of the tile in the order in which the model sees the tiles of the image,
+            ``[token]``; 0 where the image is not cut.
+        time: Index of the frame, ``[token]``; 0 for stills. A model that merges neighbouring
+            frames has one index for the merged ones.
+        row: Row of the token's cell in the grid of its tile and frame, ``[token]``; -1 for tokens
+            without a place.
+        col: Column of the cell, ``[token]``; -1 for tokens without a place.
         position: Index in the (padded) sequence, ``[token]``.
+        kind: ``[token]``, one of :data:`KINDS`: a ``patch`` has a cell; a ``newline`` ends a row of
+            a grid and a ``separator`` stands between grids; a ``latent`` is a learned query, which
+            has no place; ``unplaced`` is a token whose layout is not understood.
         box: Left, top, right, bottom of the cell in pixels of the original image,
-            ``[token, 4]``; NaN where the batch was made from tensors without the image.
+            ``[token, 4]``; NaN for tokens without a place, and for all where the batch was made
+            from tensors without the images.
     """
 
     sample: NDArray[np.int64]
     image: NDArray[np.int64]
+    tile: NDArray[np.int64]
+    time: NDArray[np.int64]
     row: NDArray[np.int64]
     col: NDArray[np.int64]
     position: NDArray[np.int64]
+    kind: NDArray[np.str_]
     box: NDArray[np.float64]
 
     def __post_init__(self) -> None:
@@ -43,13 +64,21 @@ class VisualTokens:
     def __len__(self) -> int:
         return len(self.sample)
 
+    @property
+    def placed(self) -> NDArray[np.bool_]:
+        """Which tokens have a cell, ``[token]``."""
+        placed: NDArray[np.bool_] = self.kind == "patch"
+        return placed
+
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """The table: sample, image, row, col, position, left, top, right, bottom."""
+        """The table: sample, image, tile, frame, row, col, position, kind and the box's edges."""
         columns: dict[str, Any] = {
-            name: getattr(self, name) for name in ("sample", "image", "row", "col", "position")
+            "frame" if field.name == "time" else field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name != "box"
         }
-        for index, edge in enumerate(("left", "top", "right", "bottom")):
+        for index, edge in enumerate(EDGES):
             columns[edge] = self.box[:, index]
         return pd.DataFrame(columns)
 
@@ -57,9 +86,19 @@ class VisualTokens:
         """The rows that ``keep`` (a mask or indices) picks."""
         return VisualTokens(*(getattr(self, field.name)[keep] for field in fields(self)))
 
-    def grid(self, sample: int = 0, image: int = 0) -> tuple[int, int]:
-        """Rows and columns of one image's grid."""
-        here = (self.sample == sample) & (self.image == image)
+    def grid(
+        self, sample: int = 0, image: int = 0, tile: int = 0, time: int = 0
+    ) -> tuple[int, int]:
+        """Rows and columns of the grid of one tile and frame of one image.
+
+        Raises:
+            IndexError: No token has a place there.
+        """
+        here = (self.sample == sample) & (self.image == image) & self.placed
+        here &= (self.tile == tile) & (self.time == time)
         if not here.any():
-            raise IndexError(f"no visual tokens for image {image} of sample {sample}")
+            raise IndexError(
+                f"no visual token has a place in tile {tile}, frame {time} of image {image} of "
+                f"sample {sample}"
+            )
         return int(self.row[here].max()) + 1, int(self.col[here].max()) + 1
