@@ -1,17 +1,23 @@
-"""Model-ready inputs together with the table of where their visual tokens are."""
+"""Model-ready inputs together with the table of where their visual tokens are.
+
+The hazard: token tensors have one row per sample, image tensors often one per tile or patch. Taking
+some samples out of a batch must take exactly their images along, or refuse.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
+import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from .classes import TokenClasses
-from .errors import InputError
+from .errors import InputError, Unsupported
+from .ownership import Counts, Shares, is_per_token, is_picture, pointed_rows, rows_per_sample
 from .visual_tokens import VisualTokens
 
 
@@ -26,7 +32,10 @@ class Batch:
         prompts: The prompt text of every sample as the model sees it, placeholders included;
             empty strings when the batch was made from tensors.
         images: Per sample its images, or empty tuples when made from tensors.
+        images_per_row: Number of images of each sample.
+        videos_per_row: Number of videos of each sample; empty when there are none.
         classes: Sink / dead / alive labels of the visual tokens, once known.
+        remake: Makes the tensors of some samples anew; None when made from tensors.
     """
 
     inputs: Mapping[str, Tensor]
@@ -35,6 +44,8 @@ class Batch:
     images: tuple[tuple[Image, ...], ...]
     images_per_row: tuple[int, ...] = field(default=())
     classes: TokenClasses | None = None
+    videos_per_row: tuple[int, ...] = ()
+    remake: Callable[[Sequence[int]], Mapping[str, Tensor]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", MappingProxyType(dict(self.inputs)))
@@ -65,23 +76,23 @@ class Batch:
 
         Raises:
             InputError: A sample index outside the batch.
+            Unsupported: It cannot be told which rows of an image tensor belong to which sample;
+                encode the samples by themselves instead.
         """
         wanted = list(samples)
         if not wanted or any(not 0 <= i < len(self) for i in wanted):
             raise InputError(f"samples {wanted} of a batch of {len(self)}")
-        starts = np.concatenate([[0], np.cumsum(self.images_per_row)]).astype(int)
-        image_rows = [r for i in wanted for r in range(starts[i], starts[i + 1])]
-        # Token tensors have one row per sample, image tensors one row per image.
         inputs = {
             name: tensor[wanted]
-            if tensor.shape[:2] == (len(self), self.length)
-            else tensor[image_rows]
             for name, tensor in self.inputs.items()
+            if is_per_token(tensor, (len(self), self.length))
         }
+        inputs |= self._pictures(wanted, [name for name in self.inputs if name not in inputs])
         order = np.concatenate([np.flatnonzero(self.visual.sample == i) for i in wanted])
         visual = self.visual.select(order)
         counts = [int((self.visual.sample == i).sum()) for i in wanted]
         visual = replace(visual, sample=np.repeat(np.arange(len(wanted)), counts))
+        made = self.remake
         return Batch(
             inputs,
             visual,
@@ -89,4 +100,61 @@ class Batch:
             tuple(self.images[i] for i in wanted),
             tuple(self.images_per_row[i] for i in wanted),
             None if self.classes is None else self.classes.select(order),
+            tuple(self.videos_per_row[i] for i in wanted) if self.videos_per_row else (),
+            None if made is None else lambda some: made([wanted[i] for i in some]),
         )
+
+    def _pictures(self, wanted: list[int], names: list[str]) -> dict[str, Tensor]:
+        """The image tensors of some samples."""
+        owned = {
+            name: rows_per_sample(name, self.inputs, self._shares("video" in name))
+            for name in names
+        }
+        unclear = [name for name, rows in owned.items() if rows is None]
+        if unclear and self.remake is not None:
+            made = self.remake(wanted)
+            return {name: made[name].to(self.inputs[name]) for name in names if name in made}
+        if unclear:
+            raise Unsupported(
+                f"{unclear[0]} {tuple(self.inputs[unclear[0]].shape)}: it cannot be told which of "
+                f"its rows belong to which of {len(self)} samples with "
+                f"{list(self.images_per_row)} images; make a batch of the wanted samples alone"
+            )
+        known = {name: rows for name, rows in owned.items() if rows is not None}
+        taken = {
+            name: torch.cat(self._parts(name, rows, known, wanted)) for name, rows in known.items()
+        }
+        # Samples without images have no image tensors.
+        return {name: tensor for name, tensor in taken.items() if len(tensor)}
+
+    def _parts(
+        self, name: str, rows: Counts, known: Mapping[str, Counts], wanted: list[int]
+    ) -> list[Tensor]:
+        """One tensor's rows of each wanted sample, pointers made to point where they should."""
+        tensor = self.inputs[name]
+        pieces = torch.split(tensor, list(rows))
+        parts = [pieces[i] for i in wanted]
+        for target in known:
+            pictures = self.inputs[target]
+            if not is_picture(target, pictures) or ("video" in target) != ("video" in name):
+                continue
+            starts = pointed_rows(tensor, rows, pictures, known[target])
+            if starts is None:
+                continue
+            lengths = [known[target][i] * pictures.shape[1] for i in wanted]
+            begins = np.concatenate([[0], np.cumsum(lengths)])[:-1]
+            return [
+                torch.where(part >= 0, part - int(starts[i]) + int(begin), part)
+                for part, i, begin in zip(parts, wanted, begins, strict=True)
+            ]
+        return parts
+
+    def _shares(self, videos: bool) -> Shares:
+        here = self.visual.image >= np.asarray(self.images_per_row)[self.visual.sample]
+        here = here if videos else ~here
+        samples = range(len(self))
+        tokens = [here & (self.visual.sample == i) for i in samples]
+        images = self.videos_per_row or (0,) * len(self) if videos else self.images_per_row
+        units = (self.visual.image, self.visual.tile, self.visual.time)
+        tiles = tuple(len({*zip(*(unit[mine] for unit in units), strict=True)}) for mine in tokens)
+        return Shares(images, tiles, tuple(int(mine.sum()) for mine in tokens))

@@ -1,278 +1,390 @@
-"""From images and prompts to a Batch, and from a Batch's tensors to the visual-token table."""
+"""From images and prompts to a Batch, through the model's own processor.
+
+The hazard: processors differ in what they take and quietly return less than the model needs. One
+wants images as a flat list, one pads on the right whatever it is told, one puts image tokens before
+the padding, one adds training labels. What comes out of any of them is brought here to one form:
+left-padded tensors that the model's forward takes, and nothing else.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from .batch import Batch
 from .errors import InputError, Unsupported
-from .geometry import preparation, square_side
+from .given import Forward, Needs, check_form, check_pictures
+from .images import ImageLike, Images, Videos, arrange_images, arrange_videos, read_image
+from .layout import Again, locate
+from .prompts import Placeholders, PromptWriter, find_placeholders, shorten
 from .visual_tokens import VisualTokens
 
-ImageLike = Image.Image | str | Path | NDArray[np.uint8]
-Images = ImageLike | Sequence[ImageLike] | Sequence[Sequence[ImageLike]]
+__all__ = ["Encoder", "ImageLike", "Images", "Videos", "arrange_images", "read_image"]
 
+_PROBE_SIZE = (96, 64)
+_COMPLETE_SIZES = ((64, 96), (112, 56))
 
-def read_image(image: ImageLike) -> Image.Image:
-    """One RGB image from a PIL image, a file or a ``[height, width, 3]`` uint8 array.
-
-    Raises:
-        InputError: The file is missing or is no readable image, or the array has another form.
-    """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if isinstance(image, str | Path):
-        try:
-            with Image.open(image) as opened:
-                # Cameras store the turn in metadata: what the user sees is the turned image.
-                return ImageOps.exif_transpose(opened).convert("RGB")
-        except FileNotFoundError:
-            raise InputError(f"no image file {str(image)!r}") from None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise InputError(
-                f"{str(image)!r} cannot be read as an image ({error}); is it complete?"
-            ) from None
-    array = np.asarray(image)
-    if array.dtype == np.uint8 and array.shape[2:] == (3,):
-        return Image.fromarray(array)
-    shape = getattr(image, "shape", None)
-    raise InputError(
-        f"an image is a PIL image, a file name or a uint8 array [height, width, 3], not "
-        f"{type(image).__name__}{'' if shape is None else f' {tuple(shape)}'}"
-    )
-
-
-def arrange_images(images: Images, n_prompts: int) -> list[list[Image.Image]]:
-    """The images of each prompt, from one image, one per prompt, or several per prompt.
-
-    Raises:
-        InputError: The number of images does not fit the number of prompts.
-    """
-    if isinstance(images, str) or not isinstance(images, Sequence):
-        shared = read_image(images)
-        return [[shared] for _ in range(n_prompts)]
-    if not images:
-        raise InputError("no image was given")
-    if any(isinstance(item, list | tuple) for item in images):
-        if not all(isinstance(item, list | tuple) for item in images):
-            raise InputError("either every prompt gets a list of images or none does")
-        nested = [[read_image(image) for image in item] for item in images]  # type: ignore[union-attr]
-    elif n_prompts == 1:
-        nested = [[read_image(image) for image in images]]  # type: ignore[arg-type]
-    else:
-        nested = [[read_image(image)] for image in images]  # type: ignore[arg-type]
-    if len(nested) != n_prompts:
-        raise InputError(
-            f"{len(nested)} image entries for {n_prompts} prompts: give one image (or list of "
-            "images) per prompt, or a single image for all"
-        )
-    return nested
+Nested = list[list[Image.Image]]
 
 
 class Encoder:
-    """Applies one model's processor and chat template, and finds the visual tokens again."""
+    """Applies one model's processor and chat template, and finds the visual tokens again.
 
-    def __init__(self, processor: Any, image_token_id: int) -> None:
+    Args:
+        processor: The model's processor; None when there is none, and only :meth:`batch` works.
+        config: The model's configuration.
+        anatomy: Says where the visual positions are; may be set later, before a Batch is made.
+        accepts: Names of the inputs that the model's forward takes; None keeps whatever tensors
+            the processor returns.
+        forward: Runs the model on tensors and returns logits ``[sample, token, vocab]``, leaving
+            the model as it was: used to measure which inputs a given batch cannot lack. Without
+            it every input that might matter is demanded.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        config: Any,
+        anatomy: Any = None,
+        accepts: Collection[str] | None = None,
+        forward: Forward | None = None,
+    ) -> None:
         self.processor = processor
-        self.image_token_id = image_token_id
+        self.config = config
+        self.anatomy = anatomy
+        self.accepts = None if accepts is None else frozenset(accepts)
+        self.needs = Needs(self.accepts, forward, None if processor is None else self._complete)
+
+    @cached_property
+    def placeholders(self) -> Placeholders:
+        """How the processor is told where an image belongs, found out by experiment.
+
+        Raises:
+            InputError: There is no processor.
+            Unsupported: The processor accepts no image.
+        """
+        self._need_processor()
+        ids = (getattr(self.config, name, None) for name in ("image_token_id", "image_token_index"))
+        known = [i for i in ids if isinstance(i, int) and i >= 0]
+        return find_placeholders(self.processor, self._probe, known)
 
     @property
     def placeholder(self) -> str:
-        """The text that stands for an image in a prompt, for instance ``<image>``."""
-        token = getattr(self.processor, "image_token", None)
-        if token is None:
-            token = self.processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
-        return str(token)
+        """The text that stands for an image in a prompt, for instance ``<image>``.
 
-    def encode(self, images: Images, prompts: str | Sequence[str], template: bool | None) -> Batch:
+        Empty where the processor puts images first by itself.
+        """
+        return self.placeholders.image or ""
+
+    def tensors(
+        self,
+        images: Images | None,
+        prompts: str | Sequence[str],
+        videos: Videos | None = None,
+        template: bool | None = None,
+    ) -> tuple[dict[str, Tensor], list[str], Nested]:
+        """What the model takes for these images and prompts; needs no anatomy.
+
+        Args:
+            images: As for :meth:`VisualLM.encode`; None for text alone.
+            prompts: One or several.
+            videos: As for :meth:`VisualLM.encode`.
+            template: As for :meth:`VisualLM.encode`.
+
+        Returns:
+            The tensors, left-padded; the prompts as the processor got them; the images of each.
+
+        Raises:
+            InputError: There is no processor, or images and prompts do not fit together.
+            Unsupported: The model takes no videos, or no image at all.
+        """
+        inputs, rendered, nested, _ = self._tensors(images, prompts, videos, template)
+        return inputs, rendered, nested
+
+    def encode(
+        self,
+        images: Images | None,
+        prompts: str | Sequence[str],
+        videos: Videos | None = None,
+        template: bool | None = None,
+    ) -> Batch:
         """See :meth:`VisualLM.encode`."""
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not texts:
-            raise InputError("no prompt was given")
-        nested = arrange_images(images, len(texts))
-        rendered = [
-            self._render(text, len(row), template) for text, row in zip(texts, nested, strict=True)
-        ]
-        self._check_sizes(nested)
-        inputs = self.processor(
-            text=rendered,
-            images=nested,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
-        tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        inputs, rendered, nested, films = self._tensors(images, prompts, videos, template)
+
+        def again(
+            others: Sequence[Sequence[Image.Image]], samples: Sequence[int]
+        ) -> Mapping[str, Tensor]:
+            texts = [rendered[i] for i in samples]
+            return self._process(texts, [list(row) for row in others], [films[i] for i in samples])
+
+        self._check_places(inputs, nested, films)
+        if not any(nested) and not any(films):
+            self.needs.check_text(inputs)
+        frames = [[len(film) for film in row] for row in films] if any(films) else None
+        visual = self._locate(inputs, nested if any(nested) else None, again, frames)
+        _check_sizes(visual, nested)
         return Batch(
-            tensors,
-            self.locate(tensors, nested),
+            inputs,
+            visual,
             tuple(rendered),
             tuple(tuple(row) for row in nested),
             tuple(len(row) for row in nested),
+            videos_per_row=tuple(len(film) for film in films) if any(films) else (),
+            remake=lambda samples: again([nested[i] for i in samples], samples),
         )
 
     def batch(self, inputs: Mapping[str, Tensor]) -> Batch:
         """See :meth:`VisualLM.batch`."""
-        for name in ("input_ids", "attention_mask"):
-            if name not in inputs:
-                raise InputError(f"a batch needs {name!r} [sample, token]; got {sorted(inputs)}")
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        if ids.ndim != 2 or ids.shape != mask.shape:
-            raise InputError(
-                f"input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)} must both "
-                "be [sample, token]"
+        check_form(inputs, self.accepts)
+        # Labels are for training: with them the model computes a loss.
+        tensors = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+        images, films = self._kinds(tensors)
+        check_pictures(tensors, images, films)
+        try:
+            visual = self._locate(tensors, None)
+        except InputError:
+            # A missing grid is the better reason for a layout that does not fit.
+            self.needs.check(tensors, images, films, 1)
+            raise
+        is_film = films.cpu().numpy()[visual.sample, visual.position]
+        n = len(images)
+        counts, videos = (
+            tuple(
+                len(np.unique(visual.image[(visual.sample == i) & (is_film == film)]))
+                for i in range(n)
             )
-        if ids.shape[1] > 1 and bool((mask[:, 0] > 0).any()) and not bool(mask[:, -1].all()):
-            raise InputError(
-                "the batch is padded on the right; embedlens wants padding on the left"
-            )
-        tensors = dict(inputs)
-        has_images = bool((ids == self.image_token_id).any())
-        counts = self._images_per_row(tensors) if has_images else (0,) * len(ids)
-        visual = self.locate(tensors, [[None] * n for n in counts])
-        return Batch(tensors, visual, ("",) * len(ids), ((),) * len(ids), counts)
-
-    def locate(
-        self, inputs: Mapping[str, Tensor], images: Sequence[Sequence[Image.Image | None]]
-    ) -> VisualTokens:
-        """Assign every placeholder position to its image and cell.
-
-        Raises:
-            InputError: Placeholders that cannot be shared out among the images.
-            Unsupported: The tokens of an image do not form a square raster.
-        """
-        rows: list[NDArray[np.float64]] = []
-        for sample, row in enumerate(images):
-            positions = np.flatnonzero(
-                (inputs["input_ids"][sample] == self.image_token_id).cpu().numpy()
-            )
-            if not row and not len(positions):
-                continue
-            if not row or len(positions) % len(row):
-                raise InputError(
-                    f"sample {sample}: {len(positions)} visual positions for {len(row)} images"
-                )
-            per_image = len(positions) // len(row)
-            side = square_side(per_image)
-            if not side:
-                raise Unsupported(
-                    f"{per_image} visual tokens per image are not a square raster; this version "
-                    "reads the layout of LLaVA-type models only"
-                )
-            for index, image in enumerate(row):
-                rows.append(
-                    self._rows(
-                        sample, index, positions[index * per_image :][:per_image], side, image
-                    )
-                )
-        table = np.concatenate(rows) if rows else np.empty((0, 9))
-        ints = table[:, :5].astype(np.int64)
-        sample, image, row, col, position = ints.T
-        return VisualTokens(sample, image, row, col, position, box=table[:, 5:])
-
-    def _rows(
-        self,
-        sample: int,
-        index: int,
-        positions: NDArray[np.int64],
-        side: int,
-        image: Image.Image | None,
-    ) -> NDArray[np.float64]:
-        cells = np.arange(side * side)
-        if image is None:
-            boxes = np.full((side * side, 4), np.nan)
-        else:
-            prepared = preparation(self.processor.image_processor, image.size)
-            boxes = prepared.boxes(side, side, image.size)
-        place = [np.full_like(cells, sample), np.full_like(cells, index)]
-        return np.column_stack([*place, cells // side, cells % side, positions, boxes])
-
-    def _images_per_row(self, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
-        pixels = inputs.get("pixel_values")
-        if pixels is None:
-            raise InputError("input_ids has image placeholders but there are no pixel_values")
-        per_row = (inputs["input_ids"] == self.image_token_id).sum(1)
-        total = int(per_row.sum())
-        if total % len(pixels):
-            raise InputError(f"{total} visual positions for {len(pixels)} images in pixel_values")
-        per_image = total // len(pixels)
-        if bool((per_row % per_image).any()):
-            raise InputError(
-                f"rows with {per_row.tolist()} visual positions, {per_image} per image"
-            )
-        return tuple(int(n) // per_image for n in per_row)
-
-    def _render(self, prompt: str, n_images: int, template: bool | None) -> str:
-        """The prompt with as many placeholders as images, through the chat template if asked."""
-        found = prompt.count(self.placeholder)
-        if template is False or (template is None and found):
-            if found == n_images:
-                return prompt
-            where = f"the prompt {_shorten(prompt)!r} has {found} image placeholders"
-            raise InputError(
-                f"{where} ({self.placeholder}) for {n_images} image(s): write one per image where "
-                "it belongs, or leave them out and let the chat template place the images"
-            )
-        if not getattr(self.processor, "chat_template", None):
-            raise InputError(
-                f"the prompt {_shorten(prompt)!r} has no image placeholder and the model's "
-                f"processor has no chat template: write {self.placeholder} where the image belongs"
-            )
-        if found and found != n_images:
-            raise InputError(f"{found} image placeholders in the prompt for {n_images} image(s)")
-        message = [{"role": "user", "content": self._content(prompt, n_images)}]
-        rendered = str(
-            self.processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+            for film in (False, True)
         )
-        bos = getattr(self.processor.tokenizer, "bos_token", None)
-        # The tokenizer adds its own BOS to text: two would shift every position.
-        if bos and rendered.startswith(bos) and self._adds_bos():
-            rendered = rendered.removeprefix(bos)
-        if rendered.count(self.placeholder) != n_images:
+        self.needs.check(tensors, images, films, max(counts))
+        return Batch(
+            tensors,
+            visual,
+            ("",) * n,
+            ((),) * n,
+            counts,
+            videos_per_row=videos if any(videos) else (),
+        )
+
+    def _tensors(
+        self,
+        images: Images | None,
+        prompts: str | Sequence[str],
+        videos: Videos | None,
+        template: bool | None,
+    ) -> tuple[dict[str, Tensor], list[str], Nested, list[list[NDArray[np.uint8]]]]:
+        self._need_processor()
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not texts:
+            raise InputError("no prompt was given")
+        nested = arrange_images(images, len(texts))
+        films = arrange_videos(videos, len(texts))
+        if any(films) and getattr(self.processor, "video_processor", None) is None:
             raise Unsupported(
-                f"the chat template wrote {rendered.count(self.placeholder)} placeholders for "
-                f"{n_images} image(s); pass a full prompt with template=False"
+                f"{type(self.processor).__name__} has no video processor: the model takes no "
+                "videos, or transformers could not load it here (most of them need torchvision)"
             )
-        return rendered
+        writer = PromptWriter(self.processor, self.placeholders)
+        rendered = [
+            writer.write(text, len(row), len(film), template)
+            for text, row, film in zip(texts, nested, films, strict=True)
+        ]
+        return self._process(rendered, nested, films), rendered, nested, films
 
-    def _adds_bos(self) -> bool:
-        tokenizer = self.processor.tokenizer
-        ids = tokenizer("a").input_ids
-        return bool(ids) and ids[0] == tokenizer.bos_token_id
+    def _process(
+        self, texts: list[str], images: Nested, videos: list[list[NDArray[np.uint8]]]
+    ) -> dict[str, Tensor]:
+        pictures: dict[str, Any] = {"images": images} if any(images) else {}
+        if any(videos):
+            # Frames that the user chose are not thinned out again.
+            pictures |= {"videos": videos, "do_sample_frames": False}
+        try:
+            made = self._call(texts, pictures)
+        except Exception as error:
+            made = self._call_flat(texts, pictures, error)
+        return left_padded(self._kept(made))
 
-    def _content(self, prompt: str, n_images: int) -> list[dict[str, str]]:
-        if self.placeholder not in prompt:
-            return [{"type": "image"}] * n_images + [{"type": "text", "text": prompt}]
-        content: list[dict[str, str]] = []
-        for piece in re.split(f"({re.escape(self.placeholder)})", prompt):
-            if piece == self.placeholder:
-                content.append({"type": "image"})
-            elif piece.strip():
-                content.append({"type": "text", "text": piece.strip()})
-        return content
+    def _call_flat(self, texts: list[str], pictures: dict[str, Any], error: Exception) -> Any:
+        """Again with one flat list of images, which some processors want."""
+        rows = pictures.get("images", [])
+        flat = [image for row in rows for image in row]
+        try:
+            one_each = all(len(row) == 1 for row in rows)
+            # In a flat list only placeholders say which prompt an image belongs to.
+            if not flat or "videos" in pictures or not (one_each or self.placeholders.image):
+                raise error
+            return self._call(texts, {"images": flat})
+        # Whatever a processor raises on these inputs is about these inputs.
+        except Exception:
+            sizes = ", ".join(f"{w}x{h}" for w, h in dict.fromkeys(image.size for image in flat))
+            of = f"image(s) of {sizes} pixels and " if flat else ""
+            said = next((s.strip() for s in str(error).splitlines() if s.strip()), "")
+            raise InputError(
+                f"{type(self.processor).__name__} cannot process {of}the prompt "
+                f"{shorten(texts[0])!r}: {type(error).__name__}: {said}"
+            ) from error
 
-    def _check_sizes(self, nested: list[list[Image.Image]]) -> None:
-        """Refuse images with fewer pixels than the model cuts patches along a side."""
-        processor = self.processor.image_processor
-        patch = getattr(self.processor, "patch_size", None)
-        if not patch:
-            return
-        width, height = preparation(processor, (1000, 1000)).canvas
-        least = int(min(width, height)) // int(patch)
-        for image in (image for row in nested for image in row):
-            if min(image.size) < least:
+    def _call(self, texts: list[str], pictures: dict[str, Any]) -> Any:
+        # The side is set on the tokenizer alone: a second tokenizer (a Q-Former's) keeps its own.
+        settings: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+        if self.accepts is not None and "mm_token_type_ids" in self.accepts:
+            settings["return_mm_token_type_ids"] = True
+        with _padding_left(self.processor.tokenizer), warnings.catch_warnings():
+            # About the processor's own insides, which no caller can mend.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return self.processor(text=list(texts), **pictures, **settings)
+
+    def _kept(self, made: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The tensors that the forward takes."""
+        kept = {}
+        for name, value in made.items():
+            # Labels are for training: with them the model computes a loss.
+            if name == "labels" or (self.accepts is not None and name not in self.accepts):
+                continue
+            if isinstance(value, Tensor):
+                kept[name] = value
+            elif self.accepts is not None:
+                raise Unsupported(
+                    f"{type(self.processor).__name__} returns {name!r} as "
+                    f"{type(value).__name__}, not as one tensor: make the inputs yourself and "
+                    "use batch(inputs)"
+                )
+        return kept
+
+    def _probe(self, text: str, n_images: int) -> list[int] | None:
+        noise = np.random.default_rng(0).integers(0, 256, (*_PROBE_SIZE[::-1], 3), dtype=np.uint8)
+        row = [Image.fromarray(noise)] * n_images
+        try:
+            made = self._process([text], [row], [[]])
+        except (InputError, Unsupported):
+            return None
+        ids: list[int] = made["input_ids"][0].tolist()
+        return ids
+
+    def _complete(self, n_samples: int, n_images: int) -> Mapping[str, Tensor]:
+        """Tensors of pictures of different forms and prompts of different lengths."""
+        rng = np.random.default_rng(1)
+        sides = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _COMPLETE_SIZES]
+        rows = [[sides[(i + j) % 2] for j in range(n_images)] for i in range(n_samples)]
+        place = f"{self.placeholder} " * n_images
+        prompts = [f"{place}a" + " b" * (2 * i) for i in range(n_samples)]
+        template = False if self.placeholder else None
+        return self.tensors(rows, prompts, template=template)[0]
+
+    def _kinds(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Visual positions of images and of videos, ``[sample, token]``."""
+        mask = self._visual_mask(inputs)
+        image, video = self.anatomy.image_token_id, self.anatomy.video_token_id
+        if video is None:
+            return mask, mask & False
+        films = mask & (inputs["input_ids"] == video)
+        if image == video:
+            # One id for both: then the tensors tell, and a batch of both kinds counts as images.
+            pixels = [name for name in inputs if name.startswith("pixel_values")]
+            films = mask & all("video" in name for name in pixels)
+        return mask & ~films, films
+
+    def _check_places(
+        self, inputs: Mapping[str, Tensor], nested: Nested, films: Sequence[Sequence[Any]]
+    ) -> None:
+        """Refuse samples whose pictures got no tokens, or that got tokens without pictures."""
+        found = self._visual_mask(inputs).any(1).tolist()
+        for sample, (any_tokens, row, film) in enumerate(zip(found, nested, films, strict=True)):
+            if any_tokens != bool(row or film):
+                what = "no visual tokens" if row or film else "visual tokens"
+                raise InputError(
+                    f"sample {sample} has {len(row)} image(s) and {len(film)} video(s) but the "
+                    f"processor made {what} for it: encode it by itself"
+                )
+
+    def _visual_mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        mask: Tensor = self.anatomy.visual_mask(inputs)
+        return mask
+
+    def _locate(
+        self,
+        inputs: Mapping[str, Tensor],
+        images: Nested | None,
+        again: Again | None = None,
+        films: list[list[int]] | None = None,
+    ) -> VisualTokens:
+        return locate(
+            inputs,
+            self._visual_mask(inputs),
+            images,
+            config=self.config,
+            processor=self.processor,
+            latents="resampler" in self.anatomy.capabilities,
+            again=again,
+            films=films,
+        )
+
+    def _need_processor(self) -> None:
+        if self.processor is None:
+            raise InputError(
+                "this model comes without a processor, which turning images and prompts into "
+                "tensors needs: VisualLM(hf_model, processor), or make the tensors yourself and "
+                "use batch(inputs)"
+            )
+
+
+def left_padded(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors with each row's padding moved to its front.
+
+    Some processors pad on the right whatever they are told, or put image tokens before the
+    padding. Everything ``[sample, token]`` is moved along.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.ndim != 2:
+        return dict(inputs)
+    order = mask.bool().long().argsort(dim=1, stable=True)
+    if bool((order == torch.arange(mask.shape[1])).all()):
+        return dict(inputs)
+    return {
+        name: tensor.gather(1, order)
+        if tensor.shape == mask.shape and not tensor.is_floating_point()
+        else tensor
+        for name, tensor in inputs.items()
+    }
+
+
+@contextmanager
+def _padding_left(tokenizer: Any) -> Iterator[None]:
+    """Some processors read the side from the tokenizer, and some tokenizers cannot pad at all."""
+    side, pad = tokenizer.padding_side, tokenizer.pad_token
+    tokenizer.padding_side = "left"
+    if pad is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    try:
+        yield
+    finally:
+        tokenizer.padding_side = side
+        if pad is None:
+            tokenizer.pad_token = None
+
+
+def _check_sizes(visual: VisualTokens, nested: Nested) -> None:
+    """Refuse images that the model cuts into cells narrower than a pixel."""
+    for sample, row in enumerate(nested):
+        for index, image in enumerate(row):
+            here = visual.placed & (visual.sample == sample) & (visual.image == index)
+            if not here.any():
+                continue
+            cells = visual.col[here].max() + 1, visual.row[here].max() + 1
+            box = visual.box[here]
+            # The largest, because cells at a padded border show less of the image.
+            sides = (box[:, 2:] - box[:, :2])[np.isfinite(box).all(1)]
+            sides = sides.max(0) if len(sides) else np.divide(image.size, cells)
+            if sides.min() < 1 - 1e-6:
                 raise InputError(
                     f"an image of {image.size[0]}x{image.size[1]} pixels is too small: the model "
-                    f"cuts {least} patches along each side, so it needs at least {least}x{least}"
+                    f"cuts it into {cells[0]}x{cells[1]} cells"
                 )
-
-
-def _shorten(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

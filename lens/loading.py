@@ -1,8 +1,14 @@
-"""Getting a transformers model and its processor from a name, a folder, or the package itself."""
+"""Getting a transformers model and its processor from a name, a folder, or the package itself.
+
+The hazard: most of what can go wrong with somebody's model goes wrong before its weights are
+needed, and weights take minutes. So configuration and processor are read and checked first, and a
+:class:`Checkpoint` loads its weights when it is told to.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,8 +16,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
     AutoConfig,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoProcessor,
 )
 
@@ -22,51 +30,83 @@ SHIPPED = Path(__file__).parent / "shipped"
 T = TypeVar("T")
 
 
-def load_model(
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A model whose configuration and processor have been read, and whose weights have not.
+
+    Attributes:
+        name: What the user calls it.
+        config: Its configuration.
+        processor: Its processor.
+        read: Loads the weights: the transformers model, in place and ready.
+    """
+
+    name: str
+    config: Any
+    processor: Any
+    read: Callable[[], Any]
+
+
+def open_checkpoint(
     name: str | Path | None,
     *,
-    device: str | torch.device | None,
-    dtype: str | torch.dtype | None,
-    attn_implementation: str | None,
-    revision: str | None,
-    trust_remote_code: bool,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
     **from_pretrained: Any,
-) -> tuple[Any, Any, str]:
-    """Load (model, processor, name). See :meth:`VisualLM.load` for the arguments and errors."""
+) -> Checkpoint:
+    """Everything about a model but its weights. See :meth:`VisualLM.load`."""
     source = str(SHIPPED if name is None else name)
     label = "embedlens-shipped" if name is None else source
     _check_folder(source)
     _check_dtype(dtype)
     where = _device(device)
+    if device is not None and "device_map" in from_pretrained:
+        raise InputError("give device or device_map, not both: each says where the weights go")
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = _attempt(source, lambda: AutoConfig.from_pretrained(source, **hub))
-    _check_config(config, source, trust_remote_code)
-    if attn_implementation is not None:
-        from_pretrained["attn_implementation"] = attn_implementation
-    if dtype is None:
-        # Half precision on a CPU is slow, and blurs what is measured; a GPU has the memory
-        # of the checkpoint's own type in mind.
-        dtype = torch.float32 if where.type == "cpu" else "auto"
+    automatic = _automatic_class(config, source, trust_remote_code)
     processor = _attempt(source, lambda: load_processor(source, **hub))
     if not hasattr(processor, "image_processor"):
         raise InputError(
             f"{source!r} has no image processor ({type(processor).__name__} was found): copy "
             "preprocessor_config.json and processor_config.json beside the weights"
         )
-    model: Any = _attempt(
-        source,
-        lambda: AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, **hub, **from_pretrained
-        ),
-    )
-    if "device_map" not in from_pretrained:
-        model = model.to(where)
-    return model, processor, label
+    if attn_implementation is not None:
+        from_pretrained["attn_implementation"] = attn_implementation
+    quantised = _is_quantised(config, from_pretrained)
+    if quantised and device is not None:
+        # Quantised weights cannot be moved afterwards.
+        from_pretrained["device_map"] = {"": where}
+    if dtype is None:
+        # Half precision on a CPU is slow, and blurs what is measured; a GPU has the memory
+        # of the checkpoint's own type in mind, and quantised weights bring theirs.
+        plain = where.type == "cpu" and "device_map" not in from_pretrained and not quantised
+        dtype = torch.float32 if plain else "auto"
+
+    def read() -> Any:
+        model = _attempt(
+            source,
+            lambda: automatic.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, **hub, **from_pretrained
+            ),
+        )
+        placed = "device_map" in from_pretrained or quantised
+        return model if placed else _attempt(source, lambda: model.to(where))
+
+    return Checkpoint(label, config, processor, read)
 
 
 def load_processor(source: str, **hub: Any) -> Any:
     """The processor that belongs to a hub id or folder."""
     return AutoProcessor.from_pretrained(source, **hub)  # type: ignore[no-untyped-call]
+
+
+def _is_quantised(config: Any, from_pretrained: Mapping[str, Any]) -> bool:
+    settings = from_pretrained.get("quantization_config")
+    return settings is not None or getattr(config, "quantization_config", None) is not None
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -99,21 +139,36 @@ def _check_folder(source: str) -> None:
         raise InputError(f"no folder {source!r}")
 
 
-def _check_config(config: Any, source: str, trust_remote_code: bool) -> None:
-    known = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    remote = trust_remote_code and "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
-    if not (known or remote):
-        raise Unsupported(
-            f"{source!r} is a {config.model_type!r} model, which takes no images together with "
-            "text: embedlens needs an image-text-to-text model (LLaVA, Qwen-VL, …)"
-        )
+def _automatic_class(config: Any, source: str, trust_remote_code: bool) -> Any:
+    """The class of transformers that loads models of this configuration."""
+    mappings = (
+        (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+        (AutoModelForMultimodalLM, MODEL_FOR_MULTIMODAL_LM_MAPPING),
+    )
+    for automatic, mapping in mappings:
+        own_code = getattr(config, "auto_map", None) or {}
+        if type(config) in mapping or (trust_remote_code and automatic.__name__ in own_code):
+            return automatic
+    raise Unsupported(
+        f"{source!r} is a {config.model_type!r} model, which takes no images together with "
+        "text: embedlens needs an image-text-to-text model (LLaVA, Qwen-VL, …)"
+    )
 
 
 def _attempt(source: str, load: Callable[[], T]) -> T:
     """Run one loading step, turning what goes wrong with the user's model into one line."""
     try:
         return load()
-    except (OSError, ValueError, SafetensorError, ImportError, KeyError) as error:
+    except (
+        AttributeError,
+        ImportError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        SafetensorError,
+        TypeError,
+        ValueError,
+    ) as error:
         if "trust_remote_code" in str(error):
             raise InputError(
                 f"{source!r} brings its own Python code, which stays off: read that code, and if "

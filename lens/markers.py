@@ -21,10 +21,10 @@ from torch import Tensor
 from .batch import Batch
 from .classes import MARKER_KINDS, TokenClasses
 from .discovery import Evidence, find_recurring, gather, judge
+from .embed_lens import EmbedLens
 from .encoding import ImageLike
 from .errors import InputError
 from .model import VisualLM
-from .readout import EmbedLens
 
 _FORMAT = "embedlens.markers"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -11,20 +9,22 @@ from typing import Any, Literal, NoReturn
 import nnsight
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from nnsight import TransformersModel
-from nnsight.intervention.tracer import InterleavingTracer
+from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from .anatomy import Anatomy
 from .batch import Batch
-from .encoding import Encoder, Images
+from .captures import by_layer, capture_positions, capture_sites
 from .errors import InputError, Unsupported
-from .loading import load_model, load_processor
-from .run import SITES, Editor, Pass, Run, Scores, Site
-from .scoring import AnswerTokens
+from .images import Images, Videos
+from .loading import Checkpoint, open_checkpoint
+from .opening import OpenModel
+from .passes import cuts_logits, generate_ids, trace_forward
+from .run import Editor, Pass, Run, Scores, Site
+from .scoring import AnswerTokens, check_unseen
 from .sites import read_sites
+from .wrapping import NO_PROCESSOR, envoy_path, origin_of, own_processor, unwrapped
 
 nnsight.register(read_sites.__module__)
 
@@ -32,33 +32,49 @@ nnsight.register(read_sites.__module__)
 class VisualLM:
     """A multimodal LLM whose visual tokens can be read and changed.
 
+    The model stays as its owner has it: weights, training flags, gradients, hooks, configuration,
+    and what a forward pass would leave behind. Every pass happens in evaluation mode. What does
+    stay on each module, and does nothing outside a trace, are the two entries by which nnsight
+    reaches it (``lens/wrapping.py`` names them).
+
     Args:
-        hf_model: An image-text-to-text model of transformers, in memory. Its weights, hooks and
-            settings stay as they are, except that it is put into evaluation mode; its modules'
-            forwards become traceable by nnsight.
-        processor: Its processor; loaded from the model's own ``name_or_path`` when None.
+        model: A multimodal model of transformers, in memory; an nnsight model around one, which
+            is then used as it is (its weights are loaded if they are not); or a
+            :class:`~embedlens.lens.loading.Checkpoint`, whose weights are loaded when needed.
+        processor: Its processor, of which a copy is used; without one the nnsight model's, or
+            the one that belongs to the model's ``name_or_path``. A model without any processor
+            takes batches made from tensors only.
+        name: What to call it in results.
+        anatomy: Arguments of :meth:`Anatomy.of`, for a model whose parts are not found or do not
+            add up, for instance ``{"norm": "model.final_norm"}``.
 
     Raises:
-        InputError: No processor was given and none could be found.
+        InputError: The processor is none, or the model is none.
         Unsupported: The model does not put visual tokens into a decoder's sequence, or its
             parts could not be found and verified.
     """
 
-    def __init__(self, hf_model: nn.Module, processor: Any = None, *, name: str | None = None):
-        self.hf: Any = hf_model.eval()
-        origin = str(getattr(hf_model.config, "_name_or_path", "") or "")
-        self.name = name or origin or type(hf_model).__name__
-        self.anatomy = Anatomy.of(hf_model)
-        # A copy, because nnsight sets the padding side and token on the tokenizer it is given.
-        self.processor: Any = copy.deepcopy(processor or _find_processor(origin))
-        self.tokenizer: Any = self.processor.tokenizer
-        self.nn: Any = TransformersModel(
-            hf_model,
-            task="image-text-to-text",
-            processor=self.processor,
-            tokenizer=self.tokenizer,
-        )
-        self._encoder = Encoder(self.processor, self.anatomy.image_token_id)
+    def __init__(
+        self,
+        model: Any,
+        processor: Any = None,
+        *,
+        name: str | None = None,
+        anatomy: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._overrides = dict(anatomy or {})
+        self._opened: OpenModel | None = None
+        self._unseen = False
+        self._checkpoint: Checkpoint | None = None
+        if isinstance(model, Checkpoint):
+            self._checkpoint = model
+            self._processor = model.processor if processor is None else processor
+            self.name = name or model.name
+            return
+        hf, envoy = unwrapped(model)
+        self.name = name or origin_of(hf) or type(hf).__name__
+        self._processor = own_processor(processor, hf, envoy)
+        self._opened = OpenModel(hf, self._processor, envoy, self._overrides)
 
     @classmethod
     def load(
@@ -70,6 +86,8 @@ class VisualLM:
         attn_implementation: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        lazy: bool = False,
+        anatomy: Mapping[str, Any] | None = None,
         **from_pretrained: Any,
     ) -> VisualLM:
         """Load a model by name.
@@ -77,19 +95,25 @@ class VisualLM:
         Args:
             name: Hub id or local folder; None is the small trained model that comes with
                 embedlens.
-            device: Where to put it; the first GPU if there is one, else the CPU.
-            dtype: Weights' type; float32 on a CPU, the checkpoint's own on a GPU.
+            device: Where to put it; the first GPU if there is one, else the CPU. Quantised
+                weights stay where transformers puts them unless this says otherwise.
+            dtype: Weights' type; float32 on a CPU, the checkpoint's own on a GPU, with a
+                ``device_map`` or when quantised.
             attn_implementation: ``sdpa`` or ``eager``; transformers' choice when None.
             revision: Revision of the hub repository.
             trust_remote_code: Whether code that comes with the model may run.
+            lazy: Check the configuration and the processor now, and load the weights when they
+                are first needed: encoding needs them too, because it is the verified anatomy
+                that says which tokens are visual.
+            anatomy: As for :class:`VisualLM`.
             **from_pretrained: More for transformers' ``from_pretrained``, for instance
-                ``device_map`` or ``quantization_config``.
+                ``device_map`` (in place of ``device``) or ``quantization_config``.
 
         Raises:
             InputError: No such model, or it cannot be loaded.
             Unsupported: A model without images, or of a form embedlens cannot read.
         """
-        hf_model, processor, label = load_model(
+        checkpoint = open_checkpoint(
             name,
             device=device,
             dtype=dtype,
@@ -98,9 +122,14 @@ class VisualLM:
             trust_remote_code=trust_remote_code,
             **from_pretrained,
         )
-        return cls(hf_model, processor, name=label)
+        model = cls(checkpoint, anatomy=anatomy)
+        if not lazy:
+            _ = model._open
+        return model
 
     def __repr__(self) -> str:
+        if self._opened is None:
+            return f"VisualLM({self.name!r}: weights not loaded yet)"
         return (
             f"VisualLM({self.name!r}: {type(self.hf).__name__}, {self.n_layers} layers, "
             f"d={self.anatomy.hidden_size}, {self.dtype}, {self.device}, "
@@ -114,19 +143,51 @@ class VisualLM:
         )
 
     @property
+    def hf(self) -> Any:
+        """The transformers model."""
+        return self._open.hf
+
+    @property
+    def nn(self) -> Any:
+        """The nnsight model."""
+        return self._open.nn
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Where things are in this model.
+
+        Verified on an image at once where there is a processor to make one, otherwise on the
+        first batch that has an image (``anatomy.seen_image`` says which).
+
+        Raises:
+            Unsupported: The model cannot do without an image, and has not seen one yet.
+        """
+        return self._open.anatomy
+
+    @property
+    def processor(self) -> Any:
+        """The model's processor, a copy of its owner's; None if it came without one."""
+        return self._processor
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer, or None."""
+        return None if self._processor is None else self._processor.tokenizer
+
+    @property
     def n_layers(self) -> int:
         """Number of decoder layers."""
         return self.anatomy.n_layers
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device of the input embedding."""
-        return self.embeddings.device
+        """Where inputs go: the device that the input embedding computes on."""
+        return self._open.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return self.embeddings.dtype
+        """Type in which the model computes."""
+        return self._open.dtype
 
     @property
     def attn_implementation(self) -> str:
@@ -135,13 +196,13 @@ class VisualLM:
 
     @property
     def image_placeholder(self) -> str:
-        """The text that stands for an image in a prompt."""
-        return self._encoder.placeholder
+        """The text that stands for an image in a prompt; empty where none is written."""
+        return self._open.placeholder
 
     @property
     def layers(self) -> list[Any]:
         """The decoder layers as nnsight envoys, for use inside a trace."""
-        return [self.nn.get(path) for path in self.anatomy.layers]
+        return [self.nn.get(envoy_path(path)) for path in self.anatomy.layers]
 
     @property
     def embeddings(self) -> Float[Tensor, "vocab d"]:
@@ -150,31 +211,41 @@ class VisualLM:
         return weight
 
     def encode(
-        self, images: Images, prompts: str | Sequence[str], *, template: bool | None = None
+        self,
+        images: Images | None,
+        prompts: str | Sequence[str],
+        *,
+        videos: Videos | None = None,
+        template: bool | None = None,
     ) -> Batch:
         """Turn images and prompts into a batch, through the model's own processor.
 
         Args:
-            images: One image for all prompts, one per prompt, or a list per prompt. An image is
-                a PIL image, a file or a uint8 array ``[height, width, 3]``.
+            images: One image for all prompts, one per prompt, a list per prompt, or None. An
+                image is a PIL image, a file or a uint8 array ``[height, width, 3]``.
             prompts: One prompt or several; shorter ones are padded on the left.
+            videos: Likewise, where the model takes videos: a video is a list of images or a
+                uint8 array ``[frame, height, width, 3]``.
             template: None takes a prompt that contains the image placeholder as it stands and
                 puts any other through the chat template, images first. True always applies the
                 template (placeholders then mark where the images go), False never.
 
         Raises:
-            InputError: An unreadable image, or a number of images that does not fit.
-            Unsupported: A layout of visual tokens that is not understood.
+            InputError: An unreadable image, a number of images that does not fit, or a model
+                without a processor.
+            Unsupported: The model takes no videos.
         """
-        return self._to_device(self._encoder.encode(images, prompts, template))
+        self._need_processor()
+        return self._open.encode(images, prompts, videos, template)
 
     def batch(self, inputs: Mapping[str, Tensor]) -> Batch:
         """A batch from tensors as the model's processor returns them, padded on the left.
 
         Raises:
-            InputError: ``attention_mask`` is missing, or tensors that do not fit together.
+            InputError: ``attention_mask`` or another tensor that changes results is missing, or
+                tensors that do not fit together.
         """
-        return self._to_device(self._encoder.batch(inputs))
+        return self._open.batch(inputs)
 
     def trace(
         self,
@@ -200,7 +271,7 @@ class VisualLM:
             **forward: More arguments for the model's forward.
         """
         target = self._edited(batch, plan, Pass("forward"))
-        return self._trace(target, batch.inputs, remote=remote, grad=grad, **forward)
+        return trace_forward(target, self.hf, batch.inputs, remote=remote, grad=grad, **forward)
 
     @torch.no_grad()
     def run(
@@ -230,20 +301,17 @@ class VisualLM:
         Raises:
             InputError: A site or layer that does not exist.
         """
-        wanted = self._sites([capture] if isinstance(capture, str) else list(capture), layers)
-        rows, columns = self._positions(batch, tokens)
-        forward: dict[str, Any] = {"logits_to_keep": 1} if logits != "all" else {}
+        wanted = capture_sites(self.anatomy, capture, layers)
+        rows, columns = capture_positions(batch, tokens)
+        samples = len(batch)
+        envoy, hf = self.nn, self.hf
+        forward = {} if logits == "all" else cuts_logits(hf, self.anatomy, 1)
         target = self._edited(batch, plan, Pass("forward"))
-        envoy = self.nn
-        with self._trace(target, batch.inputs, remote=remote, grad=False, **forward):
-            found = read_sites(envoy, wanted, rows, columns).save()  # type: ignore[attr-defined]
+        with trace_forward(target, hf, batch.inputs, remote=remote, **forward):
+            found = read_sites(envoy, wanted, samples, rows, columns).save()  # type: ignore[attr-defined]
             out = envoy.output.logits.save()
-        kept: dict[str, dict[int, Tensor]] = {site: {} for site in SITES}
-        for key, value in found.items():
-            site, layer = key.split(".")
-            kept[site][int(layer)] = value
         scores = None if logits is None else out[:, -1] if logits == "last" else out
-        return Run(scores, rows, columns, kept["residual"], kept["attention"], kept["ffn"])
+        return Run(scores, rows, columns, **by_layer(found))
 
     def entry(self, batch: Batch) -> Float[Tensor, "visual d"]:
         """The visual tokens as they enter the language model, rows as in ``batch.visual``."""
@@ -268,17 +336,11 @@ class VisualLM:
             remote: As in :meth:`trace`.
             **generation: More arguments for transformers' ``generate``.
         """
+        tokenizer = self._need_processor().tokenizer
         target = self._edited(batch, plan, Pass("generation"))
-        inputs = dict(batch.inputs)
         settings = {"max_new_tokens": max_new_tokens, "do_sample": False, **generation}
-        with warnings.catch_warnings():
-            # How an operation on every decoding step ends: it waits for one more step.
-            warnings.filterwarnings("ignore", "'.*' was never reached: the loop asked for a step")
-            with target.generate(**inputs, **settings, remote=remote) as tracer:
-                ids = tracer.result.save()
-        new = ids[:, batch.length :]
-        texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        ids = generate_ids(target, self.hf, batch.inputs, remote=remote, **settings)
+        return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     @torch.no_grad()
     def score(
@@ -304,90 +366,34 @@ class VisualLM:
 
         Raises:
             InputError: Not one answer per sample, or an answer without tokens.
+            Unsupported: The prompt's tokens would see the answer.
         """
-        answered = AnswerTokens.of(self.tokenizer, answers, len(batch), end=end)
-        inputs = answered.append_to(batch.inputs)
+        tokenizer = self._need_processor().tokenizer
+        answered = AnswerTokens.of(tokenizer, answers, len(batch), end=end)
+        inputs = answered.append_to(batch.inputs, self.hf)
         target = self._edited(batch, plan, Pass("scoring", answered.length))
-        envoy = self.nn
-        keep = {"logits_to_keep": answered.length + 1}
-        with self._trace(target, inputs, remote=remote, grad=False, **keep):
+        envoy, hf = self.nn, self.hf
+        keep = cuts_logits(hf, self.anatomy, answered.length + 1)
+        with trace_forward(target, hf, inputs, remote=remote, **keep):
             out = envoy.output.logits.save()
+        if not self._unseen and "bidirectional_image" in self.anatomy.capabilities:
+            check_unseen(self.run(batch, plan, remote=remote).logits, out, answered.length)
+            self._unseen = True
         return answered.scores(out)
+
+    @property
+    def _open(self) -> OpenModel:
+        """The model in memory; loads the weights of a checkpoint, once."""
+        if self._opened is None:
+            assert self._checkpoint is not None
+            hf = self._checkpoint.read()
+            self._opened = OpenModel(hf, self._processor, None, self._overrides)
+        return self._opened
+
+    def _need_processor(self) -> Any:
+        if self._processor is None:
+            raise InputError(NO_PROCESSOR)
+        return self._processor
 
     def _edited(self, batch: Batch, plan: Editor | None, during: Pass) -> Any:
         return self.nn if plan is None else plan.edit(self, batch, during)
-
-    def _trace(
-        self,
-        target: Any,
-        inputs: Mapping[str, Tensor],
-        *,
-        remote: bool | str,
-        grad: bool,
-        **forward: Any,
-    ) -> Any:
-        extra: dict[str, Any] = {"remote": remote}
-        if not remote and not grad:
-            extra["tracer_cls"] = _NoGradTracer
-        return target.trace(**inputs, use_cache=False, **forward, **extra)
-
-    def _sites(
-        self, capture: Collection[str], layers: Collection[int] | Literal["all"]
-    ) -> list[dict[str, str]]:
-        if unknown := set(capture) - set(SITES):
-            raise InputError(f"cannot capture {sorted(unknown)}; there are {', '.join(SITES)}")
-        chosen = range(self.n_layers + 1) if layers == "all" else sorted(set(layers))
-        last = self.n_layers if "residual" in capture else self.n_layers - 1
-        if wrong := [layer for layer in chosen if not 0 <= layer <= self.n_layers]:
-            raise InputError(f"no layer {wrong[0]}: {self.name} has layers 0 to {last}")
-        wanted = []
-        for layer in chosen:
-            if "residual" in capture:
-                wanted.append((f"residual.{layer}", self.anatomy.residual(layer), "input"))
-            if layer < self.n_layers and "attention" in capture:
-                wanted.append((f"attention.{layer}", self.anatomy.attention[layer], "output"))
-            if layer < self.n_layers and "ffn" in capture:
-                wanted.append((f"ffn.{layer}", self.anatomy.ffn[layer], "output"))
-        return [{"key": key, "path": path, "side": side} for key, path, side in wanted]
-
-    def _positions(
-        self, batch: Batch, tokens: str | NDArray[np.bool_]
-    ) -> tuple[Int[Tensor, " selected"], Int[Tensor, " selected"]]:
-        if isinstance(tokens, np.ndarray):
-            if tokens.dtype != bool or tokens.shape != (len(batch), batch.length):
-                raise InputError(
-                    f"tokens: a mask must be boolean {(len(batch), batch.length)}, not "
-                    f"{tokens.dtype} {tokens.shape}"
-                )
-            rows, columns = np.nonzero(tokens)
-        elif tokens == "visual":
-            rows, columns = batch.visual.sample, batch.visual.position
-        elif tokens == "all":
-            rows, columns = np.nonzero(batch.inputs["attention_mask"].cpu().numpy())
-        else:
-            raise InputError(f"tokens={tokens!r}: run() captures 'visual', 'all' or a mask")
-        return torch.as_tensor(rows), torch.as_tensor(columns)
-
-    def _to_device(self, batch: Batch) -> Batch:
-        moved = {
-            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
-            for name, tensor in batch.inputs.items()
-        }
-        return Batch(moved, batch.visual, batch.prompts, batch.images, batch.images_per_row)
-
-
-class _NoGradTracer(InterleavingTracer):  # type: ignore[misc]
-    """Runs a local trace without recording gradients, which nnsight does by default."""
-
-    def execute(self, code: Any) -> None:
-        with torch.no_grad():
-            super().execute(code)
-
-
-def _find_processor(origin: str) -> Any:
-    if origin:
-        try:
-            return load_processor(origin)
-        except (OSError, ValueError):
-            pass
-    raise InputError("this model comes without a processor: VisualLM(hf_model, processor)")

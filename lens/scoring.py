@@ -1,4 +1,8 @@
-"""Teacher-forced scoring: append answers to prompts, read off what the model thought of them."""
+"""Teacher-forced scoring: append answers to prompts, read off what the model thought of them.
+
+The hazard: where a prompt is seen in both directions (PaliGemma), an answer given in the same pass
+and not marked as generated is seen by its own prompt, and scores itself.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers.utils import ModelOutput
 
-from .errors import InputError
+from .errors import InputError, Unsupported
 from .run import Scores
 
 
@@ -52,18 +57,24 @@ class AnswerTokens:
             mask[index, : len(row)] = True
         return AnswerTokens(ids, mask)
 
-    def append_to(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs with the answers behind every sequence, padding masked out."""
+    def append_to(self, inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
+        """The inputs with the answers behind every sequence, padding masked out.
+
+        Args:
+            inputs: Inputs of the prompts.
+            model: The transformers model, which knows the types of tokens it generates.
+        """
         extended = dict(inputs)
         shape = inputs["input_ids"].shape
         for name, tensor in inputs.items():
             if tensor.shape != shape:
                 continue
-            tail = torch.zeros_like(self.ids)
             if name == "input_ids":
                 tail = self.ids
             elif name == "attention_mask":
                 tail = self.mask.long()
+            else:
+                tail = _generated_type(model, name, tensor).expand(-1, self.length)
             extended[name] = torch.cat([tensor, tail.to(tensor)], dim=1)
         return extended
 
@@ -75,3 +86,27 @@ class AnswerTokens:
         chosen = predictions.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
         greedy = (predictions.argmax(-1) == ids) | ~mask
         return Scores((chosen * mask).sum(1), mask.sum(1), greedy.all(1))
+
+
+def check_unseen(
+    alone: Float[Tensor, "sample vocab"], answered: Float[Tensor, "sample kept vocab"], length: int
+) -> None:
+    """Check that an answer of ``length`` tokens left its prompt's last logits as they were.
+
+    Raises:
+        Unsupported: It did not.
+    """
+    before = answered[:, -length - 1].float()
+    moved = float((alone.float() - before).abs().nan_to_num(0).max())
+    if moved > 1e-2 * float(alone.float().nan_to_num(0, 0, 0).abs().max()):
+        raise Unsupported(
+            f"the prompt's tokens see the answer that stands behind them (its last logits moved by "
+            f"{moved:.3g}), so its probability cannot be read off one pass: use generate()"
+        )
+
+
+def _generated_type(model: Any, name: str, types: Tensor) -> Tensor:
+    """What the model appends to a tensor ``[sample, token]`` with a token it generates, else 0."""
+    update = getattr(model, "_update_model_kwargs_for_generation", None)
+    grown = types if update is None else update(ModelOutput(), {name: types})[name]
+    return grown[:, -1:] if grown.shape[1] == types.shape[1] + 1 else torch.zeros_like(types[:, :1])

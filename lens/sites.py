@@ -12,17 +12,29 @@ import torch
 
 
 def tensor_of(output: Any) -> torch.Tensor:
-    """The tensor in a module's output, which may be the first entry of a tuple."""
-    states: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    """The tensor in a module's output, which may be the first entry of a tuple or list."""
+    states: torch.Tensor = output[0] if isinstance(output, tuple | list) else output
     return states
 
 
-def read_sites(model: Any, sites: list[dict[str, Any]], rows: Any, columns: Any) -> dict[str, Any]:
+def by_sample(states: torch.Tensor, samples: int) -> torch.Tensor:
+    """States ``[sample, token, d]``, also where a module returns all tokens in one long row.
+
+    Mixtures of experts and some attention modules flatten the batch into ``[sample * token, d]``.
+    """
+    return states.reshape(samples, -1, states.shape[-1])
+
+
+def read_sites(
+    model: Any, sites: list[dict[str, Any]], samples: int, rows: Any, columns: Any
+) -> dict[str, Any]:
     """Read activations at selected (sample, position) pairs, in the order the model makes them.
 
     Args:
         model: The nnsight model.
-        sites: ``{"key", "path", "side"}``, with side ``input`` or ``output``, in firing order.
+        sites: ``{"key", "path", "side", "scale"}``, with side ``input`` or ``output`` and the
+            factor by which the value enters the residual stream, in firing order.
+        samples: Rows of the batch.
         rows: Batch rows of the selected positions, ``[selected]``.
         columns: Sequence positions, ``[selected]``.
 
@@ -33,6 +45,8 @@ def read_sites(model: Any, sites: list[dict[str, Any]], rows: Any, columns: Any)
     for site in sites:
         envoy = model.get(site["path"])
         value = envoy.input if site["side"] == "input" else tensor_of(envoy.output)
+        value = by_sample(value, samples)
         # Advanced indexing copies, so nothing written later reaches what was read here.
-        found[site["key"]] = value[rows.to(value.device), columns.to(value.device)]
+        kept = value[rows.to(value.device), columns.to(value.device)]
+        found[site["key"]] = kept if site["scale"] == 1.0 else kept * site["scale"]
     return found

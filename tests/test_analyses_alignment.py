@@ -14,6 +14,7 @@ from embedlens import Batch, InputError, TokenClasses, VisualLM
 from embedlens.analyses import Result, alignment
 from embedlens.analyses.rows import one, select
 from embedlens.analyses.text_bank import max_cosine, text_states
+from embedlens.lens import top_k
 
 TEXTS = ["the red star is left", "a blue circle", "what is this ?", "x y z 1 2 3"]
 
@@ -134,11 +135,13 @@ def test_padding_does_not_move_text_states(model: VisualLM) -> None:
     assert torch.allclose(together[tiny.LAYERS], apart, atol=1e-4)
 
 
-def test_chunks_change_nothing() -> None:
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     states, bank = torch.randn(23, 8, generator=generator), torch.randn(11, 8, generator=generator)
     whole = max_cosine(states, bank)
-    assert torch.allclose(max_cosine(states, bank, pairs=25), whole, atol=1e-6)
+    monkeypatch.setattr(top_k, "STATES_AT_ONCE", 5)
+    monkeypatch.setattr(top_k, "WORDS_AT_ONCE", 4)
+    assert torch.allclose(max_cosine(states, bank), whole, atol=1e-6)
 
 
 def test_random_vectors_are_seeded(model: VisualLM, batch: Batch, result: Result) -> None:

@@ -59,7 +59,9 @@ def fine_map(side: int = 24, words: tuple[str, ...] = ("sky", "grass", "umbrella
     label = np.where(row < 6, "dead", np.where((row == 12) & (col % 7 == 0), "sink", "alive"))
     word = np.array(words)[(row // 6 + 2 * (col // 8)) % len(words)]
     step = 336 / side
-    frame = pd.DataFrame({"sample": 0, "image": 0, "row": row, "col": col, "position": cells})
+    frame = pd.DataFrame(
+        {"sample": 0, "image": 0, "tile": 0, "row": row, "col": col, "position": cells}
+    )
     frame["left"], frame["top"] = col * step, row * step
     frame["right"], frame["bottom"] = (col + 1) * step, (row + 1) * step
     frame["class"] = pd.Categorical(label, CLASSES)

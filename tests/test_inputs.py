@@ -391,7 +391,7 @@ def test_models_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="processor"):
         VisualLM.load(tmp_path / "no-processor")
     with pytest.raises(InputError, match="processor"):
-        VisualLM(built.model)
+        VisualLM(built.model).encode(tiny.image(0), "a <image> b")
     with pytest.raises(InputError, match="device"):
         VisualLM.load(device="nonsense")
 

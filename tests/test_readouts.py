@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from conftest import ROOT, run_python
+from torch import Tensor, nn
 
 import tiny
 from embedlens import EmbedLens, InputError, LogitLens, VisualLM
-from embedlens.lens import readout
+from embedlens.lens import top_k, vocabulary
 from embedlens.lens.scenes import scenes
 
 VOCAB = len(tiny.VOCABULARY)
@@ -59,8 +62,8 @@ def assert_is_top_k(found: Any, scores: Tensor, k: int) -> None:
 def test_embed_lens_equals_naive_cosine(
     model: VisualLM, states: Tensor, monkeypatch: pytest.MonkeyPatch, words_at_once: int, k: int
 ) -> None:
-    monkeypatch.setattr(readout, "WORDS_AT_ONCE", words_at_once)
-    monkeypatch.setattr(readout, "STATES_AT_ONCE", 11)
+    monkeypatch.setattr(top_k, "WORDS_AT_ONCE", words_at_once)
+    monkeypatch.setattr(top_k, "STATES_AT_ONCE", 11)
     found = EmbedLens(model).read(states, k)
     assert found.ids.shape == (*states.shape[:-1], k)
     assert_is_top_k(found, naive_cosines(states, model.embeddings.detach()), k)
@@ -71,8 +74,8 @@ def test_embed_lens_equals_naive_cosine(
 def test_logit_lens_equals_naive_log_softmax(
     twin: Any, states: Tensor, monkeypatch: pytest.MonkeyPatch, words_at_once: int, k: int
 ) -> None:
-    monkeypatch.setattr(readout, "WORDS_AT_ONCE", words_at_once)
-    monkeypatch.setattr(readout, "STATES_AT_ONCE", 11)
+    monkeypatch.setattr(top_k, "WORDS_AT_ONCE", words_at_once)
+    monkeypatch.setattr(top_k, "STATES_AT_ONCE", 11)
     found = LogitLens(twin().model).read(states, k)
     assert_is_top_k(found, naive_logit_lens(states, twin().plain), k)
 
@@ -105,7 +108,7 @@ def spoiled(model: VisualLM, change: Any) -> EmbedLens:
 def test_ties_are_listed_once_each_with_equal_scores(
     model: VisualLM, states: Tensor, monkeypatch: pytest.MonkeyPatch, words_at_once: int
 ) -> None:
-    monkeypatch.setattr(readout, "WORDS_AT_ONCE", words_at_once)
+    monkeypatch.setattr(top_k, "WORDS_AT_ONCE", words_at_once)
     twins = (6, 13, 40, 70)
 
     def tie(weight: Tensor) -> None:
@@ -123,7 +126,7 @@ def test_words_without_an_embedding_rank_last(
     model: VisualLM, states: Tensor, monkeypatch: pytest.MonkeyPatch, words_at_once: int
 ) -> None:
     """Padded vocabularies hold rows of zeros; their cosine is 0/0, not the best of all."""
-    monkeypatch.setattr(readout, "WORDS_AT_ONCE", words_at_once)
+    monkeypatch.setattr(top_k, "WORDS_AT_ONCE", words_at_once)
     empty = [0, 20, 21, 74]
 
     def clear(weight: Tensor) -> None:
@@ -171,6 +174,202 @@ def test_the_table_and_the_words_say_what_the_ids_say(model: VisualLM, states: T
     for words, ids in zip(found.words.reshape(-1), found.ids.reshape(-1), strict=True):
         assert words == model.tokenizer.decode([int(ids)]).strip()
     assert np.allclose(frame["score"].to_numpy().reshape(2, 3, 4), found.scores)
+
+
+def scores_of(kind: str, rows: int, columns: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(rows, columns, generator=generator)
+    match kind:
+        case "rising":  # every block beats all before it
+            return drawn.sort(dim=1).values
+        case "falling":  # no block after the first has anything
+            return drawn.sort(dim=1, descending=True).values
+        case "crowded":  # the best stand side by side
+            drawn[:, 70:90] += 10
+            return drawn
+        case "tied":
+            return drawn.round()
+        case "bottomless":
+            drawn[:, ::2] = -torch.inf
+            drawn[0] = -torch.inf
+            return drawn
+    return drawn
+
+
+@pytest.mark.parametrize("kind", ["any", "rising", "falling", "crowded", "tied", "bottomless"])
+@pytest.mark.parametrize("block", [128, 192, 640, 1000])
+@pytest.mark.parametrize("k", [1, 2, 7, 600])
+def test_the_running_top_k_equals_sorting_everything(kind: str, block: int, k: int) -> None:
+    scores = scores_of(kind, 40, 1000)
+    found = top_k.TopK(40, k, scores.device)
+    for start in range(0, 1000, block):
+        found.see(scores[:, start : start + block].contiguous(), start)
+    assert torch.equal(found.scores, scores.topk(k, dim=1).values)
+    assert torch.equal(scores.gather(1, found.ids), found.scores)
+    assert all(len(set(row)) == k for row in found.ids.tolist())
+
+
+def enlarged(change: Any = None, rows: int = VOCAB + 9, **settings: Any) -> tuple[VisualLM, Any]:
+    """A model with more rows than words, embedlens' and a plain one, after ``change(model)``."""
+    built = tiny.build(**settings)
+    generator = torch.Generator().manual_seed(3)
+    language = built.model.model.language_model
+    for name, owner in (("embed_tokens", language), ("lm_head", built.model)):
+        old = getattr(owner, name).weight.detach()
+        more = torch.randn(rows - len(old), tiny.WIDTH, generator=generator)
+        new = nn.Embedding(rows, tiny.WIDTH) if name == "embed_tokens" else None
+        new = new or nn.Linear(tiny.WIDTH, rows, bias=False)
+        new.weight = nn.Parameter(torch.cat([old, more]))
+        setattr(owner, name, new)
+    built.model.config.text_config.vocab_size = rows
+    if change is not None:
+        change(built.model)
+    plain = copy.deepcopy(built.model)
+    return VisualLM(built.model, built.processor), plain
+
+
+def last_stream_and_logits(plain: Any, text: str = "the red star is left") -> tuple[Tensor, Tensor]:
+    kept: list[Tensor] = []
+    norm = plain.model.language_model.norm
+    handle = norm.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    with torch.no_grad():
+        logits = plain(**tiny.tokenizer()(text, return_tensors="pt")).logits
+    handle.remove()
+    return kept[0][0], logits[0]
+
+
+def test_rows_beyond_the_tokenizer_are_never_words(states: Tensor) -> None:
+    """Padding of the matrices: the nearest of all here, and it takes part in the probability."""
+
+    def tempt(plain: Any) -> None:
+        with torch.no_grad():
+            plain.model.language_model.embed_tokens.weight[VOCAB + 2] = states[0, 0]
+
+    model, plain = enlarged(tempt)
+    found = EmbedLens(model).read(states[0, 0], VOCAB)
+    assert sorted(found.ids.tolist()) == list(range(VOCAB))
+    assert float(found.scores[0]) < 0.99
+    stream, logits = last_stream_and_logits(plain)
+    expected = logits.double().log_softmax(-1)[:, :VOCAB]
+    assert float(expected.exp().sum(-1).max()) < 0.999
+    assert_is_top_k(LogitLens(model).read(stream, VOCAB), expected, VOCAB)
+    for lens in (EmbedLens, LogitLens):
+        with pytest.raises(InputError, match=f"k={VOCAB + 1}.*{VOCAB}"):
+            lens(model).read(states, VOCAB + 1)
+
+
+def test_ids_the_tokenizer_skips_are_never_words(states: Tensor) -> None:
+    """Vocabularies have holes: ids below the last word that stand for nothing."""
+    model, _ = enlarged()
+    model.tokenizer.add_tokens(["late"])
+    missing = {tiny.VOCABULARY.index(word) for word in ("red", "x")}
+    words = {word: i for word, i in model.tokenizer.get_vocab().items() if i not in missing}
+    model.tokenizer.get_vocab = lambda: words
+    found = EmbedLens(model).read(states[0], VOCAB - 1)
+    listed = set(range(VOCAB + 1)) - missing
+    assert all(set(row) == listed for row in found.ids.tolist())
+
+
+def biased(plain: Any) -> None:
+    generator = torch.Generator().manual_seed(4)
+    head = plain.lm_head
+    plain.lm_head = nn.Linear(tiny.WIDTH, len(head.weight))
+    plain.lm_head.weight = head.weight
+    plain.lm_head.bias = nn.Parameter(torch.randn(len(head.weight), generator=generator))
+
+
+class Adapted(nn.Linear):
+    """A head whose weight is not all it multiplies by, as with an adapter or packed weights."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return super().forward(states.roll(1, -1)) + 0.5 * super().forward(states)
+
+
+def adapted(plain: Any) -> None:
+    weight = plain.lm_head.weight
+    plain.lm_head = Adapted(tiny.WIDTH, len(weight), bias=False)
+    plain.lm_head.weight = weight
+
+
+def halved(plain: Any) -> None:
+    plain.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("change", [biased, adapted, halved])
+@pytest.mark.parametrize("at_once", [7, 4096])
+def test_logit_lens_follows_the_head(
+    monkeypatch: pytest.MonkeyPatch, change: Any, at_once: int
+) -> None:
+    monkeypatch.setattr(top_k, "WORDS_AT_ONCE", at_once)
+    model, plain = enlarged(change)
+    stream, logits = last_stream_and_logits(plain)
+    if change is halved:
+        # The lens multiplies in float32 what the model multiplies and rounds in bfloat16.
+        normed = plain.model.language_model.norm(stream).detach().double()
+        logits = normed @ plain.lm_head.weight.detach().double().T
+    expected = logits.double().log_softmax(-1)[:, :VOCAB]
+    assert_is_top_k(LogitLens(model).read(stream, 9), expected, 9)
+
+
+class Scaled(nn.Embedding):
+    """An embedding that does not return its weight's rows."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids).roll(1, -1) * torch.arange(1, tiny.WIDTH + 1)
+
+
+def scaled(plain: Any) -> None:
+    weight = plain.model.language_model.embed_tokens.weight
+    plain.model.language_model.embed_tokens = Scaled(*weight.shape)
+    plain.model.language_model.embed_tokens.weight = weight
+
+
+@pytest.mark.parametrize("change", [scaled, halved])
+@pytest.mark.parametrize("at_once", [7, 4096])
+def test_embed_lens_follows_the_embedding(
+    states: Tensor, monkeypatch: pytest.MonkeyPatch, change: Any, at_once: int
+) -> None:
+    monkeypatch.setattr(top_k, "WORDS_AT_ONCE", at_once)
+    model, plain = enlarged(change)
+    with torch.no_grad():
+        rows = plain.get_input_embeddings()(torch.arange(VOCAB))
+    assert_is_top_k(EmbedLens(model).read(states, 6), naive_cosines(states, rows), 6)
+
+
+def test_without_a_tokenizer_there_are_ids_but_no_words(states: Tensor) -> None:
+    model = VisualLM(tiny.build().model)
+    found = EmbedLens(model).read(states[0], 3)
+    assert torch.equal(found.ids, EmbedLens(VisualLM(*astuple())).read(states[0], 3).ids)
+    assert list(found.frame) == ["state", "rank", "id", "score"]
+    with pytest.raises(InputError, match="without a tokenizer"):
+        _ = found.words
+
+
+def astuple() -> tuple[Any, Any]:
+    built = tiny.build()
+    return built.model, built.processor
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(model: VisualLM) -> None:
+    class Foreign:
+        def get_vocab(self) -> dict[str, int]:
+            return {"far": 10**6}
+
+    with pytest.raises(InputError, match="is it its own"):
+        vocabulary.listed(Foreign(), 75)
+
+
+def test_the_benchmark_measures_time_and_memory() -> None:
+    script = str(ROOT / "benchmarks" / "readout.py")
+    sizes = ("--states=300", "--vocabulary=5000", "--width=64", "--repeats=1", "--threads=1")
+    done = run_python(script, *sizes, "--dtypes=bfloat16", "--lenses=LogitLens", cwd=ROOT)
+    assert done.stderr == ""
+    _, measured, whole = done.stdout.splitlines()
+    pattern = r"LogitLens bfloat16: ratio ([\d.]+) .*; (\d+) MB added"
+    ratio, added = re.match(pattern, measured).groups()
+    assert float(ratio) > 0
+    assert 0 < int(added) < 512
+    assert whole.startswith("one product over everything")
 
 
 def test_reading_leaves_the_states_alone(model: VisualLM, states: Tensor) -> None:

@@ -1,0 +1,202 @@
+"""How much a readout costs on top of the matrix product it cannot do without.
+
+The hazard: on a shared machine two timings taken apart compare the machine's moods. So the readout
+and the bare product alternate, the ratio is the median over the pairs, and it is given in processor
+time as well, which other people's work moves less. Peak memory is the kernel's own high-water mark
+of a process that does nothing else.
+
+    python benchmarks/readout.py                    # minutes
+    python benchmarks/readout.py --states 18432     # 32 layers of 576 tokens
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from embedlens.lens import top_k
+from embedlens.lens.embed_lens import EmbedLens
+from embedlens.lens.logit_lens import LogitLens
+from embedlens.lens.logit_rule import LogitRule
+from embedlens.lens.model import VisualLM
+
+LENSES: dict[str, type[EmbedLens] | type[LogitLens]] = {
+    "EmbedLens": EmbedLens,
+    "LogitLens": LogitLens,
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+K = 10
+RATIO_LIMIT, MEGABYTES_LIMIT = 1.25, 512
+# One product over everything is also timed if its result is at most this large.
+WHOLE_RESULT_BYTES = 4 * 2**30
+
+
+def main() -> int:
+    """Measure, print one line per lens and type of weights, and compare with the limits."""
+    options = _options()
+    if options.peak:
+        _write(str(_peak(options)))
+        return 0
+    torch.set_num_threads(options.threads)
+    _write(
+        f"{options.states} states x {options.vocabulary} words x {options.width}, k={K}, "
+        f"{options.threads} threads, {options.repeats} repeats, torch {torch.__version__}"
+    )
+    kept = True
+    states, words = _states(options), _words(options)
+    for dtype in options.dtypes:
+        matrix = words if dtype == "float32" else words.to(DTYPES[dtype])
+        for name in options.lenses:
+            lens = _lens(name, matrix)
+            seconds = _alternate(
+                {
+                    "bare": lambda: _bare(states, words),
+                    "read": lambda lens=lens: lens.read(states, K),  # type: ignore[misc]
+                },
+                options.repeats,
+            )
+            wall, processor = _ratios(seconds)
+            peak = _peak_of_a_process(name, dtype, options)
+            fits = median(processor) <= RATIO_LIMIT and peak <= MEGABYTES_LIMIT
+            kept &= fits
+            pairs = ", ".join(f"{value:.3f}" for value in wall)
+            _write(
+                f"{name} {dtype}: ratio {median(wall):.3f} by the clock ({pairs}), "
+                f"{median(processor):.3f} in processor time; {_typical(seconds['read'])} against "
+                f"{_typical(seconds['bare'])}; {peak:.0f} MB added: "
+                f"{'within' if fits else 'OVER'} {RATIO_LIMIT} and {MEGABYTES_LIMIT} MB"
+            )
+    if options.states * options.vocabulary * 4 <= WHOLE_RESULT_BYTES:
+        whole = _alternate({"whole": lambda: states @ words.T}, options.repeats)["whole"]
+        _write(f"one product over everything, its result kept: {_typical(whole)}")
+    return 0 if kept else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--states", type=int, default=2048)
+    parser.add_argument("--vocabulary", type=int, default=152_000)
+    parser.add_argument("--width", type=int, default=3584)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--lenses", nargs="+", choices=LENSES, default=list(LENSES))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--peak", action="store_true", help="only the memory, in megabytes")
+    return parser.parse_args()
+
+
+def _states(options: argparse.Namespace) -> Tensor:
+    return torch.randn(options.states, options.width, generator=torch.Generator().manual_seed(0))
+
+
+def _words(options: argparse.Namespace) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randn(options.vocabulary, options.width, generator=generator)
+    # As large as leaves the logits of a normed state with a standard deviation of 3.
+    return drawn.mul_(3 / options.width**0.5)
+
+
+def _lens(name: str, matrix: Tensor) -> Any:
+    """A lens on a model that is nothing but an embedding, a norm and a head."""
+    vocabulary, width = matrix.shape
+    root: Any = nn.Module()
+    root.embedding = nn.Embedding(vocabulary, width, _weight=matrix)
+    root.norm = nn.RMSNorm(width, dtype=matrix.dtype)
+    with torch.device("meta"):
+        root.head = nn.Linear(width, vocabulary, bias=False)
+    root.head.weight = root.embedding.weight
+    root.dtype = matrix.dtype
+    anatomy = SimpleNamespace(
+        embedding="embedding",
+        norm="norm",
+        head="head",
+        hidden_size=width,
+        vocab_size=vocabulary,
+        logit_rule=LogitRule(1.0, None, (), 0.0),
+        postprocess=lambda raw: raw,
+        require=lambda what: None,
+    )
+    model = SimpleNamespace(hf=root, anatomy=anatomy, tokenizer=None, name="random")
+    return LENSES[name](cast(VisualLM, model))
+
+
+def _bare(states: Tensor, words: Tensor) -> None:
+    """The same products in the same blocks into one buffer, and nothing done with them."""
+    buffer = torch.empty(top_k.STATES_AT_ONCE * top_k.WORDS_AT_ONCE)
+    for rows in torch.split(states, top_k.STATES_AT_ONCE):
+        for block in torch.split(words, top_k.WORDS_AT_ONCE):
+            into = buffer[: len(rows) * len(block)].view(len(rows), len(block))
+            torch.mm(rows, block.T, out=into)
+
+
+# Seconds of one timing: by the clock, and of all processors together.
+Timing = tuple[float, float]
+
+
+def _alternate(tasks: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[Timing]]:
+    taken: dict[str, list[Timing]] = {name: [] for name in tasks}
+    for _ in range(repeats):
+        for name, task in tasks.items():
+            start = time.perf_counter(), time.process_time()
+            task()
+            stop = time.perf_counter(), time.process_time()
+            taken[name].append((stop[0] - start[0], stop[1] - start[1]))
+    return taken
+
+
+def _ratios(taken: dict[str, list[Timing]]) -> tuple[list[float], list[float]]:
+    """Readout over bare product of every pair: by the clock, and in processor time."""
+    pairs = list(zip(taken["read"], taken["bare"], strict=True))
+    return [r[0] / b[0] for r, b in pairs], [r[1] / b[1] for r, b in pairs]
+
+
+def _typical(timings: list[Timing]) -> str:
+    return f"{median(timing[0] for timing in timings):.2f} s"
+
+
+def _peak_of_a_process(name: str, dtype: str, options: argparse.Namespace) -> float:
+    sizes = [f"--{size}={getattr(options, size)}" for size in ("states", "vocabulary", "width")]
+    arguments = ["--peak", "--lenses", name, "--dtypes", dtype, f"--threads={options.threads}"]
+    done = subprocess.run(
+        [sys.executable, __file__, *sizes, *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return float(done.stdout)
+
+
+def _peak(options: argparse.Namespace) -> float:
+    """Megabytes of resident memory that one reading adds at its worst moment (Linux)."""
+    torch.set_num_threads(options.threads)
+    matrix = _words(options).to(DTYPES[options.dtypes[0]])
+    states = _states(options)
+    lens = _lens(options.lenses[0], matrix)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    before = _resident("VmRSS")
+    lens.read(states, K)
+    return _resident("VmHWM") - before
+
+
+def _resident(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{name}:"))
+    return int(line.split()[1]) / 1024
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

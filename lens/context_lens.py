@@ -1,0 +1,176 @@
+"""ContextLens: a state read as the nearest words in their sentences.
+
+The hazard: deep states share large common directions, so a high cosine alone says little. Compare
+with what states that mean nothing get: random ones, or other images' (the alignment analysis does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .cosine import NearestRows
+from .embed_lens import refuse_zeros
+from .errors import InputError
+from .model import VisualLM
+from .readout import ranks, word_of
+from .text_bank import TextBank
+from .top_k import read_in_blocks
+
+
+@dataclass(frozen=True, eq=False)
+class ContextReadout:
+    """The k best words in context for each state.
+
+    Attributes:
+        entries: Words of the bank, best first, ``[..., k]``.
+        layers: Layer that the word's state was taken at, ``[..., k]``.
+        scores: Cosines, ``[..., k]``.
+        bank: Where the words come from.
+        tokenizer: Turns ids into words.
+    """
+
+    entries: Int[Tensor, "*state k"]
+    layers: Int[Tensor, "*state k"]
+    scores: Float[Tensor, "*state k"]
+    bank: TextBank
+    tokenizer: Any
+
+    def __post_init__(self) -> None:
+        if not self.entries.shape == self.layers.shape == self.scores.shape:
+            shapes = [tuple(t.shape) for t in (self.entries, self.layers, self.scores)]
+            raise ValueError(f"entries, layers and scores of shapes {shapes}")
+
+    @property
+    def ids(self) -> Int[Tensor, "*state k"]:
+        """Vocabulary ids of the words, ``[..., k]``."""
+        return torch.from_numpy(self.bank.ids[self.entries.cpu().numpy()])
+
+    @property
+    def words(self) -> NDArray[np.str_]:
+        """The words as text, ``[..., k]``."""
+        unique, inverse = np.unique(self.ids.numpy(), return_inverse=True)
+        names = np.array([word_of(self.tokenizer, int(token_id)) for token_id in unique])
+        return names[inverse].reshape(self.ids.shape)
+
+    @property
+    def sentences(self) -> NDArray[np.str_]:
+        """The sentences they stand in, ``[..., k]``."""
+        texts: NDArray[np.str_] = np.array(self.bank.texts)
+        found: NDArray[np.str_] = texts[self.bank.text[self.entries.cpu().numpy()]]
+        return found
+
+    @property
+    def contexts(self) -> NDArray[np.str_]:
+        """The sentences with the word in brackets, ``[..., k]``."""
+        unique, inverse = np.unique(self.entries.cpu().numpy(), return_inverse=True)
+        marked = np.array([self.bank.context(int(entry)) for entry in unique])
+        return marked[inverse].reshape(self.entries.shape)
+
+    def hits(self, targets: Collection[str], k: int | None = None) -> Bool[Tensor, "*state"]:
+        """Whether any of the first k words is one of the targets."""
+        found = np.isin(self.words[..., :k], list(targets))
+        return torch.from_numpy(found.any(-1))
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row per state and rank: state, rank, id, word, layer, context, score."""
+        table = ranks(self.scores)
+        columns = {
+            "id": self.ids.numpy(),
+            "word": self.words,
+            "layer": self.layers.cpu().numpy(),
+            "context": self.contexts,
+        }
+        for place, (name, values) in enumerate(columns.items(), start=2):
+            table.insert(place, name, values.reshape(-1))
+        return table
+
+
+class ContextLens:
+    """Nearest text states by cosine: words as they are inside sentences, not as they enter.
+
+    The comparison of LatentLens (arXiv 2602.00462): the raw state against residual streams of text
+    that the same model read without any image, at one layer or at all of the bank's, ranked
+    together. Computed in float32, a block at a time.
+
+    Args:
+        model: The model.
+        texts: Sentences to run through it, or a bank of them that was made before.
+        layers: Layers 0 to ``n_layers`` to keep of the sentences; a bank has its own.
+        max_contexts: Of each word keep this many contexts; all when None.
+
+    Raises:
+        InputError: No usable sentence, a layer that does not exist, layers or contexts given for
+            a finished bank, or a bank that another model made.
+    """
+
+    def __init__(
+        self,
+        model: VisualLM,
+        texts: Sequence[str] | TextBank,
+        layers: Collection[int] | Literal["all"] = "all",
+        *,
+        max_contexts: int | None = None,
+    ) -> None:
+        if isinstance(texts, TextBank):
+            if layers != "all" or max_contexts is not None:
+                raise InputError("a finished bank has its layers and contexts: leave these out")
+            texts.check(model)
+            self.bank = texts
+        else:
+            self.bank = TextBank.of(model, texts, layers, max_contexts=max_contexts)
+        self._tokenizer = model.tokenizer
+        self._width = model.anatomy.hidden_size
+        self._nearest: dict[int, NearestRows] = {}
+
+    def read(
+        self, states: Float[Tensor, "*state d"], k: int = 10, layer: int | None = None
+    ) -> ContextReadout:
+        """The k nearest words in context of each state.
+
+        Args:
+            states: States of the same model.
+            k: How many.
+            layer: Compare with text states of this layer, for instance the one that the states
+                were read at; with those of all the bank's layers together when None.
+
+        Raises:
+            InputError: A layer the bank does not have; states of another width, not finite or all
+                zero; or k larger than the number of text states.
+        """
+        if layer is not None and layer not in self.bank.states:
+            kept = ", ".join(str(n) for n in self.bank.layers)
+            raise InputError(f"no layer {layer} in this bank: it has {kept}")
+        layers = self.bank.layers if layer is None else (layer,)
+        sizes = [len(self.bank.states[n]) for n in layers]
+        starts = [0, *np.cumsum(sizes).tolist()]
+
+        def top_k(block: Tensor, k: int) -> tuple[Tensor, Tensor]:
+            refuse_zeros(block)
+            ids, scores = [], []
+            for n, size, start in zip(layers, sizes, starts, strict=False):
+                best, cosines = self._search(n).top_k(block, min(k, size))
+                ids.append(best + start)
+                scores.append(cosines)
+            top, order = torch.cat(scores, 1).topk(k, dim=1)
+            return torch.cat(ids, 1).gather(1, order), top
+
+        found, scores = read_in_blocks(states, self._width, k, sum(sizes), top_k)
+        words = torch.cat([self.bank.word[n] for n in layers]).to(found.device)
+        at = torch.repeat_interleave(torch.tensor(layers), torch.tensor(sizes)).to(found.device)
+        return ContextReadout(words[found], at[found], scores, self.bank, self._tokenizer)
+
+    def _search(self, layer: int) -> NearestRows:
+        if layer not in self._nearest:
+            states = self.bank.states[layer]
+            self._nearest[layer] = NearestRows(lambda rows: states[rows], len(states))
+        return self._nearest[layer]

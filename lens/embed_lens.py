@@ -1,0 +1,64 @@
+"""EmbedLens: a state read as the nearest input embeddings.
+
+The hazard: norm layers, centring or scaling before the comparison change which word is nearest.
+The state is compared as it is, with what the embedding returns.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .cosine import NearestRows
+from .errors import InputError
+from .model import VisualLM
+from .readout import Readout
+from .top_k import read_in_blocks
+from .vocabulary import embedding_rows, listed
+
+
+class EmbedLens:
+    r"""Nearest rows of the input embedding matrix by cosine (paper, method a1).
+
+    $\mathrm{TopK}_{i \in V}\; h^\top e_i / (\lVert h \rVert \lVert e_i \rVert)$ on the raw state:
+    no norm layer, no centring; the whole vocabulary, special tokens included. Computed in
+    float32. Embedding rows that are all zero have no direction and rank last; rows for which the
+    tokenizer has no word (padding of the matrix) are left out.
+
+    Args:
+        model: Whose embedding and tokenizer.
+    """
+
+    def __init__(self, model: VisualLM) -> None:
+        self._tokenizer = model.tokenizer
+        self._width, count = model.anatomy.hidden_size, model.anatomy.vocab_size
+        words = listed(model.tokenizer, count)
+        self._choices = int(words.sum())
+        embedding = model.hf.get_submodule(model.anatomy.embedding)
+        self._nearest = NearestRows(embedding_rows(embedding), count, words)
+
+    def read(self, states: Float[Tensor, "*state d"], k: int = 10) -> Readout:
+        """The k nearest words of each state.
+
+        Raises:
+            InputError: States of another width, not finite or all zero, or k outside the
+                vocabulary.
+        """
+        ids, scores = read_in_blocks(states, self._width, k, self._choices, self._top_k)
+        return Readout(ids, scores, self._tokenizer)
+
+    def _top_k(
+        self, states: Float[Tensor, "state d"], k: int
+    ) -> tuple[Int[Tensor, "state k"], Float[Tensor, "state k"]]:
+        refuse_zeros(states)
+        return self._nearest.top_k(states.to(self._nearest.device), k)
+
+
+def refuse_zeros(states: Float[Tensor, "state d"]) -> None:
+    """Refuse states that have no direction.
+
+    Raises:
+        InputError: A state of zeros.
+    """
+    if not bool(states.any(1).all()):
+        raise InputError("a state of zeros only has no direction, and so no nearest word")

@@ -1,0 +1,121 @@
+"""The logit lens: what the model would predict from a state, were it the last one.
+
+The hazard: logits are not always ``head(norm(h))``. Models scale them, cap them and forbid some,
+and heads may be quantised or carry adapters. So the anatomy's verified rule is applied, and a
+head that does more than multiply by its weight is called instead of read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .cosine import LAST, put
+from .model import VisualLM
+from .readout import Readout
+from .top_k import STATES_AT_ONCE, WORDS_AT_ONCE, TopK, products, read_in_blocks
+from .vocabulary import listed, plain_weight
+
+# exp(-80) of the largest is nothing next to it; smaller ones are denormal and slow to compute.
+_NOTHING = -80.0
+
+
+class LogitLens:
+    """What the model would predict from a state: final norm and head, as log-probabilities.
+
+    Scaling, soft-capping and forbidden ids are the model's own, as the anatomy found and verified
+    them. Head rows for which the tokenizer has no word take their share of the probability, as in
+    the model, but are not listed; ids the model never says have log-probability minus infinity.
+
+    Args:
+        model: Whose norm, head and tokenizer.
+
+    Raises:
+        Unsupported: The model does more than that to get its logits.
+    """
+
+    def __init__(self, model: VisualLM) -> None:
+        model.anatomy.require("logit_lens")
+        self._anatomy = model.anatomy
+        self._tokenizer = model.tokenizer
+        self._norm: Any = model.hf.get_submodule(model.anatomy.norm)
+        self._head: Any = model.hf.get_submodule(model.anatomy.head)
+        self._dtype: torch.dtype = model.hf.dtype
+        self._weight = plain_weight(self._head, nn.Linear)
+        self._count = len(self._weight) if self._weight is not None else self._called_size()
+        words = listed(model.tokenizer, self._count)
+        self._choices = int(words.sum())
+        self._unlisted = torch.nonzero(~words)[:, 0]
+        self._masked = torch.tensor(model.anatomy.logit_rule.masked, dtype=torch.long)
+
+    def read(self, states: Float[Tensor, "*state d"], k: int = 10) -> Readout:
+        """The k most probable next words of each state, with log-probabilities in nats.
+
+        Takes the residual stream before the final norm.
+
+        Raises:
+            InputError: States of another width, not finite, or k outside the vocabulary.
+        """
+        width = self._anatomy.hidden_size
+        ids, scores = read_in_blocks(states, width, k, self._choices, self._top_k)
+        return Readout(ids, scores, self._tokenizer)
+
+    def _top_k(
+        self, states: Float[Tensor, "state d"], k: int
+    ) -> tuple[Int[Tensor, "state k"], Float[Tensor, "state k"]]:
+        if self._weight is None:
+            # All words at once, so only as many states as make a block of the usual size.
+            at_once = max(1, STATES_AT_ONCE * WORDS_AT_ONCE // self._count)
+            parts = [self._best(part, k) for part in torch.split(states, at_once)]
+            ids, scores = (torch.cat(column) for column in zip(*parts, strict=True))
+            return ids, scores
+        return self._best(states, k)
+
+    def _best(self, states: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        found: TopK | None = None
+        total: Tensor | None = None
+        spare: Tensor | None = None
+        for words, raw in self._raw_logits(states):
+            scores = self._anatomy.postprocess(raw)
+            if found is None or total is None or spare is None:
+                found = TopK(len(scores), k, scores.device)
+                total = scores.new_full((len(scores),), -torch.inf)
+                spare = torch.empty_like(scores).view(-1)
+            put(scores, words, self._masked, LAST)
+            into = spare[: scores.numel()].view(scores.shape)
+            peak = scores.amax(1)
+            torch.sub(scores, peak[:, None], out=into)
+            total = torch.logaddexp(total, into.clamp_(min=_NOTHING).exp_().sum(1).log_() + peak)
+            put(scores, words, self._unlisted, -torch.inf)
+            found.see(scores, words.start)
+        if found is None or total is None:
+            raise ValueError("no words to choose from")
+        logprobs = torch.where(found.scores == LAST, -torch.inf, found.scores - total[:, None])
+        return found.ids, logprobs
+
+    def _raw_logits(self, states: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """``head(norm(state))``, some words at a time, before what the model makes of it."""
+        normed = self._normed(states)
+        if self._weight is None:
+            yield slice(0, self._count), self._head(normed.to(self._dtype)).float()
+            return
+        weight, bias = self._weight, self._head.bias
+        rows = normed.to(weight.device, torch.float32)
+        del normed
+        for words, scores in products(rows, lambda part: weight[part], self._count):
+            yield words, scores if bias is None else scores.add_(bias[words].detach())
+
+    def _normed(self, states: Tensor) -> Tensor:
+        stored = [p for p in self._norm.parameters() if not p.is_meta]
+        device = stored[0].device if stored else states.device
+        normed: Tensor = self._norm(states.to(device, self._dtype))
+        return normed
+
+    @torch.no_grad()
+    def _called_size(self) -> int:
+        row = torch.zeros(1, self._anatomy.hidden_size)
+        return int(self._head(self._normed(row).to(self._dtype)).shape[-1])

@@ -1,0 +1,156 @@
+"""A model in memory, taken in use: verified first, and only then wrapped.
+
+The hazard: a model that is refused should not have been touched, so nnsight goes around it last.
+And an anatomy found on text alone knows nothing of how the image enters: where no image can be made
+to verify it with, the first batch that has one serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from nnsight.intervention.envoy import Envoy
+from torch import Tensor
+
+from .anatomy import Anatomy
+from .batch import Batch
+from .encoding import Encoder
+from .errors import InputError, Unsupported
+from .images import Images, Videos
+from .locating import locate_parts, takes_images
+from .passes import undisturbed
+from .probing import has_image, probe_inputs
+from .recording import forward_parameters
+from .wrapping import wrap
+
+
+class OpenModel:
+    """A transformers model with all that embedlens knows about it.
+
+    Args:
+        hf: The transformers model.
+        processor: A processor of our own, or None.
+        envoy: The user's nnsight model around it, if there is one.
+        overrides: Arguments for :meth:`Anatomy.of`.
+
+    Attributes:
+        hf: The transformers model.
+        nn: The nnsight model around it.
+    """
+
+    def __init__(
+        self, hf: Any, processor: Any, envoy: Envoy | None, overrides: Mapping[str, Any]
+    ) -> None:
+        self.hf = hf
+        self._overrides = dict(overrides)
+        self._anatomy: Anatomy | None = None
+        self._encoder = Encoder(processor, hf.config, accepts=forward_parameters(hf))
+        probe = None if processor is None else probe_inputs(self._encoder)
+        if probe is not None:
+            self._verify(self.place(probe))
+        else:
+            self._verify_blindly()
+        self.nn: Any = wrap(hf, processor) if envoy is None else envoy
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Where things are in the model.
+
+        Raises:
+            Unsupported: It could not be told from text alone, and no image was seen yet.
+        """
+        if self._anatomy is None:
+            raise Unsupported(
+                f"{type(self.hf).__name__} could not be verified on text alone ({self._blind}): "
+                "make a batch of one prompt with an image first"
+            )
+        return self._anatomy
+
+    @property
+    def placeholder(self) -> str:
+        """See :attr:`VisualLM.image_placeholder`."""
+        return self._encoder.placeholder
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device that the input embedding computes on."""
+        embedding = self.hf.get_input_embeddings()
+        # Weights that are offloaded live on "meta"; their hook knows where they are brought.
+        where = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+        return torch.device(embedding.weight.device if where is None else where)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type in which the model computes: the embedding's, or the model's if quantised."""
+        held = self.hf.get_input_embeddings().weight.dtype
+        dtype: torch.dtype = held if held.is_floating_point else self.hf.dtype
+        return dtype
+
+    def place(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs on the model's device, and in its type where they are real numbers."""
+        return {
+            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+            for name, tensor in inputs.items()
+        }
+
+    def encode(
+        self,
+        images: Images | None,
+        prompts: str | Sequence[str],
+        videos: Videos | None,
+        template: bool | None,
+    ) -> Batch:
+        """See :meth:`VisualLM.encode`."""
+        if self._anatomy is None:
+            self._first_sight(self._encoder.tensors(images, prompts, videos, template)[0])
+        batch = self._encoder.encode(images, prompts, videos, template)
+        self._see(batch)
+        return replace(batch, inputs=self.place(batch.inputs))
+
+    def batch(self, inputs: Mapping[str, Tensor]) -> Batch:
+        """See :meth:`VisualLM.batch`."""
+        if self._anatomy is None:
+            self._first_sight(inputs)
+        batch = self._encoder.batch(inputs)
+        if self._see(batch):
+            # Which tokens are visual is only certain now.
+            batch = self._encoder.batch(inputs)
+        return replace(batch, inputs=self.place(batch.inputs))
+
+    def _first_sight(self, inputs: Mapping[str, Tensor]) -> None:
+        """Verify on the user's first tensors where text alone said nothing."""
+        if len(inputs.get("input_ids", ())) != 1 or not has_image(inputs):
+            raise InputError(
+                f"the first batch of {type(self.hf).__name__} must be one prompt with an image: "
+                f"the model is verified on it ({self._blind})"
+            )
+        self._verify(self.place(inputs))
+
+    def _see(self, batch: Batch) -> bool:
+        """Verify on the first sample with an image, if that is still to be done."""
+        samples = batch.visual.sample
+        if self.anatomy.seen_image or not has_image(batch.inputs) or not len(samples):
+            return False
+        one = batch if len(batch) == 1 else batch.subset([int(samples[0])])
+        self._verify(self.place(one.inputs))
+        return True
+
+    def _verify(self, inputs: Mapping[str, Tensor] | None) -> None:
+        with undisturbed(self.hf), torch.no_grad():
+            self._anatomy = Anatomy.of(self.hf, inputs, **self._overrides)
+        self._encoder.anatomy = self._anatomy
+
+    def _verify_blindly(self) -> None:
+        try:
+            self._verify(None)
+        # Whatever a forward raises that cannot do without an image.
+        except Exception as error:
+            if not takes_images(self.hf):
+                raise
+            # What no image would mend is said at once.
+            given = {name: self._overrides.get(name) for name in ("decoder", "norm", "head")}
+            locate_parts(self.hf, **given)
+            self._blind = error
