@@ -21,7 +21,7 @@ from .encoding import Encoder
 from .errors import InputError, Unsupported
 from .images import Images, Videos
 from .locating import locate_parts, takes_images
-from .passes import undisturbed
+from .passes import device_of, undisturbed
 from .probing import has_image, probe_inputs
 from .recording import forward_parameters
 from .wrapping import wrap
@@ -77,10 +77,7 @@ class OpenModel:
     @property
     def device(self) -> torch.device:
         """Where inputs go: the device that the input embedding computes on."""
-        embedding = self.hf.get_input_embeddings()
-        # Weights that are offloaded live on "meta"; their hook knows where they are brought.
-        where = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
-        return torch.device(embedding.weight.device if where is None else where)
+        return device_of(self.hf.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # nnsight's own slot; `.source` inside a trace rewrites it, and that has to last.
 _KEPT = frozenset({"forward", "training"})
+# What nnsight writes on a module in order to send a reference to it.
+_TAG = "_persistent_id"
 
 
 @contextmanager
@@ -131,6 +133,13 @@ def generate_ids(
     return ids[:, length:] if repeated else ids
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module that has weights computes; offloaded weights are kept elsewhere."""
+    # Weights that are offloaded live on "meta"; accelerate's hook knows where they are brought.
+    where = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if where is None else torch.device(where)
+
+
 def cuts_logits(model: nn.Module, anatomy: Anatomy, keep: int) -> dict[str, Any]:
     """The argument that makes a forward return its last logits only.
 
@@ -143,4 +152,4 @@ def cuts_logits(model: nn.Module, anatomy: Anatomy, keep: int) -> dict[str, Any]
 
 
 def _is_state(name: str) -> bool:
-    return not name.startswith("_") and name not in _KEPT
+    return name == _TAG or not (name.startswith("_") or name in _KEPT)

@@ -98,7 +98,8 @@ class TextBank:
 
         Raises:
             InputError: No texts, none with an ordinary token, a layer that does not exist, or a
-                model without a tokenizer.
+                model without a tokenizer or that takes no text alone.
+            Unsupported: The model has no single residual stream.
         """
         distinct = list(dict.fromkeys(text for text in texts if text.strip()))
         if isinstance(texts, str) or not distinct:

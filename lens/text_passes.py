@@ -1,14 +1,15 @@
 """The residual streams of text tokens, read without any image, some texts at a time.
 
-The hazard: special tokens (begin, end, padding, placeholders) have states of another kind, and
-some are the same in every text. They are left out, so that nothing is ever compared with them.
+The hazard: some models attend differently with and without padding when they are not told that
+every token is text, so they are told. And special tokens (begin, end, padding, placeholders) have
+states of another kind, some the same in every text: they are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import InputError
+from .given import TYPE_IDS
 from .model import VisualLM
+from .recording import forward_parameters
 
 TEXTS_PER_PASS = 32
 
@@ -54,7 +57,8 @@ def text_passes(
         layers: Layers 0 to ``n_layers`` whose entering stream to keep.
 
     Raises:
-        InputError: The model came without a tokenizer, or has no such layer.
+        InputError: The model came without a tokenizer, takes no text alone, or has no such layer.
+        Unsupported: The model has no single residual stream.
     """
     if model.tokenizer is None:
         raise InputError(
@@ -65,7 +69,7 @@ def text_passes(
     ordinary = [index for index, text in enumerate(texts) if text.strip()]
     for start in range(0, len(ordinary), TEXTS_PER_PASS):
         part = ordinary[start : start + TEXTS_PER_PASS]
-        tokens, spans = _tokenize(model.tokenizer, [texts[index] for index in part])
+        tokens, spans = _tokenize(model, [texts[index] for index in part])
         batch = model.batch(tokens)
         run = model.run(batch, capture="residual", layers=layers, tokens="all", logits=None)
         ids = tokens["input_ids"].numpy()
@@ -88,13 +92,17 @@ def text_passes(
 
 
 def _tokenize(
-    tokenizer: Any, texts: list[str]
+    model: VisualLM, texts: list[str]
 ) -> tuple[dict[str, Tensor], Int[np.ndarray, "text token 2"]]:
     """Model inputs, and where in its text every token stands."""
-    fast = bool(getattr(tokenizer, "is_fast", False))
+    fast = bool(getattr(model.tokenizer, "is_fast", False))
     given = {"return_offsets_mapping": True} if fast else {}
-    made = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt", **given)
-    inputs = {name: made[name] for name in ("input_ids", "attention_mask")}
+    made = model.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt", **given)
+    inputs: dict[str, Tensor] = {name: made[name] for name in ("input_ids", "attention_mask")}
+    kinds = [name for name in TYPE_IDS if name in forward_parameters(model.hf)]
+    if model.anatomy.visual_mask_name is not None:
+        kinds.append(model.anatomy.visual_mask_name)
+    inputs |= {name: torch.zeros_like(inputs["input_ids"]) for name in kinds}
     if not fast:
         return inputs, np.full((*inputs["input_ids"].shape, 2), -1)
     return inputs, made["offset_mapping"].numpy()

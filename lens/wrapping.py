@@ -6,7 +6,8 @@ the model to the first GPU, wherever its owner had put it.
 What the wrapping leaves on a model, as long as the model lives: every module gets two entries in
 its ``__dict__``, ``forward`` (which runs the module's own forward and keeps its signature) and
 ``__nnsight__``. Outside a trace they do nothing; weights, buffers, hooks, flags and configuration
-are untouched, and ``state_dict``, ``deepcopy`` and ``save_pretrained`` work as before.
+are untouched, and ``state_dict``, ``deepcopy`` and ``save_pretrained`` work as before. A trace sent
+to a server tags modules with a ``_persistent_id`` too.
 """
 
 from __future__ import annotations

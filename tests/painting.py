@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 
-class _Reached(Exception):  # noqa: N818
+class _Reached(Exception):
     """The first decoder layer was reached: nothing behind it is needed."""
 
 

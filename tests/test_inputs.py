@@ -27,6 +27,8 @@ from embedlens import (
     VisualLM,
     ZeroFFN,
 )
+from embedlens.lens.encoding import Encoder
+from embedlens.lens.images import arrange_videos
 
 SIDE, CELLS = tiny.SIDE, tiny.CELLS
 
@@ -231,6 +233,127 @@ def test_a_batch_cannot_be_changed_by_accident(model: VisualLM) -> None:
         batch.prompts = ()  # type: ignore[misc]
 
 
+def test_images_of_every_mode_are_read_as_they_look(model: VisualLM) -> None:
+    image = tiny.image(2)
+    grey = image.convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    opaque = image.copy()
+    opaque.putalpha(255)
+    same = {
+        "RGBA": (opaque, image),
+        "P": (image.convert("P"), image.convert("P").convert("RGB")),
+        "CMYK": (image.convert("CMYK"), image.convert("CMYK").convert("RGB")),
+        "1": (image.convert("1"), image.convert("1").convert("RGB")),
+        "L": (grey, grey.convert("RGB")),
+        "I;16": (deep, grey.convert("RGB")),
+    }
+    for mode, (given, looks) in same.items():
+        assert given.mode == mode
+        pixels = [model.encode(i, "a <image> b").inputs["pixel_values"] for i in (given, looks)]
+        assert torch.equal(*pixels), mode
+
+
+def test_text_alone_is_a_batch_without_visual_tokens(model: VisualLM) -> None:
+    batch = model.encode(None, ["what is this ?", "a b"])
+    assert set(batch.inputs) == {"input_ids", "attention_mask"}
+    assert len(batch.visual) == 0
+    mixed = model.encode([[tiny.image(0)], []], ["what is this ?", "a b"])
+    assert mixed.images_per_row == (1, 0)
+    together = model.run(mixed).logits
+    alone = model.run(model.encode(None, "a b")).logits
+    torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=0)
+    assert "pixel_values" not in mixed.subset([1]).inputs
+    assert model.batch(batch.inputs).images_per_row == (0, 0)
+
+
+FRAMES = [tiny.image(i) for i in range(3)]
+FILM = np.stack([np.asarray(frame) for frame in FRAMES])
+
+
+@pytest.mark.parametrize(
+    ("videos", "n_prompts", "expected"),
+    [
+        (None, 2, [0, 0]),
+        (FILM, 2, [1, 1]),
+        (FRAMES, 2, [1, 1]),
+        ([FILM, FRAMES], 2, [1, 1]),
+        ([FILM, FRAMES], 1, [2]),
+        ([[FILM], [FRAMES, FILM]], 2, [1, 2]),
+        ([[FILM], []], 2, [1, 0]),
+    ],
+)
+def test_videos_are_dealt_out_like_images(videos: Any, n_prompts: int, expected: list[int]) -> None:
+    dealt = arrange_videos(videos, n_prompts)
+    assert [len(row) for row in dealt] == expected
+    assert all(np.array_equal(film, FILM) for row in dealt for film in row)
+
+
+@pytest.mark.parametrize(
+    "videos",
+    [
+        [[FILM], FILM],
+        [tiny.image(0), tiny.image(0, (40, 40))],
+        [FILM, FILM, FILM],
+        FILM[0, 0],
+        [],
+        "film.mp4",
+        [[[FILM]]],
+    ],
+)
+def test_videos_of_no_known_form_are_refused(videos: Any) -> None:
+    with pytest.raises(InputError):
+        arrange_videos(videos, 2)
+
+
+def writing(template: str | None) -> VisualLM:
+    """The tiny model with another chat template."""
+    built = tiny.build()
+    built.processor.chat_template = template
+    return VisualLM(built.model, built.processor)
+
+
+def test_a_text_models_template_gets_the_placeholder_in_its_text() -> None:
+    """It fails on lists of parts; the image then stands before the text of the turn."""
+    model = writing("{% for m in messages %}{{ 'user : ' + m['content'] }}{% endfor %} a :")
+    batch = model.encode(tiny.image(0), "what is this ?")
+    assert batch.prompts[0].split() == "user : <image> what is this ? a :".split()
+    assert len(batch.visual) == CELLS
+
+
+def test_a_template_that_loses_the_text_of_images_is_refused() -> None:
+    model = writing("what is this ?")
+    with pytest.raises(Unsupported, match="template"):
+        model.encode(tiny.image(0), "what is this ?")
+
+
+def test_without_template_or_placeholder_the_place_is_asked_for() -> None:
+    model = writing(None)
+    with pytest.raises(InputError, match="write <image> where"):
+        model.encode(tiny.image(0), "what is this ?")
+    assert model.encode(None, "what is this ?").prompts == ("what is this ?",)
+    assert len(model.encode(tiny.image(0), "a <image> b").visual) == CELLS
+
+
+def test_a_wrapped_placeholder_is_not_wrapped_twice() -> None:
+    template = tiny.CHAT.replace("<image> ", "star <image> cross ")
+    model = writing(template)
+    once = model.encode(tiny.image(0), "the color of <image> is", template=True)
+    again = model.encode(tiny.image(0), "the color of star <image> cross is", template=True)
+    assert once.prompts[0].split() == again.prompts[0].split()
+    assert once.prompts[0].split().count("star") == 1
+
+
+def test_the_users_tokenizer_keeps_its_padding() -> None:
+    built = tiny.build()
+    encoder = Encoder(built.processor, built.model.config)
+    built.processor.tokenizer.padding_side = "right"
+    built.processor.tokenizer.pad_token = None
+    inputs, _, _ = encoder.tensors([tiny.image(0), tiny.image(1)], ["a <image> b", "<image> a b c"])
+    assert inputs["attention_mask"][0].tolist()[:1] == [0]
+    assert built.processor.tokenizer.padding_side == "right"
+    assert built.processor.tokenizer.pad_token is None
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -253,6 +376,9 @@ WRONG_IMAGES: dict[str, tuple[Callable[[VisualLM, Path], object], str]] = {
     "not an image": (lambda m, d: m.encode(text_file(d), "a <image> b"), r"notes\.png"),
     "a folder": (lambda m, d: m.encode(d, "a <image> b"), "image"),
     "no image": (lambda m, d: m.encode([], "a <image> b"), "no image"),
+    "no pixels": (lambda m, d: m.encode(Image.new("RGB", (0, 4)), "a <image> b"), "no pixels"),
+    "no range": (lambda m, d: m.encode(Image.new("F", (40, 40)), "a <image> b"), "range"),
+    "text with a place": (lambda m, d: m.encode(None, "a <image> b"), r"1 image placeholders"),
     "too small": (lambda m, d: m.encode(tiny.image(0, (3, 60)), "a <image> b"), "too small"),
     "too few": (
         lambda m, d: m.encode([tiny.image(0)] * 2, ["a <image>"] * 3),
@@ -300,6 +426,12 @@ def padded_right(model: VisualLM) -> dict[str, torch.Tensor]:
     )
 
 
+def holed(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    mask = inputs["attention_mask"].clone()
+    mask[:, 3] = 0
+    return mask
+
+
 WRONG_TENSORS: dict[str, tuple[Callable[[VisualLM], dict[str, torch.Tensor]], str]] = {
     "no mask": (
         lambda m: {k: v for k, v in encoded(m, "short").items() if k != "attention_mask"},
@@ -326,6 +458,29 @@ WRONG_TENSORS: dict[str, tuple[Callable[[VisualLM], dict[str, torch.Tensor]], st
         "16 visual positions",
     ),
     "padded on the right": (padded_right, "left"),
+    "padded inside": (
+        lambda m: {**encoded(m, "short"), "attention_mask": holed(encoded(m, "short"))},
+        "left",
+    ),
+    "a sample of padding": (
+        lambda m: {
+            **encoded(m, "short"),
+            "attention_mask": 0 * encoded(m, "short")["attention_mask"],
+        },
+        "without a single token",
+    ),
+    "pixels without a place": (
+        lambda m: {**encoded(m, "short"), "input_ids": 0 * encoded(m, "short")["input_ids"] + 9},
+        "placeholder",
+    ),
+    "an input of another model": (
+        lambda m: {**encoded(m, "short"), "image_grid_thw": torch.ones(1, 3, dtype=torch.long)},
+        "image_grid_thw",
+    ),
+    "no tensor": (
+        lambda m: {**encoded(m, "short"), "pixel_values": [1.0]},  # type: ignore[dict-item]
+        "'pixel_values' is a list",
+    ),
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import random
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -175,7 +174,6 @@ def snapshot(model: Any, processor: Any) -> dict[str, Any]:
     seen["signature"] = model.forward.__name__
     seen["generation"] = model.generation_config.to_dict()
     seen["torch random"] = torch.get_rng_state().tolist()
-    seen["python random"] = random.getstate()
     seen["numpy random"] = np.random.get_state()[2]  # noqa: NPY002
     if processor is not None:
         tokenizer = processor.tokenizer

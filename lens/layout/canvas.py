@@ -7,6 +7,7 @@ almost every token of such an image would be given a wrong place.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -61,20 +62,18 @@ def explain_thumbnail_first(evidence: Evidence) -> Explanation | None:
         return None
     most = re.search(r"anyres_max_(\d+)", str(evidence.setting("vision_aspect_ratio")))
     limit = int(most[1]) if most else None
-    tile = int(pixels.tensor.shape[-1])
+    tile, left = int(pixels.tensor.shape[-1]), iter(pixels.units())
+    pinned = []
+    for size, number in zip(integers(sizes), numbers, strict=True):
+        best = select_best_resolution(tuple(size), pinpoints)
+        down, across = (length // tile for length in best)
+        units = list(itertools.islice(left, number))
+        if number not in (1, 1 + down * across):
+            return None
+        pinned.append(_Pinned(size, units, down, across, limit))
     for side in range(1, tile + 1):
-        layouts, start = [], 0
-        for size, number in zip(integers(sizes), numbers, strict=True):
-            units = pixels.units()[start : start + number]
-            start += number
-            best = select_best_resolution(tuple(size), pinpoints)
-            layout = _pinned(pixels, units, size, [length // tile for length in best], side, limit)
-            if layout is None:
-                return None
-            layouts.append(layout)
-        dealt = evidence.deal(layouts)
-        if dealt is not None:
-            return dealt
+        if evidence.deal([image.layout(side, tile, None) for image in pinned]) is not None:
+            return evidence.deal([image.layout(side, tile, pixels.view) for image in pinned])
     return None
 
 
@@ -126,32 +125,32 @@ def _tiles(pixels: Pixels, images: int) -> list[int] | None:
     return None
 
 
-def _pinned(
-    pixels: Pixels,
-    units: Sequence[tuple[int, ...]],
-    size: Sequence[int],
-    grid: Sequence[int],
-    side: int,
-    limit: int | None,
-) -> Layout | None:
-    if not units:
-        return None
-    tile = int(pixels.tensor.shape[-1])
-    base = raster_edges(pixels.view, units[0], side, side, (tile, tile))
-    if len(units) == 1:
-        return Layout((Block(side, side, after=1, edges=base),))
-    down, across = grid
-    if len(units) != 1 + down * across:
-        return None
-    canvas = _Canvas(down, across, 0, 0, down * side, across * side).cut(size)
-    edges = _edges(pixels.view, units[1:], canvas, side)
-    rows, cols = canvas.rows, canvas.cols
-    ratio = math.sqrt(rows * cols / (limit * side**2)) if limit else 0.0
-    if ratio > 1.1:
-        rows, cols = int(rows // ratio), int(cols // ratio)
-        if edges is not None:
-            edges = Edges(_fewer(edges.x, cols), _fewer(edges.y, rows))
-    return Layout((Block(side, side, edges=base), Block(rows, cols, newline=True, edges=edges)))
+@dataclass(frozen=True)
+class _Pinned:
+    """One image: its size (height, width), its tiles, their grid, and the most views kept whole."""
+
+    size: Sequence[int]
+    units: Sequence[tuple[int, ...]]
+    down: int
+    across: int
+    limit: int | None
+
+    def layout(self, side: int, tile: int, view: View | None) -> Layout:
+        """With tiles of ``side`` × ``side`` cells on ``tile`` × ``tile`` pixels."""
+        base = raster_edges(view, self.units[0], side, side, (tile, tile))
+        if len(self.units) == 1:
+            return Layout((Block(side, side, after=1, edges=base),))
+        whole = _Canvas(self.down, self.across, 0, 0, self.down * side, self.across * side)
+        canvas = whole.cut(self.size)
+        edges = _edges(view, self.units[1:], canvas, side)
+        rows, cols = canvas.rows, canvas.cols
+        ratio = math.sqrt(rows * cols / (self.limit * side**2)) if self.limit else 0.0
+        if ratio > 1.1:
+            rows, cols = int(rows // ratio), int(cols // ratio)
+            if edges is not None:
+                edges = Edges(_fewer(edges.x, cols), _fewer(edges.y, rows))
+        fine = Block(rows, cols, newline=True, edges=edges)
+        return Layout((Block(side, side, edges=base), fine))
 
 
 def _fewer(edges: NDArray[np.float64], cells: int) -> NDArray[np.float64]:

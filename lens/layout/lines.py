@@ -8,6 +8,7 @@ number of pixels, as every processor makes it, that number is taken.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,12 @@ _NEAR = 0.2  # pixels within which a measured length is a whole number
 _CROOKED = 0.02  # share of the image by which a place may be off its line
 
 
-def mean(field: NDArray[np.float64], keep: int) -> NDArray[np.float64]:
+def mean(field: NDArray[np.floating[Any]], keep: int) -> NDArray[np.float64]:
     """Mean over all axes but one, of what is not NaN; NaN where all is."""
     axes = tuple(axis for axis in range(field.ndim) if axis != keep % field.ndim)
     known = np.isfinite(field)
     count = known.sum(axis=axes)
-    total = np.where(known, field, 0).sum(axis=axes)
+    total = np.where(known, field, 0).sum(axis=axes, dtype=np.float64)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 

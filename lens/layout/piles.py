@@ -18,7 +18,7 @@ from .markers import images_of_runs
 
 
 def layouts_of_tiles(
-    evidence: Evidence, tiles: Sequence[Block], owners: NDArray[np.int64] | None
+    evidence: Evidence, tiles: Sequence[Block], owners: NDArray[np.int32] | None
 ) -> list[Layout] | None:
     """Tiles joined to images, each with its index within its image.
 

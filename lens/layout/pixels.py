@@ -66,7 +66,7 @@ class Pixels:
             real = np.ones(tuple(leading), dtype=bool)
         return [tuple(int(i) for i in index) for index in np.argwhere(real)]
 
-    def owners(self) -> NDArray[np.int64] | None:
+    def owners(self) -> NDArray[np.int32] | None:
         """The image of every unit of :meth:`units`, counted through the batch."""
         if self.view is None:
             return None

@@ -29,10 +29,14 @@ def explain(evidence: Evidence) -> Explanation | None:
             continue
         places = tensor.long().cpu().numpy()
         for pool in range(1, _MOST + 1):
-            blocks = [_block(evidence, places, i, pool) for i in range(len(places))]
-            dealt = evidence.deal(_joined(evidence, blocks))
-            if dealt is not None:
-                return dealt
+            blocks = [_block(place, pool) for place in places]
+            if evidence.deal(_joined(evidence, blocks)) is None:
+                continue
+            blocks = [
+                replace(block, edges=_edges(evidence, places, image, pool))
+                for image, block in enumerate(blocks)
+            ]
+            return evidence.deal(_joined(evidence, blocks))
     return None
 
 
@@ -48,11 +52,9 @@ def _joined(evidence: Evidence, blocks: list[Block]) -> list[Layout]:
     ]
 
 
-def _block(evidence: Evidence, places: NDArray[np.int64], image: int, pool: int) -> Block:
-    place = places[image]
-    last = place.max(axis=0)
-    cols, rows = (int(length) // pool + 1 for length in last)
-    return Block(rows, cols, edges=_edges(evidence, places, image, pool))
+def _block(place: NDArray[np.int64], pool: int) -> Block:
+    cols, rows = (int(length) // pool + 1 for length in place.max(axis=0))
+    return Block(rows, cols)
 
 
 def _edges(evidence: Evidence, places: NDArray[np.int64], image: int, pool: int) -> Edges | None:

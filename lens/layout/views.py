@@ -41,13 +41,13 @@ class View:
         owner: Index of the image in the batch, counted through the samples; -1 for padding.
     """
 
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
-    owner: NDArray[np.int64]
+    x: NDArray[np.float32]
+    y: NDArray[np.float32]
+    owner: NDArray[np.int32]
 
-    def owners(self, leading: int) -> NDArray[np.int64]:
+    def owners(self, leading: int) -> NDArray[np.int32]:
         """The image that each unit shows, over the first axes of the tensor; -1 for none."""
-        owners: NDArray[np.int64] = self.owner.reshape(*self.owner.shape[:leading], -1).max(axis=-1)
+        owners: NDArray[np.int32] = self.owner.reshape(*self.owner.shape[:leading], -1).max(axis=-1)
         return owners
 
 
@@ -89,20 +89,23 @@ class Views:
             shown = np.abs(span) > 0.98 * np.abs(span).max(initial=0.0)
             if not shown.any():
                 continue
-            safe = np.where(shown, span, 1.0)
+            safe = np.where(shown, span, np.float32(1))
             x, y = ((run[name] - zero) / safe for run in (across, down))
-            owner = np.zeros(zero.shape, dtype=np.int64)
+            owner = np.zeros(zero.shape, dtype=np.int32)
             for place, run in enumerate(digits):
                 level = (run[name] - zero) / safe * (_DIGIT - 1)
-                owner += np.rint(level).astype(np.int64) * _DIGIT**place
+                owner += np.rint(level).astype(np.int32) * _DIGIT**place
+            nowhere, nobody = np.float32(np.nan), np.int32(-1)
             views[name] = View(
-                np.where(shown, x, np.nan), np.where(shown, y, np.nan), np.where(shown, owner, -1)
+                np.where(shown, x, nowhere),
+                np.where(shown, y, nowhere),
+                np.where(shown, owner, nobody),
             )
         return views
 
     def _paint(
         self, brightness: Callable[[tuple[int, int], int], NDArray[np.generic]]
-    ) -> dict[str, NDArray[np.float64]]:
+    ) -> dict[str, NDArray[np.float32]]:
         index, nested = 0, []
         for row in self._sizes:
             painted = []
@@ -113,7 +116,7 @@ class Views:
             nested.append(painted)
         found = self._again(nested, self._samples)
         return {
-            name: tensor.double().cpu().numpy()
+            name: tensor.float().cpu().numpy()
             for name, tensor in found.items()
             if tensor.is_floating_point()
         }
