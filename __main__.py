@@ -1,4 +1,4 @@
-"""The command line: embedlens demo, embedlens analyze."""
+"""The command line: embedlens demo, embedlens analyze, embedlens check."""
 
 import signal
 import sys
@@ -14,14 +14,17 @@ import transformers.utils.logging as transformers_log
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
 from embedlens.analyses import analyze as analysis
 from embedlens.analyses import demo as demonstration
 from embedlens.analyses import report
-from embedlens.lens import EmbedlensError, VisualLM
+from embedlens.analyses.check import CheckReport, check_model, unopened
+from embedlens.lens import EmbedlensError, Unsupported, VisualLM
 from embedlens.lens.encoding import read_image
 
-REFUSED, INTERRUPTED = 2, 130
+NOT_PASSED, REFUSED, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     add_completion=False,
@@ -32,6 +35,12 @@ app = typer.Typer(
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of every random choice.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an older report folder.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")]
+Attention = Annotated[str | None, typer.Option(help="sdpa or eager.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")
+]
 
 
 def _version(wanted: bool | None) -> None:
@@ -82,12 +91,10 @@ def analyze(
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("embedlens-report"),
     seed: Seed = 0,
     device: Device = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")] = None,
-    attention: Annotated[str | None, typer.Option(help="sdpa or eager.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")
-    ] = False,
+    dtype: Dtype = None,
+    attention: Attention = None,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Look into any model with your own images."""
@@ -110,6 +117,56 @@ def analyze(
         made = analysis.analysis_report(results, own_texts=texts is not None)
         page = report.write_report(made, out, overwrite=overwrite, progress=progress)
     _tell(made, page)
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of an image-text-to-text model.")],
+    image: Annotated[
+        str | None, typer.Option(help="Image file to check with; a small one of noise without it.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    attention: Attention = None,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure what works on a model, and what does not and why; exit code 0 or 1."""
+    _quiet()
+    picture = None if image is None else read_image(image)
+    with _progress() as progress:
+        try:
+            loaded = VisualLM.load(
+                model,
+                device=device,
+                dtype=dtype,
+                attn_implementation=attention,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                lazy=True,
+            )
+        except Unsupported as refusal:
+            found = unopened(model, refusal)
+        else:
+            found = check_model(loaded, picture, progress=progress)
+    if as_json:
+        typer.echo(found.to_json())
+    else:
+        _table(found)
+    if not found.passed:
+        raise typer.Exit(NOT_PASSED)
+
+
+def _table(found: CheckReport) -> None:
+    colours = {"ok": "green", "refused": "yellow", "failed": "red"}
+    table = Table("check", "result", "detail", title=f"embedlens check {found.about['model']}")
+    for finding in found.findings:
+        verdict = Text(finding.verdict, style=colours[finding.verdict])
+        table.add_row(Text(finding.name), verdict, Text(finding.detail))
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    console.print(f"{found.conclusion}\n{found.versions}", soft_wrap=True)
 
 
 def _quiet() -> None:
@@ -159,7 +216,11 @@ def _interrupt(*_: object) -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 bug, 2 refused with one line, 130 interrupted."""
+    """Run the command line.
+
+    Exit codes: 0 done, 1 a model that does not pass the check (or a bug), 2 refused with one line,
+    130 interrupted.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     code: Any
     try:

@@ -38,6 +38,13 @@ def provenance(
         **settings,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **machine(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Versions of Python and of the packages that numbers depend on."""
+    return {
         "python": python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
     }

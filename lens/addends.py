@@ -198,7 +198,7 @@ def _scaled(
 
 
 def _relative(left: float, update: float) -> float:
-    return (max(left, 0.0) / update) ** 0.5
+    return float((max(left, 0.0) / update) ** 0.5)
 
 
 def _preferred(layer: nn.Module, fits: list[_Fit]) -> _Fit:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .classes import TokenClasses
 from .errors import InputError, Unsupported
-from .ownership import Counts, Shares, is_per_token, is_picture, pointed_rows, rows_per_sample
+from .ownership import Counts, Shares, is_picture, pointed_rows, rows_per_sample, token_axis
 from .visual_tokens import VisualTokens
 
 
@@ -83,9 +83,9 @@ class Batch:
         if not wanted or any(not 0 <= i < len(self) for i in wanted):
             raise InputError(f"samples {wanted} of a batch of {len(self)}")
         inputs = {
-            name: tensor[wanted]
+            name: tensor.index_select(axis, torch.tensor(wanted, device=tensor.device))
             for name, tensor in self.inputs.items()
-            if is_per_token(tensor, (len(self), self.length))
+            if (axis := token_axis(name, tensor, (len(self), self.length))) is not None
         }
         inputs |= self._pictures(wanted, [name for name in self.inputs if name not in inputs])
         order = np.concatenate([np.flatnonzero(self.visual.sample == i) for i in wanted])

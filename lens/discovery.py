@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .embed_lens import EmbedLens
 from .encoding import ImageLike
 from .model import VisualLM
+from .passes import cuts_logits, undisturbed
 
 # A robust z-score of the vision tower's token norms that counts as outlying, and the least
 # ratio to the median: register tokens stand out by factors, not by a few per cent.
@@ -215,8 +216,8 @@ def _vit_norms(model: VisualLM, inputs: Any, entry: Tensor) -> NDArray[np.float6
         if name and not name.startswith(first_layer.rsplit(".", 2)[0] + "."):
             handles.append(module.register_forward_hook(hook(name.count("."))))
     try:
-        with torch.no_grad():
-            model.hf(**inputs, use_cache=False, logits_to_keep=1)
+        with undisturbed(model.hf), torch.no_grad():
+            model.hf(**inputs, **cuts_logits(model.hf, model.anatomy, 1))
     finally:
         for handle in handles:
             handle.remove()

@@ -1,21 +1,17 @@
 """From images and prompts to a Batch, through the model's own processor.
 
-The hazard: processors differ in what they take and quietly return less than the model needs. One
-wants images as a flat list, one pads on the right whatever it is told, one puts image tokens before
-the padding, one adds training labels. What comes out of any of them is brought here to one form:
-left-padded tensors that the model's forward takes, and nothing else.
+The hazard: that the processor ran says little. Images may have got no tokens, tokens no images, or
+cells smaller than a pixel; and tensors that somebody made without it may lack what the model needs.
+A Batch exists only after these checks.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -24,16 +20,16 @@ from .batch import Batch
 from .errors import InputError, Unsupported
 from .given import Forward, Needs, check_form, check_pictures
 from .images import ImageLike, Images, Videos, arrange_images, arrange_videos, read_image
-from .layout import Again, locate
-from .prompts import Placeholders, PromptWriter, find_placeholders, shorten
+from .layout import Again, Layout, locate, video_positions
+from .processing import Nested, Processing
+from .prompts import Placeholders, PromptWriter, find_placeholders
 from .visual_tokens import VisualTokens
 
 __all__ = ["Encoder", "ImageLike", "Images", "Videos", "arrange_images", "read_image"]
 
-_PROBE_SIZE = (96, 64)
-_COMPLETE_SIZES = ((64, 96), (112, 56))
+Stated = Layout | Sequence[Sequence[Layout]]
 
-Nested = list[list[Image.Image]]
+_COMPLETE_SIZES = ((64, 96), (112, 56))
 
 
 class Encoder:
@@ -62,6 +58,7 @@ class Encoder:
         self.config = config
         self.anatomy = anatomy
         self.accepts = None if accepts is None else frozenset(accepts)
+        self._processing = Processing(processor, self.accepts)
         self.needs = Needs(self.accepts, forward, None if processor is None else self._complete)
 
     @cached_property
@@ -75,7 +72,9 @@ class Encoder:
         self._need_processor()
         ids = (getattr(self.config, name, None) for name in ("image_token_id", "image_token_index"))
         known = [i for i in ids if isinstance(i, int) and i >= 0]
-        return find_placeholders(self.processor, self._probe, known)
+        found = find_placeholders(self.processor, self._processing.probe, known)
+        self._processing.takes_places = found.image is not None
+        return found
 
     @property
     def placeholder(self) -> str:
@@ -116,21 +115,24 @@ class Encoder:
         prompts: str | Sequence[str],
         videos: Videos | None = None,
         template: bool | None = None,
+        layout: Stated | None = None,
     ) -> Batch:
-        """See :meth:`VisualLM.encode`."""
+        """See :meth:`VisualLM.encode`; ``layout`` as for :func:`embedlens.lens.layout.locate`."""
         inputs, rendered, nested, films = self._tensors(images, prompts, videos, template)
 
         def again(
             others: Sequence[Sequence[Image.Image]], samples: Sequence[int]
         ) -> Mapping[str, Tensor]:
             texts = [rendered[i] for i in samples]
-            return self._process(texts, [list(row) for row in others], [films[i] for i in samples])
+            return self._processing.run(
+                texts, [list(row) for row in others], [films[i] for i in samples]
+            )
 
         self._check_places(inputs, nested, films)
         if not any(nested) and not any(films):
             self.needs.check_text(inputs)
         frames = [[len(film) for film in row] for row in films] if any(films) else None
-        visual = self._locate(inputs, nested if any(nested) else None, again, frames)
+        visual = self._locate(inputs, nested if any(nested) else None, layout, again, frames)
         _check_sizes(visual, nested)
         return Batch(
             inputs,
@@ -142,15 +144,15 @@ class Encoder:
             remake=lambda samples: again([nested[i] for i in samples], samples),
         )
 
-    def batch(self, inputs: Mapping[str, Tensor]) -> Batch:
-        """See :meth:`VisualLM.batch`."""
+    def batch(self, inputs: Mapping[str, Tensor], layout: Stated | None = None) -> Batch:
+        """See :meth:`VisualLM.batch`; ``layout`` as for :func:`embedlens.lens.layout.locate`."""
         check_form(inputs, self.accepts)
         # Labels are for training: with them the model computes a loss.
         tensors = {name: tensor for name, tensor in inputs.items() if name != "labels"}
         images, films = self._kinds(tensors)
         check_pictures(tensors, images, films)
         try:
-            visual = self._locate(tensors, None)
+            visual = self._locate(tensors, None, layout)
         except InputError:
             # A missing grid is the better reason for a layout that does not fit.
             self.needs.check(tensors, images, films, 1)
@@ -197,77 +199,7 @@ class Encoder:
             writer.write(text, len(row), len(film), template)
             for text, row, film in zip(texts, nested, films, strict=True)
         ]
-        return self._process(rendered, nested, films), rendered, nested, films
-
-    def _process(
-        self, texts: list[str], images: Nested, videos: list[list[NDArray[np.uint8]]]
-    ) -> dict[str, Tensor]:
-        pictures: dict[str, Any] = {"images": images} if any(images) else {}
-        if any(videos):
-            # Frames that the user chose are not thinned out again.
-            pictures |= {"videos": videos, "do_sample_frames": False}
-        try:
-            made = self._call(texts, pictures)
-        except Exception as error:
-            made = self._call_flat(texts, pictures, error)
-        return left_padded(self._kept(made))
-
-    def _call_flat(self, texts: list[str], pictures: dict[str, Any], error: Exception) -> Any:
-        """Again with one flat list of images, which some processors want."""
-        rows = pictures.get("images", [])
-        flat = [image for row in rows for image in row]
-        try:
-            one_each = all(len(row) == 1 for row in rows)
-            # In a flat list only placeholders say which prompt an image belongs to.
-            if not flat or "videos" in pictures or not (one_each or self.placeholders.image):
-                raise error
-            return self._call(texts, {"images": flat})
-        # Whatever a processor raises on these inputs is about these inputs.
-        except Exception:
-            sizes = ", ".join(f"{w}x{h}" for w, h in dict.fromkeys(image.size for image in flat))
-            of = f"image(s) of {sizes} pixels and " if flat else ""
-            said = next((s.strip() for s in str(error).splitlines() if s.strip()), "")
-            raise InputError(
-                f"{type(self.processor).__name__} cannot process {of}the prompt "
-                f"{shorten(texts[0])!r}: {type(error).__name__}: {said}"
-            ) from error
-
-    def _call(self, texts: list[str], pictures: dict[str, Any]) -> Any:
-        # The side is set on the tokenizer alone: a second tokenizer (a Q-Former's) keeps its own.
-        settings: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
-        if self.accepts is not None and "mm_token_type_ids" in self.accepts:
-            settings["return_mm_token_type_ids"] = True
-        with _padding_left(self.processor.tokenizer), warnings.catch_warnings():
-            # About the processor's own insides, which no caller can mend.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return self.processor(text=list(texts), **pictures, **settings)
-
-    def _kept(self, made: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The tensors that the forward takes."""
-        kept = {}
-        for name, value in made.items():
-            # Labels are for training: with them the model computes a loss.
-            if name == "labels" or (self.accepts is not None and name not in self.accepts):
-                continue
-            if isinstance(value, Tensor):
-                kept[name] = value
-            elif self.accepts is not None:
-                raise Unsupported(
-                    f"{type(self.processor).__name__} returns {name!r} as "
-                    f"{type(value).__name__}, not as one tensor: make the inputs yourself and "
-                    "use batch(inputs)"
-                )
-        return kept
-
-    def _probe(self, text: str, n_images: int) -> list[int] | None:
-        noise = np.random.default_rng(0).integers(0, 256, (*_PROBE_SIZE[::-1], 3), dtype=np.uint8)
-        row = [Image.fromarray(noise)] * n_images
-        try:
-            made = self._process([text], [row], [[]])
-        except (InputError, Unsupported):
-            return None
-        ids: list[int] = made["input_ids"][0].tolist()
-        return ids
+        return self._processing.run(rendered, nested, films), rendered, nested, films
 
     def _complete(self, n_samples: int, n_images: int) -> Mapping[str, Tensor]:
         """Tensors of pictures of different forms and prompts of different lengths."""
@@ -282,14 +214,7 @@ class Encoder:
     def _kinds(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Visual positions of images and of videos, ``[sample, token]``."""
         mask = self._visual_mask(inputs)
-        image, video = self.anatomy.image_token_id, self.anatomy.video_token_id
-        if video is None:
-            return mask, mask & False
-        films = mask & (inputs["input_ids"] == video)
-        if image == video:
-            # One id for both: then the tensors tell, and a batch of both kinds counts as images.
-            pixels = [name for name in inputs if name.startswith("pixel_values")]
-            films = mask & all("video" in name for name in pixels)
+        films = video_positions(inputs, mask, self.config)
         return mask & ~films, films
 
     def _check_places(
@@ -313,6 +238,7 @@ class Encoder:
         self,
         inputs: Mapping[str, Tensor],
         images: Nested | None,
+        layout: Stated | None,
         again: Again | None = None,
         films: list[list[int]] | None = None,
     ) -> VisualTokens:
@@ -323,6 +249,7 @@ class Encoder:
             config=self.config,
             processor=self.processor,
             latents="resampler" in self.anatomy.capabilities,
+            layout=layout,
             again=again,
             films=films,
         )
@@ -334,41 +261,6 @@ class Encoder:
                 "tensors needs: VisualLM(hf_model, processor), or make the tensors yourself and "
                 "use batch(inputs)"
             )
-
-
-def left_padded(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors with each row's padding moved to its front.
-
-    Some processors pad on the right whatever they are told, or put image tokens before the
-    padding. Everything ``[sample, token]`` is moved along.
-    """
-    mask = inputs.get("attention_mask")
-    if mask is None or mask.ndim != 2:
-        return dict(inputs)
-    order = mask.bool().long().argsort(dim=1, stable=True)
-    if bool((order == torch.arange(mask.shape[1])).all()):
-        return dict(inputs)
-    return {
-        name: tensor.gather(1, order)
-        if tensor.shape == mask.shape and not tensor.is_floating_point()
-        else tensor
-        for name, tensor in inputs.items()
-    }
-
-
-@contextmanager
-def _padding_left(tokenizer: Any) -> Iterator[None]:
-    """Some processors read the side from the tokenizer, and some tokenizers cannot pad at all."""
-    side, pad = tokenizer.padding_side, tokenizer.pad_token
-    tokenizer.padding_side = "left"
-    if pad is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    try:
-        yield
-    finally:
-        tokenizer.padding_side = side
-        if pad is None:
-            tokenizer.pad_token = None
 
 
 def _check_sizes(visual: VisualTokens, nested: Nested) -> None:

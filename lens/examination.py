@@ -18,6 +18,7 @@ from .addends import LayerAddends, find_addends
 from .errors import InputError, Unsupported
 from .locating import IMAGE_IDS, VIDEO_IDS, Parts, locate_parts, takes_images, token_id
 from .logit_rule import LogitRule, fit_logit_rule, unmasked
+from .passes import device_of
 from .recording import Recording, forward_parameters, record
 from .visual_entry import VisualEntry, claimed_positions, find_entry, word_rows
 
@@ -128,7 +129,7 @@ def text_probe(model: nn.Module, parts: Parts, visual_ids: tuple[int, ...]) -> d
     """Four different text tokens, on the device of the embedding."""
     table = int(parts.embedding.weight.shape[0])
     spread = [i for i in range(1, table, max(1, table // 8)) if i not in visual_ids][:4]
-    ids = torch.tensor([spread], device=parts.embedding.weight.device)
+    ids = torch.tensor([spread], device=device_of(parts.embedding))
     probe = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     for name in ("token_type_ids", "mm_token_type_ids"):
         if name in forward_parameters(model):
@@ -148,7 +149,7 @@ def embedding_scale(parts: Parts) -> float:
     return 1.0 if abs(ratio - 1) < 1e-3 else ratio
 
 
-def _one_prompt(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _one_prompt(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     # Some processors return labels, with which a forward would compute a loss.
     tensors = {n: v for n, v in inputs.items() if isinstance(v, Tensor) and n != "labels"}
     ids = tensors.get("input_ids")
@@ -201,12 +202,13 @@ def _rows_that_depend(model: nn.Module, parts: Parts, probe: Mapping[str, Tensor
             )
         entering.append(recording.embeds.cpu().double())
     difference = (entering[0] - entering[1]).norm(dim=-1)
-    return difference > 1e-6 * entering[0].norm(dim=-1)
+    changed: Tensor = difference > 1e-6 * entering[0].norm(dim=-1)
+    return changed
 
 
 def _holds_pixels(tensor: Tensor) -> bool:
     """Whether a tensor has more than the two values of a mask."""
-    return tensor.is_floating_point() and tensor.ndim > 1 and len(tensor.unique()) > 2
+    return tensor.is_floating_point() and tensor.ndim > 1 and len(torch.unique(tensor)) > 2
 
 
 def _addends(

@@ -96,8 +96,7 @@ class Needs:
         # Any failure of the model on plain text means that it wants an image.
         except Exception as error:
             raise InputError(
-                f"this model takes no text alone ({type(error).__name__}: "
-                f"{shorten(str(error))}): give every prompt an image"
+                f"this model takes no text alone ({_said(error)}): give every prompt an image"
             ) from error
         self._text_runs = True
 
@@ -151,22 +150,16 @@ class Needs:
             grids = [n for n in sorted(accepts) if _GRID.search(n) and n not in inputs]
             reasons |= dict.fromkeys(grids, "it says how the image is cut")
             return reasons | dict.fromkeys(absent, "without it results may differ silently")
-        if not absent and frozenset(inputs) in self._runs:
+        if not absent:
+            self._try(inputs)
             return reasons
         try:
             plain = self.forward(inputs)
         # Any failure of the model is about these inputs, and a missing one is the likeliest.
         except Exception as error:
-            failed = (
-                f"the model fails on this batch ({type(error).__name__}: {shorten(str(error))})"
+            return reasons | dict.fromkeys(
+                absent, f"the model fails on this batch ({_said(error)})"
             )
-            if absent:
-                return reasons | dict.fromkeys(absent, failed)
-            lacking = ", ".join(n for n in sorted(_telling(accepts)) if n not in inputs)
-            raise InputError(
-                f"{failed}; it also takes {lacking}: pass everything that its processor makes"
-            ) from error
-        self._runs.add(frozenset(inputs))
         marked = images.long() + 2 * videos.long()
         for name in absent:
             for candidate in (marked, torch.zeros_like(marked)):
@@ -177,7 +170,30 @@ class Needs:
 
     def _for_videos(self, inputs: Mapping[str, Tensor]) -> dict[str, str]:
         wanted = [n for n in sorted(self.accepts or ()) if "video" in n and "grid" in n]
-        return {n: "it says how the frames are cut" for n in wanted if n not in inputs}
+        if lacking := [name for name in wanted if name not in inputs]:
+            return dict.fromkeys(lacking, "it says how the frames are cut")
+        self._try(inputs)
+        return {}
+
+    def _try(self, inputs: Mapping[str, Tensor]) -> None:
+        """Run the model once on inputs of these names.
+
+        Raises:
+            InputError: It fails.
+        """
+        names = frozenset(inputs)
+        if self.forward is None or names in self._runs:
+            return
+        try:
+            self.forward(inputs)
+        # Any failure of the model is about these inputs, and a missing one is the likeliest.
+        except Exception as error:
+            lacking = ", ".join(n for n in sorted(_telling(self.accepts or ())) if n not in inputs)
+            raise InputError(
+                f"the model fails on this batch ({_said(error)}); it also takes {lacking}: pass "
+                "everything that its processor makes"
+            ) from error
+        self._runs.add(names)
 
 
 def check_form(inputs: Mapping[str, Any], accepts: Collection[str] | None) -> None:
@@ -254,6 +270,10 @@ def _difference(found: Tensor, expected: Tensor, mask: Tensor) -> str | None:
     if apart <= SAME * float(expected[counted].abs().max()):
         return None
     return f"without it this model computes other logits (by up to {apart:.2g})"
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {shorten(str(error))}"
 
 
 def _telling(accepts: Collection[str]) -> Sequence[str]:

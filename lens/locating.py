@@ -77,7 +77,12 @@ def locate_parts(
         ("output head", top, "head='path.of.the.head'"),
     ):
         if found is None:
-            raise Unsupported(f"{type(model).__name__}: no {part} was found; pass {mend}")
+            beside = token_id(model, IMAGE_IDS) is None
+            hint = "; nor does its configuration name an image token: it may put the image "
+            hint = f"{hint}beside the text by itself, where input_ids has no place for it"
+            raise Unsupported(
+                f"{type(model).__name__}: no {part} was found; pass {mend}{hint if beside else ''}"
+            )
     return Parts(owner, layers, embedding, final, top)
 
 

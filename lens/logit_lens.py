@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from .cosine import LAST, put
 from .model import VisualLM
+from .passes import device_of
 from .readout import Readout
 from .top_k import STATES_AT_ONCE, WORDS_AT_ONCE, TopK, products, read_in_blocks
-from .vocabulary import listed, plain_weight
+from .vocabulary import called, listed, plain_weight
 
 # exp(-80) of the largest is nothing next to it; smaller ones are denormal and slow to compute.
 _NOTHING = -80.0
@@ -84,7 +85,7 @@ class LogitLens:
             if found is None or total is None or spare is None:
                 found = TopK(len(scores), k, scores.device)
                 total = scores.new_full((len(scores),), -torch.inf)
-                spare = torch.empty_like(scores).view(-1)
+                spare = scores.new_empty(scores.numel())
             put(scores, words, self._masked, LAST)
             into = spare[: scores.numel()].view(scores.shape)
             peak = scores.amax(1)
@@ -101,7 +102,8 @@ class LogitLens:
         """``head(norm(state))``, some words at a time, before what the model makes of it."""
         normed = self._normed(states)
         if self._weight is None:
-            yield slice(0, self._count), self._head(normed.to(self._dtype)).float()
+            given = normed.to(device_of(self._head), self._dtype)
+            yield slice(0, self._count), called(self._head, given).float()
             return
         weight, bias = self._weight, self._head.bias
         rows = normed.to(weight.device, torch.float32)
@@ -110,12 +112,12 @@ class LogitLens:
             yield words, scores if bias is None else scores.add_(bias[words].detach())
 
     def _normed(self, states: Tensor) -> Tensor:
-        stored = [p for p in self._norm.parameters() if not p.is_meta]
-        device = stored[0].device if stored else states.device
-        normed: Tensor = self._norm(states.to(device, self._dtype))
-        return normed
+        # A norm without weights computes wherever its input is.
+        weighted = any(True for _ in self._norm.parameters())
+        device = device_of(self._norm) if weighted else states.device
+        return called(self._norm, states.to(device, self._dtype))
 
-    @torch.no_grad()
     def _called_size(self) -> int:
-        row = torch.zeros(1, self._anatomy.hidden_size)
-        return int(self._head(self._normed(row).to(self._dtype)).shape[-1])
+        row = self._normed(torch.zeros(1, self._anatomy.hidden_size))
+        given = row.to(device_of(self._head), self._dtype)
+        return int(called(self._head, given).shape[-1])

@@ -16,6 +16,7 @@ from torch import Tensor
 from .anatomy import Anatomy
 from .batch import Batch
 from .captures import by_layer, capture_positions, capture_sites
+from .encoding import Stated
 from .errors import InputError, Unsupported
 from .images import Images, Videos
 from .loading import Checkpoint, open_checkpoint
@@ -102,9 +103,8 @@ class VisualLM:
             attn_implementation: ``sdpa`` or ``eager``; transformers' choice when None.
             revision: Revision of the hub repository.
             trust_remote_code: Whether code that comes with the model may run.
-            lazy: Check the configuration and the processor now, and load the weights when they
-                are first needed: encoding needs them too, because it is the verified anatomy
-                that says which tokens are visual.
+            lazy: Check configuration and processor now, and load the weights when they are first
+                needed, which encoding does: a verified anatomy says which tokens are visual.
             anatomy: As for :class:`VisualLM`.
             **from_pretrained: More for transformers' ``from_pretrained``, for instance
                 ``device_map`` (in place of ``device``) or ``quantization_config``.
@@ -157,10 +157,8 @@ class VisualLM:
         """Where things are in this model.
 
         Verified on an image at once where there is a processor to make one, otherwise on the
-        first batch that has an image (``anatomy.seen_image`` says which).
-
-        Raises:
-            Unsupported: The model cannot do without an image, and has not seen one yet.
+        first batch that has an image (``anatomy.seen_image`` says which); refused before, if
+        the model cannot do without an image.
         """
         return self._open.anatomy
 
@@ -181,7 +179,7 @@ class VisualLM:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device that the input embedding computes on."""
+        """Where inputs go."""
         return self._open.device
 
     @property
@@ -217,6 +215,7 @@ class VisualLM:
         *,
         videos: Videos | None = None,
         template: bool | None = None,
+        layout: Stated | None = None,
     ) -> Batch:
         """Turn images and prompts into a batch, through the model's own processor.
 
@@ -229,23 +228,25 @@ class VisualLM:
             template: None takes a prompt that contains the image placeholder as it stands and
                 puts any other through the chat template, images first. True always applies the
                 template (placeholders then mark where the images go), False never.
+            layout: One for all images, or per prompt one for each of its images, where the
+                layout of the visual tokens is not understood by itself.
 
         Raises:
-            InputError: An unreadable image, a number of images that does not fit, or a model
-                without a processor.
+            InputError: An unreadable image, a number of images or a layout that does not fit,
+                or a model without a processor.
             Unsupported: The model takes no videos.
         """
         self._need_processor()
-        return self._open.encode(images, prompts, videos, template)
+        return self._open.encode(images, prompts, videos, template, layout)
 
-    def batch(self, inputs: Mapping[str, Tensor]) -> Batch:
+    def batch(self, inputs: Mapping[str, Tensor], *, layout: Stated | None = None) -> Batch:
         """A batch from tensors as the model's processor returns them, padded on the left.
 
         Raises:
             InputError: ``attention_mask`` or another tensor that changes results is missing, or
-                tensors that do not fit together.
+                tensors (or the ``layout``, as for :meth:`encode`) do not fit together.
         """
-        return self._open.batch(inputs)
+        return self._open.batch(inputs, layout)
 
     def trace(
         self,
@@ -290,11 +291,11 @@ class VisualLM:
         Args:
             batch: The inputs.
             plan: What to change; nothing when None.
-            capture: What to keep: ``residual`` (the stream entering a layer), ``attention``,
-                ``ffn`` (what they add to it).
+            capture: ``residual`` (the stream entering a layer), ``attention``, ``ffn`` (what
+                they add to it).
             layers: Layers to keep; for ``residual`` 0 to ``n_layers`` inclusive.
-            tokens: Positions to keep: the visual tokens, in the order of ``batch.visual``; every
-                position that is not padding; or a mask ``[sample, token]``.
+            tokens: The visual tokens, in the order of ``batch.visual``; every position that is
+                not padding; or a mask ``[sample, token]``.
             logits: Which positions' logits to keep.
             remote: As in :meth:`trace`.
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from .anatomy import Anatomy
 from .batch import Batch
-from .encoding import Encoder
+from .encoding import Encoder, Stated
 from .errors import InputError, Unsupported
 from .images import Images, Videos
 from .locating import locate_parts, takes_images
-from .passes import device_of, undisturbed
+from .passes import device_of, undisturbed, without_cache
 from .probing import has_image, probe_inputs
 from .recording import forward_parameters
 from .wrapping import wrap
@@ -47,7 +47,10 @@ class OpenModel:
         self.hf = hf
         self._overrides = dict(overrides)
         self._anatomy: Anatomy | None = None
-        self._encoder = Encoder(processor, hf.config, accepts=forward_parameters(hf))
+        self._blind: Exception | None = None
+        self._encoder = Encoder(
+            processor, hf.config, accepts=forward_parameters(hf), forward=self._logits
+        )
         probe = None if processor is None else probe_inputs(self._encoder)
         if probe is not None:
             self._verify(self.place(probe))
@@ -99,32 +102,44 @@ class OpenModel:
         prompts: str | Sequence[str],
         videos: Videos | None,
         template: bool | None,
+        layout: Stated | None = None,
     ) -> Batch:
         """See :meth:`VisualLM.encode`."""
         if self._anatomy is None:
             self._first_sight(self._encoder.tensors(images, prompts, videos, template)[0])
-        batch = self._encoder.encode(images, prompts, videos, template)
+        batch = self._encoder.encode(images, prompts, videos, template, layout)
         self._see(batch)
         return replace(batch, inputs=self.place(batch.inputs))
 
-    def batch(self, inputs: Mapping[str, Tensor]) -> Batch:
+    def batch(self, inputs: Mapping[str, Tensor], layout: Stated | None = None) -> Batch:
         """See :meth:`VisualLM.batch`."""
         if self._anatomy is None:
             self._first_sight(inputs)
-        batch = self._encoder.batch(inputs)
+        try:
+            batch = self._encoder.batch(inputs, layout)
+        except InputError:
+            # An anatomy that has seen no image may not know how visual tokens are marked.
+            if self.anatomy.seen_image or not _one_with_image(inputs):
+                raise
+            self._first_sight(inputs)
+            batch = self._encoder.batch(inputs, layout)
         if self._see(batch):
             # Which tokens are visual is only certain now.
-            batch = self._encoder.batch(inputs)
+            batch = self._encoder.batch(inputs, layout)
         return replace(batch, inputs=self.place(batch.inputs))
 
     def _first_sight(self, inputs: Mapping[str, Tensor]) -> None:
-        """Verify on the user's first tensors where text alone said nothing."""
-        if len(inputs.get("input_ids", ())) != 1 or not has_image(inputs):
+        """Verify on tensors of the user's that nothing could be checked against yet."""
+        name = type(self.hf).__name__
+        if not _one_with_image(inputs):
             raise InputError(
-                f"the first batch of {type(self.hf).__name__} must be one prompt with an image: "
-                f"the model is verified on it ({self._blind})"
+                f"the first batch of {name} must be one prompt with an image, because the model "
+                f"is verified on it ({self._blind})"
             )
-        self._verify(self.place(inputs))
+        try:
+            self._verify(self.place(inputs))
+        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+            raise InputError(f"{name} cannot run these tensors: {error}") from error
 
     def _see(self, batch: Batch) -> bool:
         """Verify on the first sample with an image, if that is still to be done."""
@@ -134,6 +149,12 @@ class OpenModel:
         one = batch if len(batch) == 1 else batch.subset([int(samples[0])])
         self._verify(self.place(one.inputs))
         return True
+
+    @torch.no_grad()
+    def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        with undisturbed(self.hf):
+            logits: Tensor = self.hf(**self.place(inputs), **without_cache(self.hf)).logits
+        return logits
 
     def _verify(self, inputs: Mapping[str, Tensor] | None) -> None:
         with undisturbed(self.hf), torch.no_grad():
@@ -151,3 +172,7 @@ class OpenModel:
             given = {name: self._overrides.get(name) for name in ("decoder", "norm", "head")}
             locate_parts(self.hf, **given)
             self._blind = error
+
+
+def _one_with_image(inputs: Mapping[str, Tensor]) -> bool:
+    return len(inputs.get("input_ids", ())) == 1 and has_image(inputs)

@@ -44,9 +44,22 @@ def is_picture(name: str, tensor: Tensor) -> bool:
     return bool(pixels and _PICTURES.search(name) and not PICTURE_MASK.search(name))
 
 
-def is_per_token(tensor: Tensor, shape: tuple[int, int]) -> bool:
-    """Whether a tensor has one entry per sample and token."""
-    return tensor.ndim >= 2 and tuple(tensor.shape[:2]) == shape and not tensor.is_floating_point()
+def token_axis(name: str, tensor: Tensor, shape: tuple[int, int]) -> int | None:
+    """The axis of samples of a tensor with an entry per sample and token.
+
+    Args:
+        name: Its name.
+        tensor: ``[sample, token, ...]``, or ``[3, sample, token]`` for positions in time, height
+            and width.
+        shape: Samples and tokens of the batch.
+
+    Returns:
+        0 or 1; None for the tensors of images.
+    """
+    if is_picture(name, tensor):
+        return None
+    found = (axis for axis in (0, 1) if tuple(tensor.shape[axis : axis + 2]) == shape)
+    return next(found, None)
 
 
 def rows_per_sample(name: str, inputs: Mapping[str, Tensor], shares: Shares) -> Counts | None:

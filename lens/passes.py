@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # nnsight's own slot; `.source` inside a trace rewrites it, and that has to last.
 _KEPT = frozenset({"forward", "training"})
+# What models carry over from one prompt to the next; a pass of ours depends on its inputs alone.
+CARRIED = frozenset({"rope_deltas"})
 # What nnsight writes on a module in order to send a reference to it.
 _TAG = "_persistent_id"
 
@@ -48,6 +50,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     ]
     for module in modules:
         module.training = False
+        for name in CARRIED & vars(module).keys():
+            setattr(module, name, None)
     try:
         yield
     finally:
@@ -100,12 +104,8 @@ def trace_forward(
         grad: Whether gradients are recorded.
         **forward: More arguments of the forward.
     """
-    parameters = inspect.signature(model.forward).parameters
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    if open_ended or "use_cache" in parameters:
-        # A cache would fill memory, and one pass reads nothing from it.
-        forward = {"use_cache": False, **forward}
-    tracer = target.trace(**inputs, **forward, **({"remote": remote} if remote else {}))
+    settings = {**without_cache(model), **forward}
+    tracer = target.trace(**inputs, **settings, **({"remote": remote} if remote else {}))
     if remote in (False, "local"):
         tracer.backend = UndisturbedBackend(tracer.backend, model, grad=grad)
     return tracer
@@ -131,6 +131,13 @@ def generate_ids(
     length = prompt.shape[1]
     repeated = ids.shape[1] >= length and torch.equal(ids[:, :length], prompt)
     return ids[:, length:] if repeated else ids
+
+
+def without_cache(model: nn.Module) -> dict[str, Any]:
+    """The argument that keeps a forward from filling a cache, where the forward takes it."""
+    parameters = inspect.signature(model.forward).parameters
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return {"use_cache": False} if open_ended or "use_cache" in parameters else {}
 
 
 def device_of(module: nn.Module) -> torch.device:

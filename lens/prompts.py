@@ -37,6 +37,8 @@ class Placeholders:
         image_written: How the chat template writes one image, markers included; None when there
             is no template or it leaves images out.
         places_itself: Whether images are placed without any placeholder in the text.
+        before: What to write before a prompt for each image, so that they come first as they
+            would by themselves; None where the processor needs or knows no such thing.
         several: Whether one prompt may have several images.
         doubles_bos: Whether the processor adds a BOS of its own to a text that has one.
     """
@@ -45,6 +47,7 @@ class Placeholders:
     video: str | None
     image_written: str | None
     places_itself: bool
+    before: str | None
     several: bool
     doubles_bos: bool
 
@@ -85,6 +88,8 @@ def find_placeholders(
             f"{type(processor).__name__} accepts no image: {tried} was tried as its place in a "
             "prompt; make the inputs with the processor yourself and use batch(inputs)"
         )
+    # Written out, the same prompt says what the model sees, and no processor warns about it.
+    before = image if itself and image and probe(f"{image}a b", 1) == alone else None
     two = probe("a b", 2) if image is None else None
     # A second image that adds no tokens would share the first one's.
     several = image is not None or (two is not None and len(two) > len(alone or ()))
@@ -95,7 +100,7 @@ def find_placeholders(
     if written is not None and image is not None and image not in written:
         written = None
     video = videos[0] if videos else None
-    return Placeholders(image, video, written, itself, several, doubles)
+    return Placeholders(image, video, written, itself, before, several, doubles)
 
 
 class PromptWriter:
@@ -135,7 +140,7 @@ class PromptWriter:
             raise InputError(self._mismatch(prompt, given))
         if not _template(self.processor):
             if template is None and (self._places_itself(given) or not any(given)):
-                return prompt
+                return (self.found.before or "") * n_images + prompt
             what = f"the prompt {shorten(prompt)!r} has no image placeholder and the model's "
             if template:
                 what = "template=True, but the model's "

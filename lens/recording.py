@@ -115,7 +115,7 @@ def project(rows: Tensor) -> Tensor:
     directions = torch.randn(width, FINGERPRINT, generator=generator, dtype=torch.float64)
     flat = rows.detach().reshape(-1, width)
     # In blocks: float64 of a whole vision tower's output would be large.
-    parts = [part.to("cpu", torch.float64) @ directions for part in flat.split(4096)]
+    parts = [part.to("cpu", torch.float64) @ directions for part in torch.split(flat, 4096)]
     return torch.cat(parts) if parts else torch.empty(0, FINGERPRINT, dtype=torch.float64)
 
 
@@ -283,7 +283,7 @@ def _outer_hooks(recording: Recording, model: nn.Module, parts: Parts) -> Iterat
 
 
 @contextmanager
-def _features_of(model: nn.Module, recording: Recording) -> Iterator[None]:
+def _features_of(model: Any, recording: Recording) -> Iterator[None]:
     """Note what ``get_image_features`` returns while the forward itself calls it."""
     owner: Any = getattr(model, "base_model", model)
     original = getattr(owner, "get_image_features", None)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import CausalLMOutput
 
 from .errors import InputError, Unsupported
 from .run import Scores
@@ -89,13 +89,16 @@ class AnswerTokens:
 
 
 def check_unseen(
-    alone: Float[Tensor, "sample vocab"], answered: Float[Tensor, "sample kept vocab"], length: int
+    alone: Float[Tensor, "sample vocab"] | None,
+    answered: Float[Tensor, "sample kept vocab"],
+    length: int,
 ) -> None:
     """Check that an answer of ``length`` tokens left its prompt's last logits as they were.
 
     Raises:
         Unsupported: It did not.
     """
+    assert alone is not None
     before = answered[:, -length - 1].float()
     moved = float((alone.float() - before).abs().nan_to_num(0).max())
     if moved > 1e-2 * float(alone.float().nan_to_num(0, 0, 0).abs().max()):
@@ -108,5 +111,5 @@ def check_unseen(
 def _generated_type(model: Any, name: str, types: Tensor) -> Tensor:
     """What the model appends to a tensor ``[sample, token]`` with a token it generates, else 0."""
     update = getattr(model, "_update_model_kwargs_for_generation", None)
-    grown = types if update is None else update(ModelOutput(), {name: types})[name]
+    grown = types if update is None else update(CausalLMOutput(), {name: types})[name]
     return grown[:, -1:] if grown.shape[1] == types.shape[1] + 1 else torch.zeros_like(types[:, :1])

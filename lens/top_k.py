@@ -48,7 +48,7 @@ class TopK:
         if width % _GROUP or groups <= self._k:
             self._merge(slice(None), *scores.topk(min(self._k, width), dim=1), first)
             return
-        grouped = scores.view(-1, groups, _GROUP)
+        grouped = scores.reshape(-1, groups, _GROUP)
         peaks = grouped.amax(2)
         if self.scores.shape[1] < self._k:
             rows = torch.arange(len(scores), device=scores.device)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .errors import Unsupported
 from .locating import Parts
+from .passes import device_of
 from .recording import FINGERPRINT, Recording, project
 
 # Relative size up to which two rows count as the same row: rounding of the features' own type.
@@ -101,8 +102,8 @@ def find_entry(
     if missing and depends is None:
         raise Unsupported(
             f"{name}: token {', '.join(map(str, token_ids))} stands at {int(claimed.sum())} "
-            f"positions, but the image writes {int(measured.sum())} rows, {missing} of them "
-            "elsewhere; pass image_token_id= of the placeholder"
+            f"positions, and the image writes {int(measured.sum())} rows, but none at {missing} of "
+            "these positions; pass image_token_id= of the placeholder"
         )
     also = int((measured & ~claimed).sum())
     if recording.embeds is None or depends is not None:
@@ -117,7 +118,8 @@ def written_positions(parts: Parts, recording: Recording, ids: Tensor) -> Tensor
         raise ValueError("the decoder took no inputs_embeds")
     entering = recording.embeds.to("cpu", torch.float64)
     scale = words.norm(dim=1).clamp_min(1e-12)
-    return (entering - words).norm(dim=1) > _same(recording.embeds.dtype) * scale
+    written: Tensor = (entering - words).norm(dim=1) > _same(recording.embeds.dtype) * scale
+    return written
 
 
 def word_rows(parts: Parts, ids: Tensor) -> Tensor:
@@ -125,7 +127,7 @@ def word_rows(parts: Parts, ids: Tensor) -> Tensor:
     table = parts.embedding.weight.shape[0]
     with torch.no_grad():
         # Placeholder ids may lie beyond the table: they are never looked up by the model itself.
-        known = ids.clamp(0, table - 1).to(parts.embedding.weight.device)
+        known = ids.clamp(0, table - 1).to(device_of(parts.embedding))
         rows: Tensor = parts.embedding(known)
     rows = rows.to("cpu", torch.float64)
     rows[(ids < 0) | (ids >= table)] = 0

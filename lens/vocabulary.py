@@ -17,6 +17,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from .errors import InputError
+from .passes import device_of, undisturbed
 
 
 def plain_weight(module: nn.Module, kind: type[nn.Module]) -> Tensor | None:
@@ -35,14 +36,16 @@ def embedding_rows(module: nn.Module) -> Callable[[slice], Tensor]:
     weight = plain_weight(module, nn.Embedding)
     if weight is not None:
         return lambda words: weight[words]
-    stored = next((p.device for p in module.parameters() if not p.is_meta), torch.device("cpu"))
+    device = device_of(module)
+    return lambda words: called(module, torch.arange(words.start, words.stop, device=device))
 
-    @torch.no_grad()
-    def rows(words: slice) -> Tensor:
-        found: Tensor = module(torch.arange(words.start, words.stop, device=stored))
-        return found
 
-    return rows
+@torch.no_grad()
+def called(module: nn.Module, given: Tensor) -> Tensor:
+    """What a module makes of a tensor, in evaluation mode and leaving no trace."""
+    with undisturbed(module):
+        made: Tensor = module(given)
+    return made
 
 
 def listed(tokenizer: Any, rows: int) -> Bool[Tensor, " row"]:

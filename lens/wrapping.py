@@ -52,7 +52,8 @@ def wrap(model: nn.Module, processor: Any) -> Any:
         model: The transformers model.
         processor: A processor that nnsight may set the padding side and token of, or None.
     """
-    where = {} if getattr(model, "hf_device_map", None) else {"device": model.device}
+    mapped = getattr(model, "hf_device_map", None) is not None
+    where = {} if mapped else {"device": model.device}
     with warnings.catch_warnings():
         # Submodules with a name of nnsight's own: `envoy_path` knows where they are.
         warnings.filterwarnings("ignore", "Module '.*' has a submodule named")

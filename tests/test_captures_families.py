@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from embedlens import Unsupported
+from embedlens import Unsupported, VisualLM
 from families.zoo import READABLE, built, visual_lm
 
 WITH_PROCESSOR = [name for name in READABLE if built(name).processor is not None]
@@ -146,3 +146,18 @@ def test_scores_equal_forced_decoding(name: str) -> None:
     ]
     scores = model.score(model.batch(family.inputs), [answer])
     assert float(scores.logprob) == pytest.approx(sum(steps), abs=1e-3)
+
+
+def test_an_answer_that_its_prompt_would_see_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PaliGemma's prompts are seen in both directions: type 0 would make the answer part of one."""
+    family = built("paligemma")
+    model = VisualLM(family.model, family.processor)
+    batch = model.batch(family.inputs)
+    assert float(model.score(batch, ["red circle"]).logprob) < 0
+    careless = VisualLM(family.model, family.processor)
+    monkeypatch.setattr(
+        "embedlens.lens.scoring._generated_type",
+        lambda _, __, types: torch.zeros_like(types[:, :1]),
+    )
+    with pytest.raises(Unsupported, match="see the answer"):
+        careless.score(batch, ["red circle"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -196,6 +197,53 @@ def test_version_and_help(run: Any) -> None:
         assert (code, err) == (0, "")
         assert "demo" in out
         assert "analyze" in out
+        assert "check" in out
+
+
+def test_check_prints_a_table_and_passes(run: Any, tmp_path: Path, picture: str) -> None:
+    code, out, err = run("check", MODEL, "--image", picture, "--device", "cpu")
+    assert (code, err) == (0, "")
+    for words in ("ZeroFFN", "64 tokens of 64x64 pixels", "float32, cpu, sdpa", "transformers"):
+        assert words in out
+    assert "failed" not in out
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]
+
+
+def test_check_as_json(run: Any) -> None:
+    code, out, err = run("check", MODEL, "--json", "--device", "cpu", "--attention", "eager")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["passed"]
+    assert found["about"]["attention"] == "eager"
+    assert {finding["verdict"] for finding in found["findings"]} == {"ok"}
+
+
+def test_check_of_a_model_that_cannot_be_read_says_why(run: Any, tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    LlamaConfig(architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path / "text")
+    code, out, err = run("check", str(tmp_path / "text"))
+    assert (code, err) == (1, "")
+    assert "refused" in out
+    assert "takes no images" in " ".join(out.replace("│", " ").split())
+    assert "transformers" in out
+
+
+def test_check_of_a_model_that_fails(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VisualLM, "generate", lambda *_, **__: ["something else"])
+    code, out, err = run("check", MODEL, "--device", "cpu")
+    assert (code, err) == (1, "")
+    assert "1 checks fail" in out
+
+
+def test_check_of_what_is_no_model(run: Any, tmp_path: Path, picture: str) -> None:
+    (tmp_path / "cut.png").write_bytes(Path(picture).read_bytes()[:80])
+    refused(run, tmp_path, ["check"], "model", "embedlens --help")
+    refused(run, tmp_path, ["check", "nobody/no-such-model"], "nobody/no-such-model")
+    refused(run, tmp_path, ["check", str(tmp_path)], "config.json")
+    refused(run, tmp_path, ["check", MODEL, "--image", "cut.png"], "cut.png")
+    refused(run, tmp_path, ["check", MODEL, "--dtype", "float7"], "float7")
+    refused(run, tmp_path, ["check", MODEL, "--attention", "telepathy"], "telepathy")
 
 
 @pytest.mark.timeout(1200)

@@ -253,3 +253,12 @@ def test_refusals_say_what_to_do(model: VisualLM, bank: TextBank, states: Tensor
         lens.read(torch.zeros(2, tiny.WIDTH))
     with pytest.raises(InputError, match="last dimension must be 32"):
         lens.read(torch.ones(2, 31))
+
+
+def test_a_space_that_a_tokenizer_counts_to_a_word_stays_outside_the_brackets() -> None:
+    def bank(span: list[int]) -> TextBank:
+        zero, none = np.zeros(1, dtype=np.int64), dict[int, Tensor]()
+        return TextBank(("a red star",), zero, zero, zero, np.array([span]), none, none, "m")
+
+    assert bank([1, 5]).context(0) == bank([2, 5]).context(0) == "a [red] star"
+    assert bank([-1, -1]).context(0) == "a red star"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from embedlens import Batch, InputError, Unsupported, VisualLM
 from families import zoo
+from families.clips import VIDEOS
 from families.family import noise
 from families.films import FILMS, filmed, frames
 
@@ -136,12 +137,40 @@ def test_a_subset_of_tensors_is_those_samples_or_refused(name: str) -> None:
     assert apart(found, together[[2, 1]]) < 1e-4 * float(found[found > FILL].abs().max())
 
 
+def test_where_the_owner_of_pixels_is_unclear_only_the_processor_knows() -> None:
+    """Two rows for two samples with two images in one of them: a row per sample, or per image."""
+    size = zoo.built("idefics3").size
+    model = zoo.visual_lm("idefics3")
+    images = [[noise(size, 1), noise(size, 2)], []]
+    batch = model.encode(images, ["what is this ?", "a b"])
+    together = logits("idefics3", batch.inputs)[:, -1]
+    part = batch.subset([1])
+    assert "pixel_values" not in part.inputs
+    assert apart(logits("idefics3", part.inputs)[:, -1], together[1:]) < 1e-4
+    assert apart(logits("idefics3", batch.subset([0]).inputs)[:, -1], together[:1]) < 1e-4
+
+
 @pytest.mark.parametrize("name", zoo.READABLE)
 def test_what_matters_cannot_be_left_out(name: str) -> None:
     """An input is refused when missing exactly if the model fails or computes otherwise."""
+    check_leaving_out(name, zoo.built(name).inputs)
+
+
+@pytest.mark.parametrize("name", sorted({*VIDEOS, *FILMS} & set(zoo.READABLE)))
+def test_what_matters_to_a_video_cannot_be_left_out(name: str) -> None:
+    made = zoo.built(name)
+    inputs = VIDEOS[name](made) if name in VIDEOS else filmed(name, made)
+    if "pixel_values_videos" in inputs:
+        batch = zoo.visual_lm(name).batch(inputs)
+        assert batch.images_per_row == (0,)
+        assert sum(batch.videos_per_row) >= 1
+    check_leaving_out(name, inputs)
+
+
+def check_leaving_out(name: str, whole: Mapping[str, Tensor]) -> None:
     made = zoo.built(name)
     model = zoo.visual_lm(name)
-    inputs = {key: value for key, value in made.inputs.items() if key != "labels"}
+    inputs = {key: value for key, value in whole.items() if key != "labels"}
     complete = logits(name, inputs)
     for left_out in set(inputs) - {"input_ids", "attention_mask"}:
         rest = {key: value for key, value in inputs.items() if key != left_out}
@@ -202,6 +231,19 @@ def test_two_images_are_refused_where_a_prompt_has_place_for_one(name: str) -> N
     size = zoo.built(name).size
     with pytest.raises(InputError, match="one image"):
         zoo.visual_lm(name).encode([[noise(size, 1), noise(size, 2)]], [PROMPTS[0]])
+
+
+def test_a_text_that_got_visual_tokens_without_an_image_is_refused() -> None:
+    """BLIP-2's processor puts image tokens before every text as soon as there is one image."""
+    image = noise(zoo.built("blip-2").size, 1)
+    with pytest.raises(InputError, match="sample 1"):
+        zoo.visual_lm("blip-2").encode([[image], []], ["what is this ?", "a b"])
+
+
+def test_a_prompt_shows_images_that_come_first_by_themselves() -> None:
+    image = noise(zoo.built("paligemma").size, 1)
+    batch = zoo.visual_lm("paligemma").encode([[image, image]], ["what is this ?"])
+    assert batch.prompts == ("<image><image>what is this ?",)
 
 
 @pytest.mark.parametrize("name", FILMS)

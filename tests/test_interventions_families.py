@@ -26,17 +26,8 @@ MIXED = {
     "lfm2_vl": (("conv", "self_attn"), ("feed_forward",)),
 }
 KNOWN = {**{n: ((a,), (f,)) for n, (a, f) in ADDENDS.items()}, **MIXED}
-GENERATING = (
-    "llava",
-    "qwen2_5_vl",
-    "qwen3_5",
-    "gemma3",
-    "internvl",
-    "idefics3",
-    "llama4",
-    "molmo2",
-    "smolvlm",
-    "blip-2",
+GENERATING = tuple(
+    "llava qwen2_5_vl qwen3_5 internvl idefics3 llama4 molmo2 smolvlm mistral3 glm4v aria".split()
 )
 PADDED = tuple(n for n in KNOWN if n not in ("blip-2", "kosmos-2", "qwen3_5_moe", "lfm2_vl"))
 EDITS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[int, int] | None]] = {

@@ -17,7 +17,10 @@ from embedlens.lens.visual_tokens import VisualTokens
 
 SEEN, FILM, WORD = 90, 91, 7
 CONFIG = SimpleNamespace(
-    image_token_id=SEEN, video_token_id=FILM, vision_config=SimpleNamespace(patch_size=8)
+    image_token_id=SEEN,
+    video_token_id=FILM,
+    vision_feature_select_strategy="default",
+    vision_config=SimpleNamespace(patch_size=8),
 )
 
 
@@ -63,8 +66,9 @@ def test_a_number_of_tokens_that_fits_nothing_is_unplaced() -> None:
     assert visual.position.tolist() == list(range(1, 8))
 
 
-def test_a_square_of_tokens_on_an_oblong_picture_is_no_raster() -> None:
-    visual = find(prompt(16), [[None]], pixel_values=pictures(1, 3, 32, 16))
+@pytest.mark.parametrize("count", [6, 9])
+def test_cells_that_would_not_be_square_are_no_raster(count: int) -> None:
+    visual = find(prompt(count), [[None]], pixel_values=pictures(1, 3, 32, 16))
     assert set(visual.kind) == {"unplaced"}
 
 
@@ -77,10 +81,34 @@ def test_learned_queries_are_latent_even_if_they_are_a_square_number() -> None:
 
 
 def test_sizes_of_the_original_image_are_not_read_as_a_grid() -> None:
-    """48 × 84 divided by 8 has 63 cells, as many as seven tiles of nine."""
+    """56 × 72 divided by 8 has 63 cells, as many as seven tiles of nine."""
     sizes = torch.tensor([[56, 72]])
     visual = find(prompt(63), [[None]], pixel_values=pictures(7, 3, 24, 24), image_sizes=sizes)
     assert cells(visual) == [cell for tile in range(7) for cell in grid(3, 3, tile=tile)]
+    sizes = torch.tensor([[64, 16]])  # 8 × 2 cells of 8 pixels
+    visual = find(prompt(16), [[None]], pixel_values=pictures(1, 3, 32, 32), image_sizes=sizes)
+    assert cells(visual) == grid(4, 4)
+
+
+def test_nine_tiles_of_nine_tokens_are_not_nine_rows() -> None:
+    """One token parts the tiles, as elsewhere one parts the rows of a raster."""
+    parted = [piece for _ in range(9) for piece in (9, [WORD])]
+    visual = find(prompt(*parted), [[None]], pixel_values=pictures(9, 3, 24, 24))
+    assert cells(visual) == [cell for tile in range(9) for cell in grid(3, 3, tile=tile)]
+
+
+def test_images_whose_tokens_touch_are_told_apart_by_their_number() -> None:
+    visual = find(prompt(32), [[None, None]], pixel_values=pictures(2, 3, 32, 32))
+    assert cells(visual) == grid(4, 4) + grid(4, 4, image=1)
+
+
+def test_tiles_of_zeros_are_padding() -> None:
+    pixels = pictures(2, 2, 3, 32, 32)
+    pixels[1, 1] = 0
+    long, short = prompt(32)[0], prompt([WORD] * 16, 16)[0]
+    visual = find(torch.stack([long, short]), [[None], [None]], pixel_values=pixels)
+    assert cells(visual) == grid(4, 4) + grid(4, 4, tile=1) + grid(4, 4)
+    assert visual.sample.tolist() == [0] * 32 + [1] * 16
 
 
 def test_a_mismatch_of_images_names_both_numbers() -> None:
@@ -91,7 +119,7 @@ def test_a_mismatch_of_images_names_both_numbers() -> None:
         find(prompt(), [[None]], pixel_values=pixels)
     with pytest.raises(InputError, match="16 visual positions for 0 images"):
         find(prompt(16), [[]], pixel_values=pixels)
-    with pytest.raises(InputError, match="16 visual positions .* 1 images.* has 3"):
+    with pytest.raises(InputError, match=r"16 visual positions .* 1 images.* has 3"):
         find(prompt(16), None, pixel_values=pictures(3, 3, 32, 32))
     with pytest.raises(InputError, match="no pixel_values"):
         find(prompt(16))
@@ -168,6 +196,17 @@ def test_shapes_of_tiles_may_differ_and_join_at_their_markers() -> None:
     )
     one = [*grid(2, 2), *grid(2, 2, tile=1), *grid(1, 2, tile=2)]
     assert cells(visual) == one + [(1, *place) for _, *place in one]
+
+
+def test_two_views_of_the_whole_are_two_images() -> None:
+    tokenizer = SimpleNamespace(convert_ids_to_tokens={3: "<global-img>", WORD: "word"}.get)
+    visual = find(
+        prompt([3], 4, [3], 4),
+        None,
+        pixel_values=pictures(1, 2, 3, 32, 32),
+        processor=SimpleNamespace(tokenizer=tokenizer),
+    )
+    assert cells(visual) == grid(2, 2) + grid(2, 2, image=1)
 
 
 def test_videos_count_on_after_the_images_of_their_sample() -> None:
@@ -299,6 +338,21 @@ def test_a_processor_that_was_changed_is_measured_anew() -> None:
     tiler.image_processor = SimpleNamespace(to_dict=lambda: {"tile": 8, "other": True})
     called(tiler, [black((67, 45))])
     assert tiler.calls
+
+
+def test_what_is_left_over_when_patches_are_cut_is_in_no_box() -> None:
+    """Two patches of 8 pixels along 20: the tower never sees the last four."""
+
+    def again(images: Any, samples: Any) -> dict[str, torch.Tensor]:
+        seen = [np.asarray(image.resize((20, 20))) for row in images for image in row]
+        pixels = torch.tensor(np.stack(seen).transpose(0, 3, 1, 2) / 255.0)
+        return {"input_ids": prompt(4), "pixel_values": pixels}
+
+    images = [black((100, 50))]
+    inputs = again(images, [0])
+    mask = inputs["input_ids"] == SEEN
+    visual = locate(inputs, mask, images, config=CONFIG, again=again)
+    assert visual.box[-1] == pytest.approx([40, 20, 80, 40])
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 40), (40, 90), (35, 33), (301, 300), (500, 1999)])

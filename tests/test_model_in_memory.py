@@ -18,6 +18,8 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausa
 import tiny
 from embedlens import InputError, Plan, Unsupported, VisualLM, ZeroFFN
 from embedlens.lens import loading
+from embedlens.lens.layout import Block, Layout
+from embedlens.lens.passes import undisturbed
 from families.zoo import FAMILIES
 
 PROMPT = tiny.PROMPTS["middle"]
@@ -75,6 +77,19 @@ def test_a_blind_anatomy_is_verified_on_one_sample_of_the_first_batch() -> None:
     assert not model.anatomy.seen_image
     assert len(model.batch(double).visual) == 2 * tiny.CELLS
     assert model.anatomy.seen_image
+
+
+def test_tensors_that_do_not_fit_are_refused_by_a_blind_model_too() -> None:
+    built = tiny.build()
+    inputs = inputs_of(built.processor)
+    for wrong in (
+        {**inputs, "pixel_values": torch.cat([inputs["pixel_values"]] * 2)},
+        {name: inputs[name] for name in ("input_ids", "pixel_values")},
+        {name: inputs[name] for name in ("input_ids", "attention_mask")},
+    ):
+        model = VisualLM(copy.deepcopy(built.model))
+        with pytest.raises(InputError, match=r"pixel_values|attention_mask|image"):
+            model.batch(wrong)
 
 
 def test_a_model_that_needs_an_image_waits_for_one() -> None:
@@ -264,6 +279,24 @@ def test_the_two_entries_of_nnsight_are_all_that_stays() -> None:
     assert torch.equal(logits_of(twin, inputs), logits_of(built.model, inputs))
 
 
+def test_a_pass_starts_with_nothing_remembered_of_another_prompt() -> None:
+    """Decoding a text prompt after an image's would count positions from the image's offset."""
+    hf = FAMILIES["qwen2_vl"]().model
+    hf.model.rope_deltas = torch.tensor([[-77]])
+    with undisturbed(hf):
+        assert hf.model.rope_deltas is None
+        hf.model.rope_deltas = torch.tensor([[5]])
+    assert hf.model.rope_deltas.item() == -77
+
+
+def test_a_model_stays_where_it_is_though_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline of transformers that is not told a device takes the first GPU."""
+    monkeypatch.setattr("transformers.pipelines.base.is_torch_cuda_available", lambda: True)
+    built = tiny.build()
+    model = VisualLM(built.model, built.processor)
+    assert model.device.type == model.nn.pipeline.device.type == "cpu"
+
+
 def test_a_refused_model_is_not_touched() -> None:
     config = LlamaConfig(
         vocab_size=80,
@@ -426,3 +459,18 @@ def test_the_user_may_say_where_things_are() -> None:
     assert torch.equal(told.run(told.batch(inputs)).logits, usual.run(usual.batch(inputs)).logits)
     with pytest.raises(Unsupported):
         VisualLM(tiny.build().model, built.processor, anatomy={"norm": "model.vision_tower"})
+
+
+def test_a_layout_that_the_user_states_is_taken() -> None:
+    built = tiny.build()
+    model = VisualLM(built.model, built.processor)
+    inputs = inputs_of(built.processor)
+    stated = Layout((Block(2, tiny.CELLS // 2),))
+    for batch in (
+        model.batch(inputs, layout=stated),
+        model.encode(tiny.image(0), PROMPT, layout=stated),
+    ):
+        assert set(batch.visual.row.tolist()) == {0, 1}
+        assert batch.visual.col.max() == tiny.CELLS // 2 - 1
+    with pytest.raises(InputError):
+        model.batch(inputs, layout=Layout((Block(1, 3),)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from embedlens.lens.ownership import Shares, pointed_rows, rows_per_sample
+from embedlens.lens.ownership import Shares, pointed_rows, rows_per_sample, token_axis
 
 LONG = torch.long
 
@@ -15,7 +15,7 @@ def shares(images: list[int], tokens: list[int], tiles: list[int] | None = None)
 
 
 CASES = {
-    # name: (tensors, shares, tensor asked for, rows per sample)
+    # (tensors, what the samples have, rows of pixel_values per sample)
     "a row per image": ({"pixel_values": torch.zeros(3, 3, 8, 8)}, shares([1, 2], [4, 8]), (1, 2)),
     "a row per image of other sizes": (
         {"pixel_values": torch.zeros(3, 3, 8, 8)},
@@ -88,3 +88,19 @@ def test_pointers_are_known_by_pointing_at_their_own_samples_rows() -> None:
     assert pointed_rows(pointing, (2, 1), pixels, (1, 2)).tolist() == [0, 4]
     assert pointed_rows(pointing, (1, 2), pixels, (1, 2)) is None
     assert pointed_rows(pointing.float(), (2, 1), pixels, (1, 2)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "axis"),
+    [
+        ("attention_mask", torch.zeros(2, 9, dtype=LONG), 0),
+        ("inputs_embeds", torch.zeros(2, 9, 4), 0),
+        ("position_ids", torch.zeros(3, 2, 9, dtype=LONG), 1),
+        ("pixel_values", torch.zeros(2, 9, 3, 8, 8), None),
+        ("image_sizes", torch.zeros(2, 2, dtype=LONG), None),
+    ],
+)
+def test_tensors_of_tokens_are_told_from_those_of_images(
+    name: str, tensor: torch.Tensor, axis: int | None
+) -> None:
+    assert token_axis(name, tensor, (2, 9)) == axis

@@ -23,7 +23,7 @@ STAND_INS = {
     'device="cuda"': 'device="cpu"',
     'layers="4-7"': 'layers="2-3"',  # it has four layers
 }
-OURS, THEIRS, TRACE = range(3)
+OURS, THEIRS, TRACE, MEMORY = range(4)
 
 
 @pytest.fixture
@@ -57,8 +57,8 @@ def run_snippet(
 
 
 def test_the_snippets_are_the_ones_known_here() -> None:
-    assert len(PYTHON) == 3
-    assert set(COMMANDS) == {"demo", "tests", "analyze"}
+    assert len(PYTHON) == 4
+    assert set(COMMANDS) == {"demo", "tests", "analyze", "check"}
     assert TEXT.count("```bash") == len(COMMANDS)
 
 
@@ -91,6 +91,20 @@ def test_both_models_take_the_same_lines() -> None:
 
 def test_the_trace_snippet_runs(run_snippet: Callable[[str], str]) -> None:
     assert "torch.Size" in run_snippet(PYTHON[TRACE])
+
+
+def test_the_snippet_for_a_model_in_memory_runs(run_snippet: Callable[[str], str]) -> None:
+    assert PYTHON[MEMORY].count(HUB) == 2
+    assert "torch.Size" in run_snippet(PYTHON[MEMORY].replace(HUB, '"model"'))
+
+
+def test_the_check_command_runs(folder: Path) -> None:
+    command = COMMANDS["check"].replace(HUB.strip('"'), "model")
+    program, *arguments = shlex.split(command)
+    assert program == "embedlens"
+    done = run_python("-m", program, *arguments, cwd=folder, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert "ZeroFFN" in done.stdout
 
 
 def test_the_analyze_command_runs(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,7 @@ def test_words_without_an_embedding_rank_last(
     whole = lens.read(states[0], VOCAB)
     assert not bool(torch.isnan(whole.scores).any())
     assert set(whole.ids[:, -4:].unique().tolist()) == set(empty)
+    assert bool(torch.isneginf(whole.scores[:, -4:]).all())
     assert not set(lens.read(states[0], VOCAB - 4).ids.unique().tolist()) & set(empty)
 
 
@@ -233,7 +235,7 @@ def last_stream_and_logits(plain: Any, text: str = "the red star is left") -> tu
     norm = plain.model.language_model.norm
     handle = norm.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
     with torch.no_grad():
-        logits = plain(**tiny.tokenizer()(text, return_tensors="pt")).logits
+        logits = plain.eval()(**tiny.tokenizer()(text, return_tensors="pt")).logits
     handle.remove()
     return kept[0][0], logits[0]
 
@@ -279,16 +281,18 @@ def biased(plain: Any) -> None:
 
 
 class Adapted(nn.Linear):
-    """A head whose weight is not all it multiplies by, as with an adapter or packed weights."""
+    """A head whose weight is not all it multiplies by, as with an adapter that is in training."""
 
     def forward(self, states: Tensor) -> Tensor:
-        return super().forward(states.roll(1, -1)) + 0.5 * super().forward(states)
+        dropped = nn.functional.dropout(states, 0.5, training=self.training)
+        return super().forward(states.roll(1, -1)) + 0.5 * super().forward(dropped)
 
 
 def adapted(plain: Any) -> None:
     weight = plain.lm_head.weight
     plain.lm_head = Adapted(tiny.WIDTH, len(weight), bias=False)
     plain.lm_head.weight = weight
+    plain.train()
 
 
 def halved(plain: Any) -> None:
@@ -334,6 +338,31 @@ def test_embed_lens_follows_the_embedding(
     with torch.no_grad():
         rows = plain.get_input_embeddings()(torch.arange(VOCAB))
     assert_is_top_k(EmbedLens(model).read(states, 6), naive_cosines(states, rows), 6)
+
+
+def test_offloaded_embedding_and_head_are_read_where_they_are_brought(
+    states: Tensor, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    built = tiny.build()
+    built.model.save_pretrained(tmp_path / "model")
+    built.processor.save_pretrained(tmp_path / "model")
+    kept = ("model.vision_tower", "model.multi_modal_projector")
+    model = VisualLM.load(
+        tmp_path / "model",
+        device_map={
+            **dict.fromkeys(kept, "cpu"),
+            **dict.fromkeys(("lm_head", "model.language_model"), "disk"),
+        },
+        offload_folder=str(tmp_path / "offload"),
+        dtype="float32",
+    )
+    assert model.hf.lm_head.weight.is_meta
+    usual = VisualLM(built.model, built.processor)
+    for lens in (EmbedLens, LogitLens):
+        found, expected = lens(model).read(states, 4), lens(usual).read(states, 4)
+        torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=0)
+        assert torch.equal(found.ids, expected.ids)
 
 
 def test_without_a_tokenizer_there_are_ids_but_no_words(states: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from .block import Block, Edges, Layout
 from .locate import locate
+from .moving import video_positions
 from .views import Again
 
-__all__ = ["Again", "Block", "Edges", "Layout", "locate"]
+__all__ = ["Again", "Block", "Edges", "Layout", "locate", "video_positions"]

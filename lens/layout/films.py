@@ -22,6 +22,7 @@ def explain(evidence: Evidence) -> Explanation | None:
         return None
     videos, frames, _, height, width = pixels.tensor.shape
     patch = evidence.setting("patch_size")
+    patch = patch if isinstance(patch, int) else 1
     for after in (0, 1):
         each, rest = divmod(evidence.total - after * videos, videos * frames)
         if rest:
@@ -29,7 +30,7 @@ def explain(evidence: Evidence) -> Explanation | None:
         for first in (0, 1):
             grid = raster(each - first, height, width)
             # One more than the tower has patches: nothing else than its class token.
-            if grid is None or (first and grid != (height // (patch or 1), width // (patch or 1))):
+            if grid is None or (first and grid != (height // patch, width // patch)):
                 continue
             blocks = []
             for time in range(frames):

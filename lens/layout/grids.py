@@ -84,7 +84,7 @@ def _seen(evidence: Evidence, sizes: Sequence[Sequence[int]]) -> bool:
         return True
     shape, cells = tuple(pixels.tensor.shape), sum(math.prod(size) for size in sizes)
     values, rest = divmod(pixels.tensor.numel(), cells)
-    if not rest and patch_side(values):  # as many patches as there are, one after another
+    if not rest and patch_side(values) > 1:  # as many patches as there are, one by one
         return True
     if shape[0] != len(sizes):
         return False

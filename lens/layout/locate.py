@@ -19,12 +19,12 @@ from .block import Layout
 from .evidence import Evidence, Explanation
 from .films import join_frames
 from .measured import explain_measured
+from .moving import video_positions
 from .rules import explain
 from .table import rows_of, table, unplaced
 from .views import Again
 
 _TEXT = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "token_type_ids")
-_VIDEO_TYPE = 2  # in mm_token_type_ids: 0 text, 1 image, 2 video
 
 Stated = Layout | Sequence[Sequence[Layout]]
 
@@ -66,7 +66,7 @@ def locate(
             not fit the number of tokens.
     """
     ids, visual = inputs["input_ids"].cpu().numpy(), mask.cpu().numpy()
-    moving = _moving(inputs, ids, visual, config)
+    moving = video_positions(inputs, mask, config).cpu().numpy()
     still = Evidence(
         ids,
         _positions(visual & ~moving),
@@ -98,29 +98,6 @@ def locate(
         frames = explain(videos) or unplaced(videos)
         rows += rows_of(videos.positions, frames, None, shift=[len(row) for row in explained])
     return table(rows)
-
-
-def _moving(
-    inputs: Mapping[str, Tensor], ids: NDArray[np.int64], visual: NDArray[np.bool_], config: Any
-) -> NDArray[np.bool_]:
-    """Which visual tokens are those of videos."""
-    video_id = getattr(config, "video_token_id", None)
-    types = inputs.get("mm_token_type_ids")
-    if types is not None and video_id != getattr(config, "image_token_id", None):
-        # Some write the frames of a video under the id of images, and only the types tell.
-        filmed = visual & (types.cpu().numpy() == _VIDEO_TYPE)
-        if filmed.any():
-            return filmed
-    if video_id is None:
-        return np.zeros_like(visual)
-    if video_id == getattr(config, "image_token_id", None):
-        # One id for both: only the tensors tell, and only if there is but one kind of them.
-        filmed = any("pixel_values_videos" in name for name in inputs) and not any(
-            name.startswith("pixel_values") and "video" not in name for name in inputs
-        )
-        return np.full_like(visual, filmed)  # type: ignore[no-any-return]
-    moving: NDArray[np.bool_] = visual & (ids == video_id)
-    return moving
 
 
 def _stated(evidence: Evidence, layout: Stated) -> Explanation:

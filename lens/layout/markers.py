@@ -29,10 +29,8 @@ def images_of_runs(evidence: Evidence, sample: int) -> list[list[NDArray[np.int6
         text = _text(evidence, sample, before, int(run[0]))
         cell, is_whole = _CELL.search(text), bool(_WHOLE.search(text))
         first = cell is not None and all(number in (None, "1") for number in cell.groups())
-        joined = (
-            bool(images)
-            and not (whole and is_whole)
-            and bool((cell and not first) or (is_whole and not whole) or _BETWEEN.search(text))
+        joined = bool(images) and bool(
+            (cell and not first) or (is_whole and not whole) or _BETWEEN.search(text)
         )
         if joined:
             images[-1].append(run)

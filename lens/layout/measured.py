@@ -84,5 +84,6 @@ def _measure(
 
 def _settings(processor: Any) -> str:
     """Everything that changes what the image processor does, as text."""
-    settings = getattr(getattr(processor, "image_processor", None), "to_dict", dict)()
+    part = getattr(processor, "image_processor", None)
+    settings: dict[str, Any] = {} if part is None else part.to_dict()
     return json.dumps(settings, default=str)

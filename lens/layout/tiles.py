@@ -76,9 +76,11 @@ def _seen(evidence: Evidence, block: Block, height: int, width: int) -> tuple[in
 def pictures(evidence: Evidence) -> tuple[float, int] | None:
     """How many pictures the visual positions are, and how many there are, where that is plain.
 
-    It is plain for towers whose every patch becomes one token.
+    It is plain where the configuration selects patches, each of which becomes one token.
     """
     pixels, patch = Pixels.of(evidence), evidence.setting("patch_size")
+    if evidence.setting("vision_feature_select_strategy") != "default" or evidence.latents:
+        return None
     if pixels is None or not pixels.pictures or pixels.tensor.ndim != 4:
         return None
     if not isinstance(patch, int):

@@ -28,6 +28,7 @@ Takes the images of some samples, and which samples of the batch these are.
 """
 
 _DARK, _LIGHT = 16, 240  # away from both ends, so that resampling has room to overshoot
+_TILT = 1 / 16  # of a ramp to its other axis: rounding to whole levels then differs line by line
 _DIGIT = 16  # images told apart by one painted brightness
 
 
@@ -77,20 +78,25 @@ class Views:
     def _measure(self) -> dict[str, View]:
         dark = self._paint(lambda size, _: np.full(size[::-1], _DARK))
         light = self._paint(lambda size, _: np.full(size[::-1], _LIGHT))
-        across = self._paint(lambda size, _: np.tile(_ramp(size[0]), (size[1], 1)))
-        down = self._paint(lambda size, _: np.tile(_ramp(size[1])[:, None], (1, size[0])))
+        across = self._paint(lambda size, _: _ramp(size))
+        down = self._paint(lambda size, _: _ramp(size[::-1]).T)
         number = sum(map(len, self._sizes))
         digits = []
         for place in range(math.ceil(math.log(max(number, 2), _DIGIT)) if number > 1 else 0):
             digits.append(self._paint(lambda size, i, p=place: _digit(size, i, p)))  # type: ignore[misc]
         views = {}
         for name, zero in dark.items():
+            if any(run[name].shape != zero.shape for run in (light, across, down, *digits)):
+                continue  # its form depends on what the image shows: no places can be read off
             span = light[name] - zero
             shown = np.abs(span) > 0.98 * np.abs(span).max(initial=0.0)
             if not shown.any():
                 continue
             safe = np.where(shown, span, np.float32(1))
-            x, y = ((run[name] - zero) / safe for run in (across, down))
+            steep, flat = ((run[name] - zero) / safe for run in (across, down))
+            scale = 1 - 2 * _TILT
+            x = ((1 - _TILT) * steep - _TILT * flat) / scale
+            y = ((1 - _TILT) * flat - _TILT * steep) / scale
             owner = np.zeros(zero.shape, dtype=np.int32)
             for place, run in enumerate(digits):
                 level = (run[name] - zero) / safe * (_DIGIT - 1)
@@ -122,9 +128,10 @@ class Views:
         }
 
 
-def _ramp(length: int) -> NDArray[np.float64]:
-    """Brightness whose share of the span is the place of the pixel's centre."""
-    return np.rint(_DARK + (_LIGHT - _DARK) * (np.arange(length) + 0.5) / length)
+def _ramp(size: tuple[int, int]) -> NDArray[np.float64]:
+    """Brightness that rises from left to right, and a little from top to bottom."""
+    x, y = ((np.arange(length) + 0.5) / length for length in size)
+    return np.rint(_DARK + (_LIGHT - _DARK) * ((1 - _TILT) * x + _TILT * y[:, None]))
 
 
 def _digit(size: tuple[int, int], image: int, place: int) -> NDArray[np.float64]:

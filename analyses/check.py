@@ -1,0 +1,169 @@
+"""What of embedlens works on one particular model, measured on the model itself.
+
+The hazard: a model that loads and answers may still be read wrongly. So everything embedlens builds
+on is compared with the model's own plain forward passes and with torch hooks, and what cannot work
+is told apart from what should and does not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from PIL.Image import Image
+
+from ..lens.batch import Batch
+from ..lens.errors import EmbedlensError, InputError, Unsupported
+from ..lens.images import ImageLike, read_image
+from ..lens.model import VisualLM
+from ..lens.probing import probe_image
+from ..lens.wrapping import NO_PROCESSOR
+from .agreement import Differs
+from .check_inputs import INPUT_CHECKS, prompt_for
+from .check_passes import PASS_CHECKS
+from .check_plans import PLAN_CHECKS
+from .progress import Progress, silent
+from .provenance import machine, provenance
+
+PACKAGES = ("embedlens", "torch", "transformers", "nnsight")
+
+Verdict = Literal["ok", "refused", "failed"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked.
+
+    Attributes:
+        name: What was checked.
+        verdict: ``ok``, ``refused`` (this model cannot, for a reason that is known), or
+            ``failed`` (it should, and does not).
+        detail: Measured numbers, or the reason.
+    """
+
+    name: str
+    verdict: Verdict
+    detail: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Everything that was found out about one model.
+
+    Attributes:
+        findings: In the order of the checks.
+        about: Model, settings and versions.
+        usable: Whether the model can be worked with at all.
+    """
+
+    findings: tuple[Finding, ...]
+    about: Mapping[str, Any]
+    usable: bool = True
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything works that is not refused for a known reason."""
+        return self.usable and all(finding.verdict != "failed" for finding in self.findings)
+
+    @property
+    def conclusion(self) -> str:
+        """The outcome in one line."""
+        n = Counter(finding.verdict for finding in self.findings)
+        if not self.usable:
+            return "embedlens cannot work with this model"
+        failed = f"{n['failed']} checks fail, " if n["failed"] else ""
+        return f"{failed}{n['ok']} hold, {n['refused']} refused for a reason of the model's own"
+
+    @property
+    def versions(self) -> str:
+        """Settings and versions in one line, for a bug report."""
+        packages = dict(self.about["packages"])
+        settings = (self.about.get(key) for key in ("class", "dtype", "device", "attention"))
+        parts = [str(value) for value in settings if value]
+        parts += [f"{name} {packages[name]}" for name in PACKAGES]
+        return ", ".join([*parts, f"Python {self.about['python']}"])
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        findings = [asdict(finding) for finding in self.findings]
+        return json.dumps(
+            {"passed": self.passed, "findings": findings, "about": dict(self.about)}, indent=2
+        )
+
+
+# A check yields (name, detail) for what holds; what it raises is its verdict otherwise.
+Check = Callable[[VisualLM, Batch, Image], Iterable[tuple[str, str]]]
+CHECKS: Mapping[str, Check] = {**INPUT_CHECKS, **PASS_CHECKS, **PLAN_CHECKS}
+
+
+def check_model(
+    model: VisualLM, image: ImageLike | None = None, *, progress: Progress = silent
+) -> CheckReport:
+    """Check what works on a model, in some twenty short passes.
+
+    Args:
+        model: The model, with its processor; its weights may still have to be loaded.
+        image: An image to check with; a small one of noise when None.
+        progress: Called with what is being done, and how far it is.
+
+    Raises:
+        InputError: An unreadable image, or a model without a processor.
+    """
+    shown = probe_image() if image is None else read_image(image)
+    progress("opening the model", 0, len(CHECKS))
+    try:
+        about = {**provenance(model), "class": type(model.hf).__name__}
+    except InputError:
+        raise
+    except Exception as error:
+        return unopened(model.name, error)
+    if model.processor is None:
+        raise InputError(NO_PROCESSOR)
+    try:
+        batch = model.encode(shown, prompt_for(model))
+    except Exception as error:
+        # Without a batch there is nothing further to check.
+        found = Finding("encode an image", _verdict(error), _said(error))
+        return CheckReport((found,), about, usable=False)
+    findings: list[Finding] = []
+    for done, (name, find) in enumerate(CHECKS.items()):
+        progress(name, done, len(CHECKS))
+        findings += run_check(name, find, model, batch, shown)
+    told = " ".join(finding.detail for finding in findings)
+    findings += [
+        Finding(what, "refused", reason)
+        for what, reason in model.anatomy.refusals.items()
+        if reason not in told
+    ]
+    return CheckReport(tuple(findings), about)
+
+
+def unopened(name: str, error: Exception) -> CheckReport:
+    """The report on a model that cannot be opened."""
+    found = Finding("open the model", _verdict(error), _said(error))
+    return CheckReport((found,), {"model": name, **machine()}, usable=False)
+
+
+def run_check(name: str, find: Check, model: VisualLM, batch: Batch, image: Image) -> list[Finding]:
+    """What one check found; nothing it raises gets past here."""
+    findings = []
+    try:
+        for what, detail in find(model, batch, image):
+            findings.append(Finding(what, "ok", detail))
+    # Whatever goes wrong on somebody's model is what the report is there to say.
+    except Exception as error:
+        findings.append(Finding(name, _verdict(error), _said(error)))
+    return findings
+
+
+def _verdict(error: Exception) -> Verdict:
+    return "refused" if isinstance(error, Unsupported) else "failed"
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, EmbedlensError | Differs):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
