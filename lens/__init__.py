@@ -6,6 +6,7 @@ from .classes import CLASS_NAMES, TokenClasses
 from .context_lens import ContextLens, ContextReadout
 from .embed_lens import EmbedLens
 from .errors import EmbedlensError, InputError, Unsupported
+from .layout import Block, Layout
 from .logit_lens import LogitLens
 from .markers import Markers
 from .model import VisualLM
@@ -18,11 +19,13 @@ __all__ = [
     "CLASS_NAMES",
     "Anatomy",
     "Batch",
+    "Block",
     "ContextLens",
     "ContextReadout",
     "EmbedLens",
     "EmbedlensError",
     "InputError",
+    "Layout",
     "LogitLens",
     "Markers",
     "Readout",

@@ -1,8 +1,8 @@
 """From images and prompts to a Batch, through the model's own processor.
 
-The hazard: that the processor ran says little. Images may have got no tokens, tokens no images, or
-cells smaller than a pixel; and tensors that somebody made without it may lack what the model needs.
-A Batch exists only after these checks.
+The hazard: that the processor ran says little. Images may have been cut into cells smaller than a
+pixel, and tensors that somebody made without it may lack what the model needs. A Batch exists only
+after these checks; that images and visual tokens fit each other is checked where they are located.
 """
 
 from __future__ import annotations
@@ -128,7 +128,6 @@ class Encoder:
                 texts, [list(row) for row in others], [films[i] for i in samples]
             )
 
-        self._check_places(inputs, nested, films)
         if not any(nested) and not any(films):
             self.needs.check_text(inputs)
         frames = [[len(film) for film in row] for row in films] if any(films) else None
@@ -216,19 +215,6 @@ class Encoder:
         mask = self._visual_mask(inputs)
         films = video_positions(inputs, mask, self.config)
         return mask & ~films, films
-
-    def _check_places(
-        self, inputs: Mapping[str, Tensor], nested: Nested, films: Sequence[Sequence[Any]]
-    ) -> None:
-        """Refuse samples whose pictures got no tokens, or that got tokens without pictures."""
-        found = self._visual_mask(inputs).any(1).tolist()
-        for sample, (any_tokens, row, film) in enumerate(zip(found, nested, films, strict=True)):
-            if any_tokens != bool(row or film):
-                what = "no visual tokens" if row or film else "visual tokens"
-                raise InputError(
-                    f"sample {sample} has {len(row)} image(s) and {len(film)} video(s) but the "
-                    f"processor made {what} for it: encode it by itself"
-                )
 
     def _visual_mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
         mask: Tensor = self.anatomy.visual_mask(inputs)

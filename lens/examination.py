@@ -202,8 +202,8 @@ def _rows_that_depend(model: nn.Module, parts: Parts, probe: Mapping[str, Tensor
             )
         entering.append(recording.embeds.cpu().double())
     difference = (entering[0] - entering[1]).norm(dim=-1)
-    changed: Tensor = difference > 1e-6 * entering[0].norm(dim=-1)
-    return changed
+    depends: Tensor = difference > 1e-6 * entering[0].norm(dim=-1)
+    return depends
 
 
 def _holds_pixels(tensor: Tensor) -> bool:

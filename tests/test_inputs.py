@@ -236,7 +236,7 @@ def test_a_batch_cannot_be_changed_by_accident(model: VisualLM) -> None:
 def test_images_of_every_mode_are_read_as_they_look(model: VisualLM) -> None:
     image = tiny.image(2)
     grey = image.convert("L")
-    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 256 + 7)
     opaque = image.copy()
     opaque.putalpha(255)
     same = {

@@ -61,7 +61,7 @@ CASES = {
             "pixel_values": torch.zeros(4, 9, 12),
             "spatial_shapes": torch.tensor([[2, 2]] * 3 + [[4, 2]]),
         },
-        shares([1, 1], [3, 2], [3, 1]),
+        shares([1, 1], [3, 2], [1, 1]),
         (3, 1),
     ),
     "nothing fits": ({"pixel_values": torch.zeros(7, 3, 8, 8)}, shares([1, 1], [4, 5]), None),
