@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from ..interventions import AblateAttention, Plan, ZeroFFN
-from ..lens.encoding import ImageLike, read_image
 from ..lens.errors import InputError
-from ..lens.markers import Markers
+from ..lens.inputs.encoding import ImageLike, read_image
+from ..lens.markers.markers import Markers
 from ..lens.model import VisualLM
 from .bootstrap import bootstrap_mean
 from .progress import Progress, silent

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..lens.batch import Batch
 from ..lens.errors import InputError
+from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
 from .bootstrap import bootstrap_mean, resampling_weights
 from .provenance import provenance

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..lens.batch import Batch
-from ..lens.encoding import ImageLike, read_image
 from ..lens.errors import InputError
-from ..lens.markers import Markers
+from ..lens.inputs.batch import Batch
+from ..lens.inputs.encoding import ImageLike, read_image
+from ..lens.markers.markers import Markers
 from ..lens.model import VisualLM
 from .ablation import Example, ablation
 from .alignment import alignment

@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
-from ..lens.batch import Batch
 from ..lens.errors import EmbedlensError, InputError, Unsupported
-from ..lens.images import ImageLike, read_image
+from ..lens.inputs.batch import Batch
+from ..lens.inputs.images import ImageLike, read_image
+from ..lens.inputs.probing import probe_image
 from ..lens.model import VisualLM
-from ..lens.probing import probe_image
 from ..lens.wrapping import NO_PROCESSOR
 from .agreement import Differs
 from .check_inputs import INPUT_CHECKS, prompt_for

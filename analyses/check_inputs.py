@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 from PIL.Image import Image
 
-from ..lens.batch import Batch
 from ..lens.errors import Unsupported
+from ..lens.inputs.batch import Batch
+from ..lens.inputs.probing import PROMPT
 from ..lens.model import VisualLM
-from ..lens.probing import PROMPT
 from .agreement import Differs, agree
 
 LONGER = "the other prompt is somewhat longer : what is this ?"

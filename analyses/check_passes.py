@@ -10,11 +10,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ..lens.batch import Batch
-from ..lens.embed_lens import EmbedLens
-from ..lens.logit_lens import LogitLens
+from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
 from ..lens.passes import undisturbed
+from ..lens.readouts.embed_lens import EmbedLens
+from ..lens.readouts.logit_lens import LogitLens
 from .agreement import Differs, agree
 
 NEW_TOKENS = 3

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..interventions import AblateAttention, PatchTokens, Plan, ZeroFFN
 from ..interventions.operations import Operation
-from ..lens.batch import Batch
 from ..lens.errors import Unsupported
+from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
 from .agreement import Differs, agree, same
 from .check_passes import plain_logits

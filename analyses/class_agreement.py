@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..lens.batch import Batch
 from ..lens.classes import CLASS_NAMES
 from ..lens.errors import InputError
+from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
 from .bootstrap import bootstrap_mean
 from .provenance import provenance

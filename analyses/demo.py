@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from ..lens.batch import Batch
-from ..lens.markers import Markers
+from ..lens.inputs.batch import Batch
+from ..lens.markers.markers import Markers
 from ..lens.model import VisualLM
 from ..lens.scenes import BACKGROUND, SLIVER, Scene, scenes
 from .ablation import Example, ablation

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from ..lens.batch import Batch
-from ..lens.embed_lens import EmbedLens
 from ..lens.errors import InputError
-from ..lens.logit_lens import LogitLens
+from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
+from ..lens.readouts.embed_lens import EmbedLens
+from ..lens.readouts.logit_lens import LogitLens
 from .bootstrap import bootstrap_mean
 from .provenance import provenance
 from .result import Result

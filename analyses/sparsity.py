@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..lens.batch import Batch
 from ..lens.classes import CLASS_NAMES
 from ..lens.errors import InputError
-from ..lens.markers import Markers
+from ..lens.inputs.batch import Batch
+from ..lens.markers.markers import Markers
 from ..lens.model import VisualLM
 from .bootstrap import Estimate, bootstrap_mean, bootstrap_pairs
 from .provenance import provenance

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..lens.cosine import NearestRows
 from ..lens.errors import InputError
 from ..lens.model import VisualLM
-from ..lens.text_passes import text_passes
-from ..lens.top_k import read_in_blocks
+from ..lens.readouts.cosine import NearestRows
+from ..lens.readouts.text_passes import text_passes
+from ..lens.readouts.top_k import read_in_blocks
 
 
 def text_states(

@@ -24,11 +24,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from embedlens.lens import top_k
-from embedlens.lens.embed_lens import EmbedLens
-from embedlens.lens.logit_lens import LogitLens
-from embedlens.lens.logit_rule import LogitRule
+from embedlens.lens.anatomy.logit_rule import LogitRule
 from embedlens.lens.model import VisualLM
+from embedlens.lens.readouts import top_k
+from embedlens.lens.readouts.embed_lens import EmbedLens
+from embedlens.lens.readouts.logit_lens import LogitLens
 
 LENSES: dict[str, type[EmbedLens] | type[LogitLens]] = {
     "EmbedLens": EmbedLens,

@@ -11,8 +11,8 @@ import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from ..lens.batch import Batch
 from ..lens.errors import InputError
+from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
 from ..lens.run import Pass
 from .engine import store_edits

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..lens.batch import Batch
 from ..lens.errors import InputError, Unsupported
+from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
 from ..lens.run import Pass
 from ..lens.wrapping import envoy_path

@@ -1,18 +1,14 @@
 """SEE: the model, its inputs, its visual tokens, and reading them."""
 
 from .anatomy import Anatomy
-from .batch import Batch
 from .classes import CLASS_NAMES, TokenClasses
-from .context_lens import ContextLens, ContextReadout
-from .embed_lens import EmbedLens
 from .errors import EmbedlensError, InputError, Unsupported
+from .inputs import Batch
 from .layout import Block, Layout
-from .logit_lens import LogitLens
 from .markers import Markers
 from .model import VisualLM
-from .readout import Readout
+from .readouts import ContextLens, ContextReadout, EmbedLens, LogitLens, Readout, TextBank
 from .run import Run, Scores
-from .text_bank import TextBank
 from .visual_tokens import VisualTokens
 
 __all__ = [

@@ -16,9 +16,9 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .anatomy import Anatomy
-from .batch import Batch
+from .anatomy.anatomy import Anatomy
 from .errors import InputError, Unsupported
+from .inputs.batch import Batch
 from .run import SITES
 from .wrapping import envoy_path
 

@@ -13,15 +13,15 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .anatomy import Anatomy
-from .batch import Batch
+from .anatomy.anatomy import Anatomy
 from .captures import by_layer, capture_positions, capture_sites
-from .encoding import Stated
 from .errors import InputError, Unsupported
-from .images import Images, Videos
+from .inputs.batch import Batch
+from .inputs.encoding import Stated
+from .inputs.images import Images, Videos
 from .loading import Checkpoint, open_checkpoint
 from .opening import OpenModel
-from .passes import cuts_logits, generate_ids, trace_forward
+from .passes import generate_ids, trace_forward
 from .run import Editor, Pass, Run, Scores, Site
 from .scoring import AnswerTokens, check_unseen
 from .sites import read_sites
@@ -306,7 +306,7 @@ class VisualLM:
         rows, columns = capture_positions(batch, tokens)
         samples = len(batch)
         envoy, hf = self.nn, self.hf
-        forward = {} if logits == "all" else cuts_logits(hf, self.anatomy, 1)
+        forward = {} if logits == "all" else self.anatomy.last_logits(1)
         target = self._edited(batch, plan, Pass("forward"))
         with trace_forward(target, hf, batch.inputs, remote=remote, **forward):
             found = read_sites(envoy, wanted, samples, rows, columns).save()  # type: ignore[attr-defined]
@@ -374,7 +374,7 @@ class VisualLM:
         inputs = answered.append_to(batch.inputs, self.hf)
         target = self._edited(batch, plan, Pass("scoring", answered.length))
         envoy, hf = self.nn, self.hf
-        keep = cuts_logits(hf, self.anatomy, answered.length + 1)
+        keep = self.anatomy.last_logits(answered.length + 1)
         with trace_forward(target, hf, inputs, remote=remote, **keep):
             out = envoy.output.logits.save()
         if not self._unseen and "bidirectional_image" in self.anatomy.capabilities:

@@ -15,15 +15,15 @@ import torch
 from nnsight.intervention.envoy import Envoy
 from torch import Tensor
 
-from .anatomy import Anatomy
-from .batch import Batch
-from .encoding import Encoder, Stated
+from .anatomy.anatomy import Anatomy
+from .anatomy.locating import locate_parts, takes_images
+from .anatomy.recording import forward_parameters
 from .errors import InputError, Unsupported
-from .images import Images, Videos
-from .locating import locate_parts, takes_images
+from .inputs.batch import Batch
+from .inputs.encoding import Encoder, Stated
+from .inputs.images import Images, Videos
+from .inputs.probing import has_image, probe_inputs
 from .passes import device_of, undisturbed, without_cache
-from .probing import has_image, probe_inputs
-from .recording import forward_parameters
 from .wrapping import wrap
 
 

@@ -12,15 +12,12 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from nnsight.tracing.backend import Backend
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from .anatomy import Anatomy
 
 # nnsight's own slot; `.source` inside a trace rewrites it, and that has to last.
 _KEPT = frozenset({"forward", "training"})
@@ -145,17 +142,6 @@ def device_of(module: nn.Module) -> torch.device:
     # Weights that are offloaded live on "meta"; accelerate's hook knows where they are brought.
     where = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     return next(module.parameters()).device if where is None else torch.device(where)
-
-
-def cuts_logits(model: nn.Module, anatomy: Anatomy, keep: int) -> dict[str, Any]:
-    """The argument that makes a forward return its last logits only.
-
-    None where the forward takes none, and none where asking for the last logits makes later
-    layers skip the other tokens, whose states are to be read and changed.
-    """
-    named = inspect.signature(model.forward).parameters
-    cuts = "logits_to_keep" in named and not anatomy.last_token_layers
-    return {"logits_to_keep": keep} if cuts else {}
 
 
 def _is_state(name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .batch import Batch
+from .inputs.batch import Batch
 
 Site = Literal["residual", "attention", "ffn"]
 SITES: tuple[Site, ...] = ("residual", "attention", "ffn")

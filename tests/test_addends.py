@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from embedlens import Unsupported
-from embedlens.lens.addends import LayerAddends, find_addends
-from embedlens.lens.locating import Parts
-from embedlens.lens.recording import record
+from embedlens.lens.anatomy.addends import LayerAddends, find_addends
+from embedlens.lens.anatomy.locating import Parts
+from embedlens.lens.anatomy.recording import record
 
 WIDTH, LENGTH = 16, 6
 

@@ -14,7 +14,7 @@ from embedlens import Batch, InputError, TokenClasses, VisualLM
 from embedlens.analyses import Result, alignment
 from embedlens.analyses.rows import one, select
 from embedlens.analyses.text_bank import max_cosine, text_states
-from embedlens.lens import top_k
+from embedlens.lens.readouts import top_k
 
 TEXTS = ["the red star is left", "a blue circle", "what is this ?", "x y z 1 2 3"]
 

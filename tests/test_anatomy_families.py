@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from embedlens import Anatomy, InputError, Unsupported
-from embedlens.lens import examination
+from embedlens.lens.anatomy import examination
 from families.zoo import READABLE, REFUSED, UNEXPLAINED, anatomy, built
 
 # What is added to the residual stream, as measured for transformers 5.23 by hand.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tiny
 from embedlens import ContextLens, InputError, TextBank, VisualLM
-from embedlens.lens import text_passes, top_k
+from embedlens.lens.readouts import text_passes, top_k
 
 TEXTS = [
     "the red star is left",

@@ -27,8 +27,8 @@ from embedlens import (
     VisualLM,
     ZeroFFN,
 )
-from embedlens.lens.encoding import Encoder
-from embedlens.lens.images import arrange_videos
+from embedlens.lens.inputs.encoding import Encoder
+from embedlens.lens.inputs.images import arrange_videos
 
 SIDE, CELLS = tiny.SIDE, tiny.CELLS
 

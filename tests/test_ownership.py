@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from embedlens.lens.ownership import Shares, pointed_rows, rows_per_sample, token_axis
+from embedlens.lens.inputs.ownership import Shares, pointed_rows, rows_per_sample, token_axis
 
 LONG = torch.long
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import tiny
 from embedlens import EmbedLens, InputError, LogitLens, VisualLM
-from embedlens.lens import top_k, vocabulary
+from embedlens.lens.readouts import top_k, vocabulary
 from embedlens.lens.scenes import scenes
 
 VOCAB = len(tiny.VOCABULARY)

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from ..errors import InputError, Unsupported
 from .capabilities import injections_of, mixer_kinds_of, refusals_of, traits_of
-from .errors import InputError, Unsupported
 from .examination import Examination, Given, embedding_scale, examine, text_probe
 from .logit_rule import LogitRule
+from .recording import forward_parameters
 from .trials import last_token_layers
 from .visual_entry import claimed_positions
 
@@ -54,6 +56,7 @@ class Anatomy:
         injections: Layers whose input gets visual features added between layers (DeepStack).
         last_token_layers: Layers that compute only the last position when only its logits are
             asked for, as generation does (layers that share earlier layers' keys and values).
+        cuts_logits: Whether the forward can be asked for its last logits only.
         capabilities: Short names of what is particular about this model.
         refusals: What this model cannot do, with the reason.
         residual_error: Largest relative error of *addends = layer update* measured.
@@ -85,6 +88,7 @@ class Anatomy:
     logit_rule: LogitRule
     injections: tuple[int, ...]
     last_token_layers: tuple[int, ...]
+    cuts_logits: bool
     capabilities: frozenset[str]
     refusals: Mapping[str, str] = field(hash=False)
     residual_error: float
@@ -124,6 +128,14 @@ class Anatomy:
         """
         if what in self.refusals:
             raise Unsupported(self.refusals[what])
+
+    def last_logits(self, keep: int) -> dict[str, Any]:
+        """The argument that makes a forward return its last ``keep`` logits only.
+
+        None where the forward takes none, and none where asking for the last logits makes later
+        layers skip the other tokens, whose states are to be read and changed.
+        """
+        return {"logits_to_keep": keep} if self.cuts_logits and not self.last_token_layers else {}
 
     def postprocess(self, raw: Tensor) -> Tensor:
         """Logits from ``head(norm(h))``, ``[..., vocab]``."""
@@ -228,6 +240,7 @@ def _written_down(model: nn.Module, found: Examination) -> Anatomy:
         logit_rule=found.logit_rule,
         injections=injections,
         last_token_layers=last_token_layers(model, parts, probe),
+        cuts_logits="logits_to_keep" in forward_parameters(model),
         capabilities=traits,
         refusals={
             **refusals_of(type(model).__name__, layers, found, traits, kinds, injections),

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ..errors import InputError, Unsupported
 from .encoding import Encoder
-from .errors import InputError, Unsupported
 
 # (width, height): not square, so that a transposed grid shows; no side below the patches of models
 # that refuse small images.

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError, Unsupported
+from ..passes import device_of
 from .addends import LayerAddends, find_addends
-from .errors import InputError, Unsupported
 from .locating import IMAGE_IDS, VIDEO_IDS, Parts, locate_parts, takes_images, token_id
 from .logit_rule import LogitRule, fit_logit_rule, unmasked
-from .passes import device_of
 from .recording import Recording, forward_parameters, record
 from .visual_entry import VisualEntry, claimed_positions, find_entry, word_rows
 

@@ -17,10 +17,10 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import InputError
+from ..model import VisualLM
 from .cosine import NearestRows
 from .embed_lens import refuse_zeros
-from .errors import InputError
-from .model import VisualLM
 from .readout import ranks, word_of
 from .text_bank import TextBank
 from .top_k import read_in_blocks

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging
 
-from .errors import InputError, Unsupported
+from ..errors import InputError, Unsupported
 from .prompts import shorten
 
 Nested = list[list[Image.Image]]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import InputError, Unsupported
+from ..errors import InputError, Unsupported
 from .ownership import PICTURE_MASK, is_picture
 from .prompts import shorten
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import Unsupported
+from ..errors import Unsupported
+from ..passes import undisturbed
 from .locating import Parts
-from .passes import undisturbed
 
 # Token rows kept of every activation: half of them visual, when there is an image.
 ROWS_KEPT = 64

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .embed_lens import EmbedLens
-from .encoding import ImageLike
-from .model import VisualLM
-from .passes import cuts_logits, undisturbed
+from ..inputs.encoding import ImageLike
+from ..model import VisualLM
+from ..passes import undisturbed
+from ..readouts.embed_lens import EmbedLens
 
 # A robust z-score of the vision tower's token norms that counts as outlying, and the least
 # ratio to the median: register tokens stand out by factors, not by a few per cent.
@@ -217,7 +217,7 @@ def _vit_norms(model: VisualLM, inputs: Any, entry: Tensor) -> NDArray[np.float6
             handles.append(module.register_forward_hook(hook(name.count("."))))
     try:
         with undisturbed(model.hf), torch.no_grad():
-            model.hf(**inputs, **cuts_logits(model.hf, model.anatomy, 1))
+            model.hf(**inputs, **model.anatomy.last_logits(1))
     finally:
         for handle in handles:
             handle.remove()

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import InputError
+from ..errors import InputError
 
 # Rows and columns taken at a time: one block of scores is 64 MB of float32.
 STATES_AT_ONCE = 4096

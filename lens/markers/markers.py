@@ -18,13 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .batch import Batch
-from .classes import MARKER_KINDS, TokenClasses
+from ..classes import MARKER_KINDS, TokenClasses
+from ..errors import InputError
+from ..inputs.batch import Batch
+from ..inputs.encoding import ImageLike
+from ..model import VisualLM
+from ..readouts.embed_lens import EmbedLens
 from .discovery import Evidence, find_recurring, gather, judge
-from .embed_lens import EmbedLens
-from .encoding import ImageLike
-from .errors import InputError
-from .model import VisualLM
 
 _FORMAT = "embedlens.markers"
 

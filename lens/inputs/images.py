@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import InputError
+from ..errors import InputError
 
 ImageLike = Image.Image | str | Path | NDArray[np.uint8]
 Images = ImageLike | Sequence[ImageLike] | Sequence[Sequence[ImageLike]]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..errors import InputError
+from ..model import VisualLM
 from .cosine import NearestRows
-from .errors import InputError
-from .model import VisualLM
 from .readout import Readout
 from .top_k import read_in_blocks
 from .vocabulary import embedding_rows, listed

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import InputError
+from ..errors import InputError
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from .errors import InputError
-from .passes import device_of, undisturbed
+from ..errors import InputError
+from ..passes import device_of, undisturbed
 
 
 def plain_weight(module: nn.Module, kind: type[nn.Module]) -> Tensor | None:

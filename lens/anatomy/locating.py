@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from .errors import Unsupported
+from ..errors import Unsupported
 
 LAYER_LISTS = ("layers", "h", "blocks", "layer")
 HEADS = ("lm_head", "output_projection", "embed_out", "output")

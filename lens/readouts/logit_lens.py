@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..model import VisualLM
+from ..passes import device_of
 from .cosine import LAST, put
-from .model import VisualLM
-from .passes import device_of
 from .readout import Readout
 from .top_k import STATES_AT_ONCE, WORDS_AT_ONCE, TopK, products, read_in_blocks
 from .vocabulary import called, listed, plain_weight

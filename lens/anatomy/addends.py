@@ -15,7 +15,7 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from .errors import Unsupported
+from ..errors import Unsupported
 from .recording import LayerRecord
 
 # The largest relative error at which a sum counts as what the layer added: rounding in the

@@ -15,10 +15,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from .classes import TokenClasses
-from .errors import InputError, Unsupported
+from ..classes import TokenClasses
+from ..errors import InputError, Unsupported
+from ..visual_tokens import VisualTokens
 from .ownership import Counts, Shares, is_picture, pointed_rows, rows_per_sample, token_axis
-from .visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True, eq=False)

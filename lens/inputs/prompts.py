@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import InputError, Unsupported
+from ..errors import InputError, Unsupported
 
 # ids of the only row of a text with so many pictures, or None where the processor refuses.
 Probe = Callable[[str, int], list[int] | None]

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ..errors import InputError, Unsupported
+from ..layout import Again, Layout, locate, video_positions
+from ..visual_tokens import VisualTokens
 from .batch import Batch
-from .errors import InputError, Unsupported
 from .given import Forward, Needs, check_form, check_pictures
 from .images import ImageLike, Images, Videos, arrange_images, arrange_videos, read_image
-from .layout import Again, Layout, locate, video_positions
 from .processing import Nested, Processing
 from .prompts import Placeholders, PromptWriter, find_placeholders
-from .visual_tokens import VisualTokens
 
 __all__ = ["Encoder", "ImageLike", "Images", "Videos", "arrange_images", "read_image"]
 

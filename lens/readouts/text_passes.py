@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import InputError
-from .given import TYPE_IDS
-from .model import VisualLM
-from .recording import forward_parameters
+from ..anatomy.recording import forward_parameters
+from ..errors import InputError
+from ..inputs.given import TYPE_IDS
+from ..model import VisualLM
 
 TEXTS_PER_PASS = 32
 

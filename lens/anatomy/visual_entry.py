@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .errors import Unsupported
+from ..errors import Unsupported
+from ..passes import device_of
 from .locating import Parts
-from .passes import device_of
 from .recording import FINGERPRINT, Recording, project
 
 # Relative size up to which two rows count as the same row: rounding of the features' own type.

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..passes import undisturbed
 from .locating import Parts
-from .passes import undisturbed
 from .recording import forward_parameters, stream_of
 
 

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import InputError
-from .model import VisualLM
+from ..errors import InputError
+from ..model import VisualLM
 from .text_passes import TextPass, text_passes
 
 _FORMAT = "embedlens.text_bank"

@@ -1,0 +1,9 @@
+"""Hidden states in words: nearest embeddings, the logit lens, words in their sentences."""
+
+from .context_lens import ContextLens, ContextReadout
+from .embed_lens import EmbedLens
+from .logit_lens import LogitLens
+from .readout import Readout
+from .text_bank import TextBank
+
+__all__ = ["ContextLens", "ContextReadout", "EmbedLens", "LogitLens", "Readout", "TextBank"]
