@@ -17,6 +17,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+import typechecking  # noqa: F401 (before nnsight, see there)
 
 import tiny
 from embedlens import VisualLM

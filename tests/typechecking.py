@@ -12,3 +12,12 @@ check = beartype(
         hint_overrides=FrozenDict({NDArray[np.str_]: np.ndarray}),
     )
 )
+
+
+@check
+def _warm_up(number: int) -> int:
+    """Makes beartype read all of itself now: once nnsight is imported, it no longer can.
+
+    nnsight hangs ``save`` on ``object``, and beartype lists the methods of ``object`` in a set.
+    """
+    return number

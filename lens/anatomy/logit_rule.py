@@ -23,7 +23,7 @@ class LogitRule:
     Attributes:
         scale: Factor on ``head(norm(h))``.
         softcap: Cap, or None.
-        masked: Vocabulary entries the model sets to minus infinity.
+        masked: Head rows whose logit the model sets to minus infinity or leaves out.
         error: Largest absolute difference over the unmasked entries.
     """
 
@@ -54,8 +54,10 @@ def fit_logit_rule(raw: Tensor, logits: Tensor, configs: Iterable[Any]) -> Logit
         configs: Configurations that may name a soft cap.
     """
     open_ = unmasked(logits).cpu()
+    # Head rows beyond the logits are never said either.
+    beyond = range(len(logits), len(raw))
+    masked = (*torch.nonzero(~open_).flatten().tolist(), *beyond)
     raw, logits = raw.double().cpu()[: len(logits)], logits.double().cpu()
-    masked = tuple(torch.nonzero(~open_).flatten().tolist())
     raw, logits = raw[open_], logits[open_]
     caps = [float(c) for k in configs for name in SOFTCAPS if (c := getattr(k, name, None))]
     rules = [_rule(raw, logits, None), *(_rule(raw, logits, cap) for cap in dict.fromkeys(caps))]
