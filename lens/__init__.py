@@ -5,7 +5,7 @@ from .batch import Batch
 from .classes import CLASS_NAMES, TokenClasses
 from .context_lens import ContextLens, ContextReadout
 from .embed_lens import EmbedLens
-from .errors import EmbedlensError, InputError, Unsupported
+from .errors import EmbedlensError, InputError, RemoteRunFailed, Unsupported
 from .logit_lens import LogitLens
 from .markers import Markers
 from .model import VisualLM
@@ -26,6 +26,7 @@ __all__ = [
     "LogitLens",
     "Markers",
     "Readout",
+    "RemoteRunFailed",
     "Run",
     "Scores",
     "TextBank",

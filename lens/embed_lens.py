@@ -13,6 +13,7 @@ from .cosine import NearestRows
 from .errors import InputError
 from .model import VisualLM
 from .readout import Readout
+from .remote import need_weights
 from .top_k import read_in_blocks
 from .vocabulary import embedding_rows, listed
 
@@ -34,7 +35,7 @@ class EmbedLens:
         self._width, count = model.anatomy.hidden_size, model.anatomy.vocab_size
         words = listed(model.tokenizer, count)
         self._choices = int(words.sum())
-        embedding = model.hf.get_submodule(model.anatomy.embedding)
+        embedding = need_weights(model.hf, "EmbedLens").get_submodule(model.anatomy.embedding)
         self._nearest = NearestRows(embedding_rows(embedding), count, words)
 
     def read(self, states: Float[Tensor, "*state d"], k: int = 10) -> Readout:

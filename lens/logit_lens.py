@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .cosine import LAST, put
 from .model import VisualLM
 from .readout import Readout
+from .remote import need_weights
 from .top_k import STATES_AT_ONCE, WORDS_AT_ONCE, TopK, products, read_in_blocks
 from .vocabulary import listed, plain_weight
 
@@ -42,7 +43,7 @@ class LogitLens:
         model.anatomy.require("logit_lens")
         self._anatomy = model.anatomy
         self._tokenizer = model.tokenizer
-        self._norm: Any = model.hf.get_submodule(model.anatomy.norm)
+        self._norm: Any = need_weights(model.hf, "LogitLens").get_submodule(model.anatomy.norm)
         self._head: Any = model.hf.get_submodule(model.anatomy.head)
         self._dtype: torch.dtype = model.hf.dtype
         self._weight = plain_weight(self._head, nn.Linear)

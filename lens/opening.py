@@ -20,10 +20,13 @@ from .batch import Batch
 from .encoding import Encoder
 from .errors import InputError, Unsupported
 from .images import Images, Videos
+from .loading import Checkpoint
 from .locating import locate_parts, takes_images
 from .passes import device_of, undisturbed
 from .probing import has_image, probe_inputs
 from .recording import forward_parameters
+from .remote import ELSEWHERE
+from .standing_in import same_facts
 from .wrapping import wrap
 
 
@@ -35,6 +38,7 @@ class OpenModel:
         processor: A processor of our own, or None.
         envoy: The user's nnsight model around it, if there is one.
         overrides: Arguments for :meth:`Anatomy.of`.
+        checkpoint: Where the model comes from, if it was loaded by name.
 
     Attributes:
         hf: The transformers model.
@@ -42,9 +46,18 @@ class OpenModel:
     """
 
     def __init__(
-        self, hf: Any, processor: Any, envoy: Envoy | None, overrides: Mapping[str, Any]
+        self,
+        hf: Any,
+        processor: Any,
+        envoy: Envoy | None,
+        overrides: Mapping[str, Any],
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.hf = hf
+        self._again = None if checkpoint is None else checkpoint.again
+        if self._again is not None:
+            ELSEWHERE.add(hf)
+        self._dtype = None if checkpoint is None else checkpoint.dtype
         self._overrides = dict(overrides)
         self._anatomy: Anatomy | None = None
         self._encoder = Encoder(processor, hf.config, accepts=forward_parameters(hf))
@@ -54,6 +67,14 @@ class OpenModel:
         else:
             self._verify_blindly()
         self.nn: Any = wrap(hf, processor) if envoy is None else envoy
+
+    @staticmethod
+    def of(checkpoint: Checkpoint, processor: Any, overrides: Mapping[str, Any]) -> OpenModel:
+        """A checkpoint's model, its weights loaded now unless they are on a server."""
+        opened = OpenModel(checkpoint.read(), processor, None, overrides, checkpoint)
+        # A server tells revisions of a model apart.
+        opened.nn.revision = checkpoint.revision
+        return opened
 
     @property
     def anatomy(self) -> Anatomy:
@@ -77,11 +98,15 @@ class OpenModel:
     @property
     def device(self) -> torch.device:
         """Where inputs go: the device that the input embedding computes on."""
+        if self._again is not None:
+            return torch.device("cpu")
         return device_of(self.hf.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
         """Type in which the model computes: the embedding's, or the model's if quantised."""
+        if self._dtype is not None:
+            return self._dtype
         held = self.hf.get_input_embeddings().weight.dtype
         dtype: torch.dtype = held if held.is_floating_point else self.hf.dtype
         return dtype
@@ -105,7 +130,7 @@ class OpenModel:
             self._first_sight(self._encoder.tensors(images, prompts, videos, template)[0])
         batch = self._encoder.encode(images, prompts, videos, template)
         self._see(batch)
-        return replace(batch, inputs=self.place(batch.inputs))
+        return replace(batch, inputs=self.place(batch.inputs), anatomy=self._anatomy)
 
     def batch(self, inputs: Mapping[str, Tensor]) -> Batch:
         """See :meth:`VisualLM.batch`."""
@@ -115,7 +140,7 @@ class OpenModel:
         if self._see(batch):
             # Which tokens are visual is only certain now.
             batch = self._encoder.batch(inputs)
-        return replace(batch, inputs=self.place(batch.inputs))
+        return replace(batch, inputs=self.place(batch.inputs), anatomy=self._anatomy)
 
     def _first_sight(self, inputs: Mapping[str, Tensor]) -> None:
         """Verify on the user's first tensors where text alone said nothing."""
@@ -136,9 +161,25 @@ class OpenModel:
         return True
 
     def _verify(self, inputs: Mapping[str, Tensor] | None) -> None:
+        if self._again is not None and inputs is not None:
+            inputs = {n: t.float() if t.is_floating_point() else t for n, t in inputs.items()}
         with undisturbed(self.hf), torch.no_grad():
             self._anatomy = Anatomy.of(self.hf, inputs, **self._overrides)
         self._encoder.anatomy = self._anatomy
+        if self._again is not None and self._anatomy.seen_image:
+            self._measure_again(self._again(), inputs)
+
+    def _measure_again(self, other: Any, inputs: Mapping[str, Tensor] | None) -> None:
+        """Make sure that no weight had a say in the anatomy, and let go of the invented ones."""
+        with torch.no_grad():
+            second = Anatomy.of(other, inputs, **self._overrides)
+        if differs := same_facts(self.anatomy, second):
+            raise Unsupported(
+                f"{differs.replace('_', ' ')} of {type(self.hf).__name__} depends on its trained "
+                "weights, which are on the server: it cannot be known here without them "
+                "(VisualLM.load(name) loads them)"
+            )
+        self.hf.to("meta")
 
     def _verify_blindly(self) -> None:
         try:

@@ -19,6 +19,9 @@ from jaxtyping import Int
 from nnsight.tracing.backend import Backend
 from torch import Tensor, nn
 
+from .errors import REFUSED, InputError
+from .remote import ExplainingBackend, check_identity, destination
+
 if TYPE_CHECKING:
     from .anatomy import Anatomy
 
@@ -50,6 +53,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         module.training = False
     try:
         yield
+    except ValueError as error:
+        # Shipped code knows no class of ours.
+        if str(error).startswith(REFUSED):
+            raise InputError(str(error).removeprefix(REFUSED)) from None
+        raise
     finally:
         for module, training, attributes, buffers in before:
             module.training = training
@@ -105,9 +113,14 @@ def trace_forward(
     if open_ended or "use_cache" in parameters:
         # A cache would fill memory, and one pass reads nothing from it.
         forward = {"use_cache": False, **forward}
+    remote = destination(model, remote)
+    sent = _sent(target, remote)
     tracer = target.trace(**inputs, **forward, **({"remote": remote} if remote else {}))
-    if remote in (False, "local"):
-        tracer.backend = UndisturbedBackend(tracer.backend, model, grad=grad)
+    tracer.backend = (
+        ExplainingBackend(tracer.backend)
+        if sent
+        else UndisturbedBackend(tracer.backend, model, grad=grad)
+    )
     return tracer
 
 
@@ -120,11 +133,16 @@ def generate_ids(
     **generation: Any,
 ) -> Int[Tensor, "sample new"]:
     """Ids that a model writes after the prompts; arguments as for :func:`trace_forward`."""
-    where = {"remote": remote} if remote else {}
+    remote = destination(model, remote)
+    arguments = {**inputs, **generation, **({"remote": remote} if remote else {})}
+    sent = _sent(target, remote)
     with warnings.catch_warnings(), undisturbed(model):
         # How an operation on every decoding step ends: it waits for one more step.
         warnings.filterwarnings("ignore", "'.*' was never reached: the loop asked for a step")
-        with target.trace(**inputs, **generation, **where, fn="generate") as tracer:
+        tracer = target.trace(**arguments, fn="generate")
+        if sent:
+            tracer.backend = ExplainingBackend(tracer.backend)
+        with tracer:
             ids: Tensor = tracer.result.save()
     # Some models return the prompt along with what they wrote, some do not.
     prompt = inputs["input_ids"].to(ids.device)
@@ -149,6 +167,14 @@ def cuts_logits(model: nn.Module, anatomy: Anatomy, keep: int) -> dict[str, Any]
     named = inspect.signature(model.forward).parameters
     cuts = "logits_to_keep" in named and not anatomy.last_token_layers
     return {"logits_to_keep": keep} if cuts else {}
+
+
+def _sent(target: Any, remote: bool | str) -> bool:
+    """Whether a run goes to a server; the server must then be told which model is meant."""
+    if remote in (False, "local"):
+        return False
+    check_identity(target)
+    return True
 
 
 def _is_state(name: str) -> bool:

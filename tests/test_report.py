@@ -45,7 +45,9 @@ def around(value: float, width: float = 0.011) -> dict[str, float]:
 
 def token_map(word: str = "yellow") -> Result:
     cells = pd.DataFrame({"row": [0, 0, 1, 1], "col": [0, 1, 0, 1], "position": range(4)})
-    frame = pd.concat([cells.assign(sample=s, image=0, tile=0) for s in range(2)], ignore_index=True)
+    frame = pd.concat(
+        [cells.assign(sample=s, image=0, tile=0) for s in range(2)], ignore_index=True
+    )
     for edge, at in (("left", "col"), ("top", "row")):
         frame[edge] = frame[at] * 10.0
     frame["right"], frame["bottom"] = frame["left"] + 10, frame["top"] + 10
