@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ..interventions import AblateAttention, PatchTokens, Plan, ZeroFFN
-from ..interventions.operations import Operation
+from ..interventions.operation import Operation
 from ..lens.errors import Unsupported
 from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM

@@ -1,22 +1,29 @@
 """TOUCH: what to change: selectors, operations, plans, and the engine that runs them."""
 
-from .operations import AblateAttention, Operation, PatchTokens, ZeroFFN
+from .attention import BlockAttention
+from .operation import Operation
+from .operations import AblateAttention, PatchTokens, ZeroFFN
 from .plan import Plan
+from .pruning import InjectTokens, PruneTokens, WithdrawTokens
 from .selector_text import parse_selector
 from .selectors import Box, FrameIs, ImageIs, Name, Random, Selector, TileIs
 
 __all__ = [
     "AblateAttention",
+    "BlockAttention",
     "Box",
     "FrameIs",
     "ImageIs",
+    "InjectTokens",
     "Name",
     "Operation",
     "PatchTokens",
     "Plan",
+    "PruneTokens",
     "Random",
     "Selector",
     "TileIs",
+    "WithdrawTokens",
     "ZeroFFN",
     "parse_selector",
 ]

@@ -1,91 +1,21 @@
-"""What can be changed: small frozen declarations that lower themselves to steps at sites.
-
-An operation names layers, tokens and a phase. It knows nothing of engines: `lower` turns it into
-steps on module paths, and the same steps run wherever an engine can bind those paths.
-"""
+"""What can be changed token by token: freezing sublayers, and carrying states between layers."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    ValidationError,
-)
+from pydantic import Field, NonNegativeInt
 
 from ..lens.errors import InputError, Unsupported
+from .attention import BlockAttention
 from .layers import Layers, layer_indices
-from .selector_text import parse_selector
-from .selectors import Selector
+from .operation import TokenOperation
+from .pruning import InjectTokens, PruneTokens, WithdrawTokens
 from .target import Step, Target
-
-Phase = Literal["prefill", "decode", "all"]
-
-
-def _canonical_tokens(tokens: Any) -> str:
-    if isinstance(tokens, Selector):
-        return str(tokens)
-    if isinstance(tokens, str):
-        return str(parse_selector(tokens.strip()))
-    raise ValueError(f"tokens {tokens!r}: give a selector or its text, for instance 'visual'")
-
-
-Tokens = Annotated[str, BeforeValidator(_canonical_tokens)]
-
-
-def explain(error: ValidationError) -> str:
-    """The first fault of a failed validation: where it is and what is wrong there."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    reason = first["msg"].removeprefix("Value error, ")
-    return f"{place}: {reason}" if place else reason
-
-
-class Operation(BaseModel, ABC):
-    """One declared change.
-
-    Attributes:
-        op: Which operation this is, in YAML and JSON.
-        tokens: Which tokens it acts on, in the selector language.
-        phase: ``prefill`` acts on the prompt, ``decode`` on the tokens generated after it,
-            ``all`` on both.
-        allow_empty: Whether it may match no token; otherwise that is an error.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    op: str
-    tokens: Tokens = "visual"
-    phase: Phase = "prefill"
-    allow_empty: bool = False
-
-    def __init__(self, **fields: Any) -> None:
-        try:
-            super().__init__(**fields)
-        except ValidationError as error:
-            raise InputError(f"{type(self).__name__}: {explain(error)}") from None
-
-    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        return self.model_dump(exclude_defaults=True).items()
-
-    @abstractmethod
-    def lower(self, target: Target) -> list[Step]:
-        """The steps that carry this operation out on one model and batch.
-
-        Raises:
-            InputError: A layer that does not exist, or tokens that match nothing.
-            Unsupported: What this model cannot do, with the reason.
-        """
 
 
 def _zeroed(
-    operation: Operation, layers: str, addends: tuple[str | None, ...], target: Target
+    operation: TokenOperation, layers: str, addends: tuple[str | None, ...], target: Target
 ) -> list[Step]:
     """Zero the output of each chosen layer's module at the operation's tokens."""
     anatomy = target.model.anatomy
@@ -104,7 +34,7 @@ def _zeroed(
     return steps
 
 
-class AblateAttention(Operation):
+class AblateAttention(TokenOperation):
     r"""Freeze: what the tokens gather by attention is not added to the residual stream.
 
     $h_t \leftarrow h_t + 0$ in place of $h_t + \mathrm{Attn}(h)_t$ for the chosen tokens $t$.
@@ -121,7 +51,7 @@ class AblateAttention(Operation):
         return _zeroed(self, self.layers, target.model.anatomy.attention, target)
 
 
-class ZeroFFN(Operation):
+class ZeroFFN(TokenOperation):
     r"""What the FFN computes for the tokens is not added to the residual stream.
 
     $h_t \leftarrow h_t + 0$ in place of $h_t + \mathrm{FFN}(h_t)$. Source: the paper's visual
@@ -136,14 +66,14 @@ class ZeroFFN(Operation):
         return _zeroed(self, self.layers, target.model.anatomy.ffn, target)
 
 
-class PatchTokens(Operation):
+class PatchTokens(TokenOperation):
     r"""Write states from one layer into another: $h^{target}_t \leftarrow h^{source}_t$.
 
     Layers are counted by the residual stream *entering* them; ``n_layers`` is the stream after
     the last one. Forwards (``source <= target``) happens within one pass, and skips what lies
     between for these tokens. Backwards takes the states from a first pass over the same batch,
     in which every operation of the plan but its backward patches is in force; that pass runs
-    here even when the second one runs remotely.
+    where the second one runs.
 
     Attributes:
         source: Layer whose input is read.
@@ -189,4 +119,13 @@ class PatchTokens(Operation):
         ]
 
 
-AnyOperation = Annotated[AblateAttention | ZeroFFN | PatchTokens, Field(discriminator="op")]
+AnyOperation = Annotated[
+    AblateAttention
+    | ZeroFFN
+    | PatchTokens
+    | BlockAttention
+    | PruneTokens
+    | InjectTokens
+    | WithdrawTokens,
+    Field(discriminator="op"),
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,10 @@ from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
 from ..lens.run import Pass
 from .engine import store_edits
-from .operations import AnyOperation, Operation, PatchTokens, explain
-from .target import Step, Target
+from .operation import Operation, explain
+from .operations import AnyOperation, PatchTokens
+from .target import Step, Subject, Target
+from .transformer_lens import Hook, attached, fwd_hooks
 
 _OPERATIONS: TypeAdapter[list[AnyOperation]] = TypeAdapter(list[AnyOperation])
 
@@ -55,7 +58,7 @@ class Plan:
     def __repr__(self) -> str:
         return f"Plan({', '.join(map(repr, self.operations))})"
 
-    def resolve(self, model: VisualLM, batch: Batch, during: Pass | None = None) -> list[Step]:
+    def resolve(self, model: Subject, batch: Batch, during: Pass | None = None) -> list[Step]:
         """The program: steps on module paths and token indices, in the plan's order.
 
         Args:
@@ -67,9 +70,17 @@ class Plan:
             InputError: An operation that cannot be carried out or would do nothing.
         """
         target = Target(model, batch, during or Pass("forward"))
+        shortening = [op for op in self.operations if getattr(op, "method", "") == "remove"]
+        if shortening and len(self.operations) > 1:
+            raise InputError(
+                f"{shortening[0]!r} shortens the sequence, in which the other operations of this "
+                "plan could not find their tokens: use method='mask'"
+            )
         backwards = [op for op in self.operations if isinstance(op, PatchTokens) and op.backwards]
         if backwards:
-            target.backward_states = self._first_pass(model, batch, [op.source for op in backwards])
+            target.backward_states = self._first_pass(
+                model, batch, [op.source for op in backwards], target.during.remote
+            )
         return [step for operation in self.operations for step in operation.lower(target)]
 
     def edit(self, model: VisualLM, batch: Batch, during: Pass) -> Any:
@@ -77,12 +88,48 @@ class Plan:
         program = self.resolve(model, batch, during)
         return store_edits(model.nn, program) if program else model.nn
 
-    def _first_pass(self, model: VisualLM, batch: Batch, layers: list[int]) -> dict[int, Any]:
+    def to_fwd_hooks(self, bridge: Any, batch: Batch, *, generating: bool = False) -> list[Hook]:
+        """The plan for TransformerLens: ``bridge.run_with_hooks(…, fwd_hooks=…)``.
+
+        Args:
+            bridge: A TransformerBridge of the model that the batch was made for. It changes the
+                transformers model it is booted from, so let it have a copy.
+            batch: The batch the hooks are for; they refuse any other length of prompt.
+            generating: Whether the hooks are for ``bridge.generate`` under ``bridge.hooks``.
+
+        Returns:
+            Pairs of hook name and function, in the plan's order.
+
+        Raises:
+            InputError: An operation that cannot be carried out, or another model's bridge.
+            Unsupported: TransformerLens would discard the edit, or takes it only in
+                :meth:`attached`.
+        """
+        return fwd_hooks(self, bridge, batch, generating=generating)
+
+    def attached(
+        self, bridge: Any, batch: Batch, *, generating: bool = False
+    ) -> AbstractContextManager[None]:
+        """The plan in force on a TransformerBridge, attention masks included, while inside.
+
+        Arguments and errors as for :meth:`to_fwd_hooks`.
+        """
+        return attached(self, bridge, batch, generating=generating)
+
+    def _first_pass(
+        self, model: Subject, batch: Batch, layers: list[int], remote: bool | str
+    ) -> dict[int, Any]:
         """Residual states ``[sample, token, d]`` with all but the backward patches in force."""
         kept = [op for op in self.operations if not (isinstance(op, PatchTokens) and op.backwards)]
         forward = Plan(*(op for op in kept if op.phase != "decode"))
         run = model.run(
-            batch, forward, capture="residual", layers=layers, tokens="all", logits=None
+            batch,
+            forward,
+            capture="residual",
+            layers=layers,
+            tokens="all",
+            logits=None,
+            remote=remote,
         )
         states = {}
         for layer, rows in run.residual.items():

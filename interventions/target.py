@@ -2,35 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..lens.anatomy import Anatomy
 from ..lens.errors import InputError, Unsupported
 from ..lens.inputs.batch import Batch
-from ..lens.model import VisualLM
-from ..lens.run import Pass
+from ..lens.run import Pass, Run
 from ..lens.wrapping import envoy_path
 from .selector_text import parse_selector
+from .selectors import Selection
 
 if TYPE_CHECKING:
-    from .operations import Operation
+    from .operation import Operation, TokenOperation
 
 # A plain dict, because steps travel to NDIF, whose sandbox admits no class of ours. Keys: ``do``
-# (zero, read, write), ``path`` (of the module), ``when`` (prefill, decode), ``rows`` and
-# ``columns`` (LongTensor [selected]; decode steps have rows only), ``samples`` (in the batch), and
-# for read and write a ``key`` shared by the two, or the ``values`` to write.
+# (zero, read, write, block, zero-weights, remove), ``path`` (of the module), ``when`` (prefill,
+# decode), ``rows`` and ``columns`` (LongTensor [selected]; decode steps have rows only),
+# ``samples`` (in the batch), and for read and write a ``key`` shared by the two, or the ``values``
+# to write. Steps on attention have ``queries`` and ``keys`` in place of rows and columns.
 Step = dict[str, Any]
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """What a plan can be resolved on: a VisualLM, or a bridge of TransformerLens."""
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Where things are in the model."""
+        ...
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        ...
+
+    @property
+    def hf(self) -> Any:
+        """The transformers model."""
+        ...
+
+    @property
+    def nn(self) -> Any:
+        """The nnsight model."""
+        ...
+
+    @property
+    def attn_implementation(self) -> str:
+        """Attention implementation in force."""
+        ...
+
+    @property
+    def run(self) -> Callable[..., Run]:
+        """One forward pass with a plan in force."""
+        ...
 
 
 @dataclass
 class Target:
     """Resolves selectors into indices and keeps what the steps of one plan share."""
 
-    model: VisualLM
+    model: Subject
     batch: Batch
     during: Pass
     backward_states: dict[int, NDArray[np.float32] | torch.Tensor] = field(default_factory=dict)
@@ -41,8 +79,14 @@ class Target:
         self._keys += 1
         return f"states{self._keys}"
 
+    @property
+    def real(self) -> NDArray[np.bool_]:
+        """Positions of the prompt that are not padding, ``[sample, token]``."""
+        mask: NDArray[np.bool_] = self.batch.inputs["attention_mask"].cpu().numpy() > 0
+        return mask
+
     def at(
-        self, operation: Operation, step: Step, *, layer: int, values_from: int | None = None
+        self, operation: TokenOperation, step: Step, *, layer: int, values_from: int | None = None
     ) -> list[Step]:
         """The step at every place that the operation's tokens and phase select.
 
@@ -57,19 +101,10 @@ class Target:
             Unsupported: The layer does not compute the selected tokens in this kind of pass.
         """
         selection = parse_selector(operation.tokens).select(self.batch)
-        if operation.phase == "decode" and self.during.kind == "forward":
-            raise InputError(
-                f"{operation!r} acts while decoding, and a single forward pass decodes nothing: "
-                "use generate() or score(), or phase='prefill'"
-            )
-        steps = []
+        meant = self.in_phase(selection, operation)
+        prompt, generated = meant.prompt, meant.generated
         step = {**step, "path": envoy_path(step["path"]), "samples": len(self.batch)}
-        prompt = np.zeros_like(selection.prompt)
-        generated = np.zeros_like(selection.generated)
-        if operation.phase != "decode":
-            prompt = selection.prompt
-        if operation.phase != "prefill" and self.during.kind != "forward":
-            generated = selection.generated
+        steps = []
         if not (prompt.any() or generated.any()):
             if operation.allow_empty:
                 return []
@@ -100,7 +135,28 @@ class Target:
             steps.append({**step, "when": "decode", "rows": torch.as_tensor(rows)})
         return steps
 
-    def _check_computed(self, operation: Operation, layer: int, columns: NDArray[np.int64]) -> None:
+    def in_phase(self, selection: Selection, operation: Operation) -> Selection:
+        """The selected tokens that the operation's phase and this kind of pass leave.
+
+        Raises:
+            InputError: An operation on decoding steps, in a pass that has none.
+        """
+        if operation.phase == "decode" and self.during.kind == "forward":
+            raise InputError(
+                f"{operation!r} acts while decoding, and a single forward pass decodes nothing: "
+                "use generate() or score(), or phase='prefill'"
+            )
+        prompt = np.zeros_like(selection.prompt)
+        generated = np.zeros_like(selection.generated)
+        if operation.phase != "decode":
+            prompt = selection.prompt
+        if operation.phase != "prefill" and self.during.kind != "forward":
+            generated = selection.generated
+        return Selection(prompt, generated)
+
+    def _check_computed(
+        self, operation: TokenOperation, layer: int, columns: NDArray[np.int64]
+    ) -> None:
         lazy = self.model.anatomy.last_token_layers
         # The stream behind the last layer is what that layer computed.
         if min(layer, self.model.n_layers - 1) in lazy and (columns < self.batch.length - 1).any():

@@ -2,7 +2,7 @@
 
 from .anatomy import Anatomy
 from .classes import CLASS_NAMES, TokenClasses
-from .errors import EmbedlensError, InputError, Unsupported
+from .errors import EmbedlensError, InputError, RemoteRunFailed, Unsupported
 from .inputs import Batch
 from .layout import Block, Layout
 from .markers import Markers
@@ -25,6 +25,7 @@ __all__ = [
     "LogitLens",
     "Markers",
     "Readout",
+    "RemoteRunFailed",
     "Run",
     "Scores",
     "TextBank",

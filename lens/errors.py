@@ -1,5 +1,8 @@
 """What embedlens raises when it refuses: one readable line that says what to do instead."""
 
+# How shipped code, which knows no class of ours, marks what is to become an InputError.
+REFUSED = "REFUSED: "
+
 
 class EmbedlensError(Exception):
     """Base of every refusal; the command line prints it as one line and exits with code 2."""
@@ -7,6 +10,10 @@ class EmbedlensError(Exception):
 
 class InputError(EmbedlensError, ValueError):
     """Something the user gave (an image, a prompt, a name, a layer) cannot be used."""
+
+
+class RemoteRunFailed(EmbedlensError):
+    """A run that was sent to a server did not come back with a result; it can be repeated."""
 
 
 class Unsupported(EmbedlensError):

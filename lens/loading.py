@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from .errors import InputError, Unsupported
+from .standing_in import stand_in
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -39,12 +40,19 @@ class Checkpoint:
         config: Its configuration.
         processor: Its processor.
         read: Loads the weights: the transformers model, in place and ready.
+        revision: Revision of the hub repository, if one was named.
+        again: Where the weights are on a server, and the ones that are read are invented: the
+            same model with others.
+        dtype: Type that a server is taken to compute in; None where weights are loaded here.
     """
 
     name: str
     config: Any
     processor: Any
     read: Callable[[], Any]
+    revision: str | None = None
+    again: Callable[[], Any] | None = None
+    dtype: torch.dtype | None = None
 
 
 def open_checkpoint(
@@ -55,6 +63,7 @@ def open_checkpoint(
     attn_implementation: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    remote: bool = False,
     **from_pretrained: Any,
 ) -> Checkpoint:
     """Everything about a model but its weights. See :meth:`VisualLM.load`."""
@@ -76,6 +85,24 @@ def open_checkpoint(
         )
     if attn_implementation is not None:
         from_pretrained["attn_implementation"] = attn_implementation
+    if remote:
+        if device is not None or set(from_pretrained) - {"attn_implementation"}:
+            raise InputError("with remote=True the weights are the server's, placed and quantised")
+        given = {"trust_remote_code": trust_remote_code, **from_pretrained}
+        # Measured in float32, where rounding is smallest, whatever the server computes in.
+        config.quantization_config = None
+
+        def invent(seed: int) -> Any:
+            def make() -> Any:
+                return automatic.from_config(config, dtype=torch.float32, **given)
+
+            return _attempt(source, lambda: stand_in(make, seed))
+
+        there = dtype if dtype not in (None, "auto") else getattr(config, "dtype", None)
+        there = getattr(torch, there) if isinstance(there, str) else there or torch.float32
+        return Checkpoint(
+            label, config, processor, lambda: invent(0), revision, lambda: invent(1), there
+        )
     quantised = _is_quantised(config, from_pretrained)
     if quantised and device is not None:
         # Quantised weights cannot be moved afterwards.
@@ -96,7 +123,7 @@ def open_checkpoint(
         placed = "device_map" in from_pretrained or quantised
         return model if placed else _attempt(source, lambda: model.to(where))
 
-    return Checkpoint(label, config, processor, read)
+    return Checkpoint(label, config, processor, read, revision)
 
 
 def load_processor(source: str, **hub: Any) -> Any:

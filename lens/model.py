@@ -22,6 +22,7 @@ from .inputs.images import Images, Videos
 from .loading import Checkpoint, open_checkpoint
 from .opening import OpenModel
 from .passes import generate_ids, trace_forward
+from .remote import need_weights
 from .run import Editor, Pass, Run, Scores, Site
 from .scoring import AnswerTokens, check_unseen
 from .sites import read_sites
@@ -66,9 +67,8 @@ class VisualLM:
         self._overrides = dict(anatomy or {})
         self._opened: OpenModel | None = None
         self._unseen = False
-        self._checkpoint: Checkpoint | None = None
+        self._checkpoint = model if isinstance(model, Checkpoint) else None
         if isinstance(model, Checkpoint):
-            self._checkpoint = model
             self._processor = model.processor if processor is None else processor
             self.name = name or model.name
             return
@@ -88,14 +88,14 @@ class VisualLM:
         revision: str | None = None,
         trust_remote_code: bool = False,
         lazy: bool = False,
+        remote: bool = False,
         anatomy: Mapping[str, Any] | None = None,
         **from_pretrained: Any,
     ) -> VisualLM:
         """Load a model by name.
 
         Args:
-            name: Hub id or local folder; None is the small trained model that comes with
-                embedlens.
+            name: Hub id or local folder; None is the small trained model that comes along.
             device: Where to put it; the first GPU if there is one, else the CPU. Quantised
                 weights stay where transformers puts them unless this says otherwise.
             dtype: Weights' type; float32 on a CPU, the checkpoint's own on a GPU, with a
@@ -105,6 +105,7 @@ class VisualLM:
             trust_remote_code: Whether code that comes with the model may run.
             lazy: Check configuration and processor now, and load the weights when they are first
                 needed, which encoding does: a verified anatomy says which tokens are visual.
+            remote: Load no weights: all runs on the server (``lens/standing_in.py`` says how).
             anatomy: As for :class:`VisualLM`.
             **from_pretrained: More for transformers' ``from_pretrained``, for instance
                 ``device_map`` (in place of ``device``) or ``quantization_config``.
@@ -120,6 +121,7 @@ class VisualLM:
             attn_implementation=attn_implementation,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            remote=remote,
             **from_pretrained,
         )
         model = cls(checkpoint, anatomy=anatomy)
@@ -205,8 +207,7 @@ class VisualLM:
     @property
     def embeddings(self) -> Float[Tensor, "vocab d"]:
         """The input embedding matrix."""
-        weight: Tensor = self.hf.get_input_embeddings().weight
-        return weight
+        return need_weights(self.hf, "embeddings").get_input_embeddings().weight  # type: ignore[no-any-return]
 
     def encode(
         self,
@@ -271,7 +272,7 @@ class VisualLM:
             grad: Whether to record gradients (local runs only; remote ones never do).
             **forward: More arguments for the model's forward.
         """
-        target = self._edited(batch, plan, Pass("forward"))
+        target = self._edited(batch, plan, Pass("forward", remote=remote))
         return trace_forward(target, self.hf, batch.inputs, remote=remote, grad=grad, **forward)
 
     @torch.no_grad()
@@ -304,15 +305,15 @@ class VisualLM:
         """
         wanted = capture_sites(self.anatomy, capture, layers)
         rows, columns = capture_positions(batch, tokens)
-        samples = len(batch)
-        envoy, hf = self.nn, self.hf
+        envoy, hf, samples = self.nn, self.hf, len(batch)
         forward = {} if logits == "all" else self.anatomy.last_logits(1)
-        target = self._edited(batch, plan, Pass("forward"))
+        during = Pass("forward", remote=remote, positions=bool(wanted) or logits == "all")
+        target = self._edited(batch, plan, during)
         with trace_forward(target, hf, batch.inputs, remote=remote, **forward):
             found = read_sites(envoy, wanted, samples, rows, columns).save()  # type: ignore[attr-defined]
             out = envoy.output.logits.save()
         scores = None if logits is None else out[:, -1] if logits == "last" else out
-        return Run(scores, rows, columns, **by_layer(found))
+        return Run(scores, rows, columns, **by_layer(found), anatomy=self.anatomy)
 
     def entry(self, batch: Batch) -> Float[Tensor, "visual d"]:
         """The visual tokens as they enter the language model, rows as in ``batch.visual``."""
@@ -338,7 +339,7 @@ class VisualLM:
             **generation: More arguments for transformers' ``generate``.
         """
         tokenizer = self._need_processor().tokenizer
-        target = self._edited(batch, plan, Pass("generation"))
+        target = self._edited(batch, plan, Pass("generation", remote=remote))
         settings = {"max_new_tokens": max_new_tokens, "do_sample": False, **generation}
         ids = generate_ids(target, self.hf, batch.inputs, remote=remote, **settings)
         return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
@@ -372,7 +373,7 @@ class VisualLM:
         tokenizer = self._need_processor().tokenizer
         answered = AnswerTokens.of(tokenizer, answers, len(batch), end=end)
         inputs = answered.append_to(batch.inputs, self.hf)
-        target = self._edited(batch, plan, Pass("scoring", answered.length))
+        target = self._edited(batch, plan, Pass("scoring", answered.length, remote))
         envoy, hf = self.nn, self.hf
         keep = self.anatomy.last_logits(answered.length + 1)
         with trace_forward(target, hf, inputs, remote=remote, **keep):
@@ -387,8 +388,7 @@ class VisualLM:
         """The model in memory; loads the weights of a checkpoint, once."""
         if self._opened is None:
             assert self._checkpoint is not None
-            hf = self._checkpoint.read()
-            self._opened = OpenModel(hf, self._processor, None, self._overrides)
+            self._opened = OpenModel.of(self._checkpoint, self._processor, self._overrides)
         return self._opened
 
     def _need_processor(self) -> Any:

@@ -23,7 +23,10 @@ from .inputs.batch import Batch
 from .inputs.encoding import Encoder, Stated
 from .inputs.images import Images, Videos
 from .inputs.probing import has_image, probe_inputs
+from .loading import Checkpoint
 from .passes import device_of, undisturbed, without_cache
+from .remote import ELSEWHERE
+from .standing_in import same_facts
 from .wrapping import wrap
 
 
@@ -35,6 +38,7 @@ class OpenModel:
         processor: A processor of our own, or None.
         envoy: The user's nnsight model around it, if there is one.
         overrides: Arguments for :meth:`Anatomy.of`.
+        checkpoint: Where the model comes from, if it was loaded by name.
 
     Attributes:
         hf: The transformers model.
@@ -42,9 +46,18 @@ class OpenModel:
     """
 
     def __init__(
-        self, hf: Any, processor: Any, envoy: Envoy | None, overrides: Mapping[str, Any]
+        self,
+        hf: Any,
+        processor: Any,
+        envoy: Envoy | None,
+        overrides: Mapping[str, Any],
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.hf = hf
+        self._again = None if checkpoint is None else checkpoint.again
+        if self._again is not None:
+            ELSEWHERE.add(hf)
+        self._dtype = None if checkpoint is None else checkpoint.dtype
         self._overrides = dict(overrides)
         self._anatomy: Anatomy | None = None
         self._blind: Exception | None = None
@@ -57,6 +70,14 @@ class OpenModel:
         else:
             self._verify_blindly()
         self.nn: Any = wrap(hf, processor) if envoy is None else envoy
+
+    @staticmethod
+    def of(checkpoint: Checkpoint, processor: Any, overrides: Mapping[str, Any]) -> OpenModel:
+        """A checkpoint's model, its weights loaded now unless they are on a server."""
+        opened = OpenModel(checkpoint.read(), processor, None, overrides, checkpoint)
+        # A server tells revisions of a model apart.
+        opened.nn.revision = checkpoint.revision
+        return opened
 
     @property
     def anatomy(self) -> Anatomy:
@@ -80,11 +101,15 @@ class OpenModel:
     @property
     def device(self) -> torch.device:
         """Where inputs go: the device that the input embedding computes on."""
+        if self._again is not None:
+            return torch.device("cpu")
         return device_of(self.hf.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
         """Type in which the model computes: the embedding's, or the model's if quantised."""
+        if self._dtype is not None:
+            return self._dtype
         held = self.hf.get_input_embeddings().weight.dtype
         dtype: torch.dtype = held if held.is_floating_point else self.hf.dtype
         return dtype
@@ -109,7 +134,7 @@ class OpenModel:
             self._first_sight(self._encoder.tensors(images, prompts, videos, template)[0])
         batch = self._encoder.encode(images, prompts, videos, template, layout)
         self._see(batch)
-        return replace(batch, inputs=self.place(batch.inputs))
+        return replace(batch, inputs=self.place(batch.inputs), anatomy=self._anatomy)
 
     def batch(self, inputs: Mapping[str, Tensor], layout: Stated | None = None) -> Batch:
         """See :meth:`VisualLM.batch`."""
@@ -126,7 +151,7 @@ class OpenModel:
         if self._see(batch):
             # Which tokens are visual is only certain now.
             batch = self._encoder.batch(inputs, layout)
-        return replace(batch, inputs=self.place(batch.inputs))
+        return replace(batch, inputs=self.place(batch.inputs), anatomy=self._anatomy)
 
     def _first_sight(self, inputs: Mapping[str, Tensor]) -> None:
         """Verify on tensors of the user's that nothing could be checked against yet."""
@@ -157,9 +182,25 @@ class OpenModel:
         return logits
 
     def _verify(self, inputs: Mapping[str, Tensor] | None) -> None:
+        if self._again is not None and inputs is not None:
+            inputs = {n: t.float() if t.is_floating_point() else t for n, t in inputs.items()}
         with undisturbed(self.hf), torch.no_grad():
             self._anatomy = Anatomy.of(self.hf, inputs, **self._overrides)
         self._encoder.anatomy = self._anatomy
+        if self._again is not None and self._anatomy.seen_image:
+            self._measure_again(self._again(), inputs)
+
+    def _measure_again(self, other: Any, inputs: Mapping[str, Tensor] | None) -> None:
+        """Make sure that no weight had a say in the anatomy, and let go of the invented ones."""
+        with torch.no_grad():
+            second = Anatomy.of(other, inputs, **self._overrides)
+        if differs := same_facts(self.anatomy, second):
+            raise Unsupported(
+                f"{differs.replace('_', ' ')} of {type(self.hf).__name__} depends on its trained "
+                "weights, which are on the server: it cannot be known here without them "
+                "(VisualLM.load(name) loads them)"
+            )
+        self.hf.to("meta")
 
     def _verify_blindly(self) -> None:
         try:

@@ -19,6 +19,9 @@ from jaxtyping import Int
 from nnsight.tracing.backend import Backend
 from torch import Tensor, nn
 
+from .errors import REFUSED, InputError
+from .remote import ExplainingBackend, check_identity, destination
+
 # nnsight's own slot; `.source` inside a trace rewrites it, and that has to last.
 _KEPT = frozenset({"forward", "training"})
 # What models carry over from one prompt to the next; a pass of ours depends on its inputs alone.
@@ -51,6 +54,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             setattr(module, name, None)
     try:
         yield
+    except ValueError as error:
+        # Shipped code knows no class of ours.
+        if str(error).startswith(REFUSED):
+            raise InputError(str(error).removeprefix(REFUSED)) from None
+        raise
     finally:
         for module, training, attributes, buffers in before:
             module.training = training
@@ -102,9 +110,14 @@ def trace_forward(
         **forward: More arguments of the forward.
     """
     settings = {**without_cache(model), **forward}
+    remote = destination(model, remote)
+    sent = _sent(target, remote)
     tracer = target.trace(**inputs, **settings, **({"remote": remote} if remote else {}))
-    if remote in (False, "local"):
-        tracer.backend = UndisturbedBackend(tracer.backend, model, grad=grad)
+    tracer.backend = (
+        ExplainingBackend(tracer.backend)
+        if sent
+        else UndisturbedBackend(tracer.backend, model, grad=grad)
+    )
     return tracer
 
 
@@ -117,11 +130,16 @@ def generate_ids(
     **generation: Any,
 ) -> Int[Tensor, "sample new"]:
     """Ids that a model writes after the prompts; arguments as for :func:`trace_forward`."""
-    where = {"remote": remote} if remote else {}
+    remote = destination(model, remote)
+    arguments = {**inputs, **generation, **({"remote": remote} if remote else {})}
+    sent = _sent(target, remote)
     with warnings.catch_warnings(), undisturbed(model):
         # How an operation on every decoding step ends: it waits for one more step.
         warnings.filterwarnings("ignore", "'.*' was never reached: the loop asked for a step")
-        with target.trace(**inputs, **generation, **where, fn="generate") as tracer:
+        tracer = target.trace(**arguments, fn="generate")
+        if sent:
+            tracer.backend = ExplainingBackend(tracer.backend)
+        with tracer:
             ids: Tensor = tracer.result.save()
     # Some models return the prompt along with what they wrote, some do not.
     prompt = inputs["input_ids"].to(ids.device)
@@ -142,6 +160,14 @@ def device_of(module: nn.Module) -> torch.device:
     # Weights that are offloaded live on "meta"; accelerate's hook knows where they are brought.
     where = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     return next(module.parameters()).device if where is None else torch.device(where)
+
+
+def _sent(target: Any, remote: bool | str) -> bool:
+    """Whether a run goes to a server; the server must then be told which model is meant."""
+    if remote in (False, "local"):
+        return False
+    check_identity(target)
+    return True
 
 
 def _is_state(name: str) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .activation_cache import activation_cache
+from .anatomy.anatomy import Anatomy
 from .inputs.batch import Batch
 
 Site = Literal["residual", "attention", "ffn"]
@@ -23,10 +25,15 @@ class Pass:
         kind: ``forward`` (one pass over the prompt), ``generation`` (prompt, then one token
             at a time) or ``scoring`` (prompt and given answer in one pass).
         continuation: Tokens appended to the prompt when scoring.
+        remote: Where it runs, as for :meth:`VisualLM.trace`; passes that a plan needs before it
+            run there too.
+        positions: Whether states or logits are returned by their position in the prompt.
     """
 
     kind: Literal["forward", "generation", "scoring"]
     continuation: int = 0
+    remote: bool | str = False
+    positions: bool = False
 
 
 @runtime_checkable
@@ -51,6 +58,7 @@ class Run:
             ``n_layers`` is the stream after the last layer, before the final norm.
         attention: Per layer what attention adds to the residual stream, ``[selected, d]``.
         ffn: Per layer what the FFN adds, ``[selected, d]``.
+        anatomy: Where things are in the model that was run.
     """
 
     logits: Float[Tensor, "..."] | None
@@ -59,6 +67,24 @@ class Run:
     residual: Mapping[int, Float[Tensor, "selected d"]]
     attention: Mapping[int, Float[Tensor, "selected d"]]
     ffn: Mapping[int, Float[Tensor, "selected d"]]
+    anatomy: Anatomy | None = field(default=None, repr=False)
+
+    def to_activation_cache(self, model: Any = None) -> Any:
+        """What was captured, as an ``ActivationCache`` of TransformerLens.
+
+        Its positions are the captured ones, in their order, and ``hook_embed`` is what enters the
+        first layer there, image features included.
+
+        Args:
+            model: A TransformerBridge for what needs weights (norms, directions); without one,
+                what the cache computes from activations alone works.
+
+        Raises:
+            InputError: Nothing was captured, samples with different numbers of positions, or
+                TransformerLens is not installed.
+            Unsupported: Attention and FFN do not add up to what a layer adds.
+        """
+        return activation_cache(self, model)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,16 @@ from nnsight.schema.request import RequestModel
 
 import embedlens
 import tiny
-from embedlens import AblateAttention, PatchTokens, Plan, VisualLM, ZeroFFN
+from embedlens import (
+    AblateAttention,
+    BlockAttention,
+    InjectTokens,
+    PatchTokens,
+    Plan,
+    PruneTokens,
+    VisualLM,
+    ZeroFFN,
+)
 
 payloads: list[bytes] = []
 imported: set[str] = set()
@@ -52,13 +61,19 @@ def main() -> None:
         AblateAttention(layers="0-1"),
         ZeroFFN(layers=[1], tokens="text", phase="all"),
         PatchTokens(source=0, target=2, tokens="box[0:2, 0:2]"),
+        BlockAttention(queries="text", keys="visual", layers=2),
+        BlockAttention(queries="text", keys="visual", layers=3, renormalise=False),
+        InjectTokens(layer=1, norm="rescaled", tokens="box[2:4, 0:2]"),
     )
+    shorter = Plan(PruneTokens(tokens="box[0:2, 0:4]", method="remove"))
     differences: dict[str, float] = {}
     here, there = (model.run(batch, plan, capture="residual", remote=r) for r in (False, "local"))
     differences["run"] = float((here.logits - there.logits).abs().max())
     differences["capture"] = max(
         float((here.residual[layer] - there.residual[layer]).abs().max()) for layer in here.residual
     )
+    pruned = [model.run(batch, shorter, remote=r).logits for r in (False, "local")]
+    differences["pruned"] = float((pruned[0] - pruned[1]).abs().max())
     texts = [model.generate(batch, plan, max_new_tokens=4, remote=r) for r in (False, "local")]
     scores = [model.score(batch, ["a b", "red"], plan, remote=r) for r in (False, "local")]
     differences["score"] = float((scores[0].logprob - scores[1].logprob).abs().max())

@@ -16,11 +16,15 @@ import tiny
 from embedlens import (
     AblateAttention,
     Batch,
+    BlockAttention,
+    InjectTokens,
     InputError,
     PatchTokens,
     Plan,
+    PruneTokens,
     TokenClasses,
     VisualLM,
+    WithdrawTokens,
     ZeroFFN,
 )
 from embedlens.interventions import Box, ImageIs, Name, Random, Selector, parse_selector
@@ -187,10 +191,22 @@ FIELDS = {
     "allow_empty": st.booleans(),
 }
 PLACES = {"source": st.integers(0, 9), "target": st.integers(0, 9), "tokens": SELECTORS}
+PAIRS = {
+    **{name: FIELDS[name] for name in ("layers", "phase", "allow_empty")},
+    "queries": SELECTORS,
+    "keys": SELECTORS,
+    "renormalise": st.booleans(),
+}
+LATER = {"layer": st.integers(0, 9), "tokens": SELECTORS, "allow_empty": st.booleans()}
+NORMS = st.sampled_from(["raw", "rescaled", "matched"])
 # Built in the test and not in the strategy, where the runtime type check would draw at random.
 DECLARED = st.one_of(
     st.tuples(st.sampled_from([AblateAttention, ZeroFFN]), st.fixed_dictionaries(FIELDS)),
     st.tuples(st.just(PatchTokens), st.fixed_dictionaries(PLACES)),
+    st.tuples(st.just(BlockAttention), st.fixed_dictionaries(PAIRS)),
+    st.tuples(st.just(PruneTokens), st.fixed_dictionaries(LATER)),
+    st.tuples(st.just(WithdrawTokens), st.fixed_dictionaries(LATER)),
+    st.tuples(st.just(InjectTokens), st.fixed_dictionaries({**LATER, "norm": NORMS})),
 )
 
 

@@ -12,19 +12,38 @@ import torch
 from conftest import ROOT, run_python
 
 import tiny
-from embedlens import AblateAttention, PatchTokens, Plan, Unsupported, ZeroFFN
+from embedlens import (
+    AblateAttention,
+    BlockAttention,
+    InjectTokens,
+    PatchTokens,
+    Plan,
+    PruneTokens,
+    Unsupported,
+    ZeroFFN,
+)
 
 # What the sandbox of the one public NDIF server admitted: torch, numpy, builtins, nnsight's own
 # wire format. dataclasses, abc, enum, json, transformers and this package's classes were refused.
 ADMITTED = ("builtins", "collections", "cloudpickle", "nnsight", "numpy", "torch")
 # The modules that travel by value.
-SHIPPED = (ROOT / "lens/sites.py", ROOT / "interventions/steps.py")
+SHIPPED = (
+    ROOT / "lens/sites.py",
+    *(ROOT / f"interventions/{name}.py" for name in ("steps", "masking", "weights", "removal")),
+)
 
 PLANS = {
     "none": None,
     "ablations": Plan(AblateAttention(), ZeroFFN(layers=1, tokens="text", phase="all")),
     "patch": Plan(PatchTokens(source=0, target=2, tokens="box[0:2, 0:3]")),
     "patch-back": Plan(PatchTokens(source=3, target=1)),
+    "attention": Plan(
+        BlockAttention(queries="text", keys="visual", layers=1, phase="all"),
+        BlockAttention(queries="text", keys="visual", layers=2, renormalise=False, collapse=True),
+    ),
+    "late-and-gone": Plan(
+        InjectTokens(layer=1, norm="matched"), PruneTokens(tokens="box[0:2, 0:3]", layer=2)
+    ),
 }
 
 
@@ -46,7 +65,7 @@ def test_an_installed_package_computes_the_same_remotely(rehearsal: dict[str, An
 
 
 def test_payloads_name_nothing_a_sandbox_refuses(rehearsal: dict[str, Any]) -> None:
-    assert rehearsal["payloads"] == 4
+    assert rehearsal["payloads"] == 5
     refused = [
         name for name in rehearsal["imported"] if name.split(":")[0].split(".")[0] not in ADMITTED
     ]
@@ -69,7 +88,7 @@ def test_shipped_modules_use_nothing_but_torch(path: Path) -> None:
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module or "." * node.level)
     # typing appears in annotations only, which are not evaluated.
-    assert names <= {"torch", "__future__", "typing"}
+    assert names <= {"torch", "__future__", "typing", *(shipped.stem for shipped in SHIPPED)}
     assert "__future__" in names or "typing" not in names
     for node in tree.body:
         kinds = ast.FunctionDef | ast.Import | ast.ImportFrom | ast.Expr

@@ -15,6 +15,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from ..anatomy.anatomy import Anatomy
 from ..classes import TokenClasses
 from ..errors import InputError, Unsupported
 from ..visual_tokens import VisualTokens
@@ -36,6 +37,7 @@ class Batch:
         videos_per_row: Number of videos of each sample; empty when there are none.
         classes: Sink / dead / alive labels of the visual tokens, once known.
         remake: Makes the tensors of some samples anew; None when made from tensors.
+        anatomy: Where things are in the model that this batch was made for.
     """
 
     inputs: Mapping[str, Tensor]
@@ -46,6 +48,7 @@ class Batch:
     classes: TokenClasses | None = None
     videos_per_row: tuple[int, ...] = ()
     remake: Callable[[Sequence[int]], Mapping[str, Tensor]] | None = field(default=None, repr=False)
+    anatomy: Anatomy | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", MappingProxyType(dict(self.inputs)))
@@ -102,6 +105,7 @@ class Batch:
             None if self.classes is None else self.classes.select(order),
             tuple(self.videos_per_row[i] for i in wanted) if self.videos_per_row else (),
             None if made is None else lambda some: made([wanted[i] for i in some]),
+            self.anatomy,
         )
 
     def _pictures(self, wanted: list[int], names: list[str]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model import VisualLM
+from ..remote import need_weights
 from .cosine import NearestRows
 from .readout import Readout
 from .top_k import read_in_blocks
@@ -34,7 +35,7 @@ class EmbedLens:
         self._width, count = model.anatomy.hidden_size, model.anatomy.vocab_size
         words = listed(model.tokenizer, count)
         self._choices = int(words.sum())
-        embedding = model.hf.get_submodule(model.anatomy.embedding)
+        embedding = need_weights(model.hf, "EmbedLens").get_submodule(model.anatomy.embedding)
         self._nearest = NearestRows(embedding_rows(embedding), count, words)
 
     def read(self, states: Float[Tensor, "*state d"], k: int = 10) -> Readout:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..model import VisualLM
 from ..passes import device_of
+from ..remote import need_weights
 from .cosine import LAST, put
 from .readout import Readout
 from .top_k import STATES_AT_ONCE, WORDS_AT_ONCE, TopK, products, read_in_blocks
@@ -43,7 +44,7 @@ class LogitLens:
         model.anatomy.require("logit_lens")
         self._anatomy = model.anatomy
         self._tokenizer = model.tokenizer
-        self._norm: Any = model.hf.get_submodule(model.anatomy.norm)
+        self._norm: Any = need_weights(model.hf, "LogitLens").get_submodule(model.anatomy.norm)
         self._head: Any = model.hf.get_submodule(model.anatomy.head)
         self._dtype: torch.dtype = model.hf.dtype
         self._weight = plain_weight(self._head, nn.Linear)
