@@ -179,5 +179,5 @@ def _job_failed(description: str, server: str) -> EmbedlensError:
     return RemoteRunFailed(f"the run failed on {server}: {reason}; {advice}")
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: object) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason")

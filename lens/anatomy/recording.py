@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -201,57 +202,73 @@ def _decoder_hooks(recording: Recording, parts: Parts, length: int) -> Iterator[
         yield from _layer_hooks(recording, layer, made, length)
 
 
+# The hooks are functions of this module with their first arguments filled in, not functions made
+# anew for every submodule: the tests' type checker would examine each of those again.
 def _layer_hooks(
     recording: Recording, layer: nn.Module, made: LayerRecord, length: int
 ) -> Iterator[Any]:
     rows = recording.rows
-
-    def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stream = stream_of(args, kwargs)
-        made.calls += 1
-        recording.stacked |= stream is not None and stream.ndim > 3
-        made.entering = _rows(stream, rows, length)
-        further = [*args[1:], kwargs.get("per_layer_input")]
-        made.own_input = any(
-            isinstance(value, Tensor)
-            and stream is not None
-            and value.is_floating_point()
-            and value.shape[:-1] == stream.shape[:-1]
-            for value in further
-        )
-        if recording.embeds is None and stream is not None and stream.ndim == 3:
-            recording.embeds = stream[0].detach().clone()
-
-    def leaving(_: nn.Module, __: Any, output: Any) -> None:
-        made.leaving = _rows(tensor_of(output), rows, length)
-
-    def before(name: str) -> Any:
-        def hook(_: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            made.arguments[name] = dict(kwargs)
-
-        return hook
-
-    def after(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            found = _rows(tensor_of(output), rows, length)
-            if (
-                found is not None
-                and made.entering is not None
-                and found.shape == made.entering.shape
-            ):
-                made.outputs.pop(name, None)  # where it runs twice, the last time counts
-                made.outputs[name] = found
-                if isinstance(output, Tensor):
-                    made.bare.add(name)
-
-        return hook
-
+    entering = partial(_on_entering, recording, made, length)
     yield layer.register_forward_pre_hook(entering, with_kwargs=True)
-    yield layer.register_forward_hook(leaving)
+    yield layer.register_forward_hook(partial(_on_leaving, made, rows, length))
     for name, module in layer.named_modules():
         if name and name.count(".") <= 1:
-            yield module.register_forward_pre_hook(before(name), with_kwargs=True)
-            yield module.register_forward_hook(after(name))
+            before = partial(_on_arguments, made, name)
+            yield module.register_forward_pre_hook(before, with_kwargs=True)
+            yield module.register_forward_hook(partial(_on_output, made, name, rows, length))
+
+
+def _on_entering(
+    recording: Recording,
+    made: LayerRecord,
+    length: int,
+    _: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    stream = stream_of(args, kwargs)
+    made.calls += 1
+    recording.stacked |= stream is not None and stream.ndim > 3
+    made.entering = _rows(stream, recording.rows, length)
+    made.own_input = any(
+        isinstance(value, Tensor)
+        and stream is not None
+        and value.is_floating_point()
+        and value.shape[:-1] == stream.shape[:-1]
+        for value in (*args[1:], kwargs.get("per_layer_input"))
+    )
+    if recording.embeds is None and stream is not None and stream.ndim == 3:
+        recording.embeds = stream[0].detach().clone()
+
+
+def _on_leaving(
+    made: LayerRecord, rows: Tensor, length: int, _: nn.Module, __: Any, output: Any
+) -> None:
+    made.leaving = _rows(tensor_of(output), rows, length)
+
+
+def _on_arguments(
+    made: LayerRecord, name: str, _: nn.Module, __: Any, kwargs: dict[str, Any]
+) -> None:
+    made.arguments[name] = dict(kwargs)
+
+
+def _on_output(
+    made: LayerRecord,
+    name: str,
+    rows: Tensor,
+    length: int,
+    _: nn.Module,
+    __: Any,
+    output: Any,
+) -> None:
+    found = _rows(tensor_of(output), rows, length)
+    if found is None or made.entering is None or found.shape != made.entering.shape:
+        return
+    made.outputs.pop(name, None)  # where it runs twice, the last time counts
+    made.outputs[name] = found
+    if isinstance(output, Tensor):
+        made.bare.add(name)
 
 
 def _outer_hooks(recording: Recording, model: nn.Module, parts: Parts) -> Iterator[Any]:
@@ -260,26 +277,22 @@ def _outer_hooks(recording: Recording, model: nn.Module, parts: Parts) -> Iterat
     # Some decoders embed the image themselves, so all but the decoder's layers is looked at.
     inside = {module for layer in parts.layers for module in layer.modules()}
     around = {m for m in model.modules() if any(child is parts.decoder for child in m.modules())}
-
-    def after(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            for tensor in tensors_of(output):
-                if tensor.ndim >= 2:
-                    recording.shapes.add(int(tensor.shape[-2]))
-            fitting = [t for t in tensors_of(output) if t.ndim >= 2 and t.shape[-1] == width]
-            if fitting and all(t.is_floating_point() for t in fitting):
-                found = torch.cat([project(tensor) for tensor in fitting])
-                earlier = recording.fingerprints.pop(name, None)
-                recording.fingerprints[name] = (
-                    found if earlier is None else torch.cat([earlier, found])
-                )
-
-        return hook
-
     skipped = {parts.embedding, parts.norm, parts.head, *around}
     for name, module in model.named_modules():
         if module not in inside and module not in skipped:
-            yield module.register_forward_hook(after(name))
+            yield module.register_forward_hook(partial(_on_outer, recording, name, width))
+
+
+def _on_outer(
+    recording: Recording, name: str, width: int, _: nn.Module, __: Any, output: Any
+) -> None:
+    tensors = [tensor for tensor in tensors_of(output) if tensor.ndim >= 2]
+    recording.shapes.update(int(tensor.shape[-2]) for tensor in tensors)
+    fitting = [tensor for tensor in tensors if tensor.shape[-1] == width]
+    if fitting and all(tensor.is_floating_point() for tensor in fitting):
+        found = torch.cat([project(tensor) for tensor in fitting])
+        earlier = recording.fingerprints.pop(name, None)
+        recording.fingerprints[name] = found if earlier is None else torch.cat([earlier, found])
 
 
 @contextmanager
