@@ -286,6 +286,24 @@ def test_a_right_word_of_the_user_changes_nothing() -> None:
     assert given == found
 
 
+def test_layers_that_somebody_wrapped_out_of_sight_are_refused() -> None:
+    """A wrapper that hides attention from its arguments would leave an anatomy without any."""
+
+    class Hidden(torch.nn.Module):
+        def __init__(self, attention: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = [attention]  # no submodule, and no name of an argument
+
+        def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
+            return torch.zeros_like(hidden_states), None
+
+    model = copy.deepcopy(built("llava").model)
+    for layer in model.get_submodule(anatomy("llava").decoder).layers:
+        layer.self_attn = Hidden(layer.self_attn)
+    with pytest.raises(Unsupported, match="no layer has a submodule that mixes tokens"):
+        Anatomy.of(model, built("llava").inputs)
+
+
 def test_inputs_that_cannot_be_verified_on_are_refused() -> None:
     family = built("llava")
     text = {k: v for k, v in family.inputs.items() if not v.is_floating_point()}

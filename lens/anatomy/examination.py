@@ -225,6 +225,12 @@ def _addends(
             find_addends(names[layer], layer, made, dtype, attention=given.attention, ffn=given.ffn)
             for layer, made in zip(parts.layers, recording.layers, strict=True)
         )
+        if all(layer.attention is None for layer in found):
+            raise Unsupported(
+                f"{type(model).__name__}: no layer has a submodule that mixes tokens and adds to "
+                "the residual stream (something else may have wrapped its layers); pass "
+                "attention='name', or accept={'sublayers'} to go without"
+            )
     except Unsupported as reason:
         if "sublayers" not in given.accept:
             raise
