@@ -12,9 +12,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from embedlens import Unsupported, VisualLM
-from families.zoo import READABLE, built, visual_lm
+from families.zoo import READABLE, WITH_PROCESSOR, built, visual_lm
 
-WITH_PROCESSOR = [name for name in READABLE if built(name).processor is not None]
 # Its generate() takes no logits processor.
 UNFORCEABLE = ("janus",)
 

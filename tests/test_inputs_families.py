@@ -16,7 +16,7 @@ from families.clips import VIDEOS
 from families.family import noise
 from families.films import FILMS, filmed, frames
 
-WITH_PROCESSOR = [name for name in zoo.READABLE if zoo.built(name).processor is not None]
+WITH_PROCESSOR = zoo.WITH_PROCESSOR
 # Processors that make nothing without an image, and models whose forward asks for pixels.
 IMAGE_NEEDED = {"got_ocr2", "paligemma", "paligemma2", "blip-2", "instructblip", "kosmos-2"}
 ONE_IMAGE = {"blip-2", "instructblip", "kosmos-2", "fuyu"}

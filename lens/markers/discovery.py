@@ -26,6 +26,9 @@ SINK_COSINE, SINK_MARGIN = 0.8, 0.3
 # Tokens tried as the seed of a direction, and a bound on the directions looked for.
 CANDIDATES, MAX_DIRECTIONS = 2048, 32
 
+# What is asked when the caller does not say.
+QUESTION = "describe the image ."
+
 Group = tuple[Float[Tensor, " d"], NDArray[np.bool_]]
 
 
@@ -64,9 +67,9 @@ def gather(
 ) -> Evidence:
     """Run the images through the model and keep what classes are judged by."""
     parts: list[tuple[Tensor, NDArray[np.int64], Any, Any, Any]] = []
-    text = prompt or "describe the image ."
-    if not getattr(model.processor, "chat_template", None):
-        text = model.image_placeholder if prompt is None else prompt
+    text = QUESTION if prompt is None else prompt
+    if prompt is None and not getattr(model.processor, "chat_template", None):
+        text = f"{model.image_placeholder} {QUESTION}".strip()
     for start in range(0, len(images), batch_size):
         group = images[start : start + batch_size]
         batch = model.encode([[image] for image in group], [text] * len(group))

@@ -33,6 +33,9 @@ def built(name: str) -> Family:
     return FAMILIES[name]()
 
 
+WITH_PROCESSOR = tuple(name for name in READABLE if built(name).processor is not None)
+
+
 @functools.cache
 def anatomy(name: str) -> Anatomy:
     """The anatomy of one family, verified on its own inputs."""
