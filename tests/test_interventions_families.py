@@ -12,7 +12,7 @@ import torch
 from test_anatomy_families import ADDENDS
 from torch import Tensor
 
-from embedlens import AblateAttention, Batch, PatchTokens, Plan, Unsupported, VisualLM, ZeroFFN
+from embedlens import AblateAttention, Batch, PatchTokens, Plan, Run, Unsupported, VisualLM, ZeroFFN
 from families.family import FAMILIES, noise
 from families.zoo import READABLE, built, visual_lm
 
@@ -49,6 +49,15 @@ def padded(name: str) -> Batch:
     family, model = built(name), visual_lm(name)
     longer = f"{family.prompt} red star ?"
     return model.encode([noise(family.size, 1), noise(family.size, 2)], [family.prompt, longer])
+
+
+@functools.cache
+def clean(name: str) -> Run:
+    """The family's own inputs, run without a plan."""
+    model = visual_lm(name)
+    readable = "residual" not in model.anatomy.refusals
+    batch = model.batch(built(name).inputs)
+    return model.run(batch, capture="residual" if readable else (), logits="all")
 
 
 def plan_of(edit: str) -> Plan:
@@ -119,12 +128,12 @@ def check(model: VisualLM, name: str, batch: Batch, edit: str) -> None:
     where[batch.visual.sample.copy(), batch.visual.position.copy()] = True
     twin, keep = plain(name), inputs["attention_mask"].bool()
     with torch.no_grad():
-        clean = twin(**inputs).logits
+        plainly = twin(**inputs).logits
         with edited(twin, name, edit, where):
             expected = twin(**inputs).logits
     found = model.run(batch, plan_of(edit), logits="all").logits
-    assert (expected - clean)[keep].abs().max() > MOVED
-    assert (found - expected)[keep].abs().max() < EQUAL * max(1.0, float(clean[keep].std()))
+    assert (expected - plainly)[keep].abs().max() > MOVED
+    assert (found - expected)[keep].abs().max() < EQUAL * max(1.0, float(plainly[keep].std()))
 
 
 # Patching across added features is refused; tested below.
@@ -153,12 +162,12 @@ def test_generation_equals_hooks(name: str) -> None:
     batch = model.batch(built(name).inputs)
     where = model.anatomy.visual_mask(batch.inputs)
     settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
-    clean = twin.generate(**batch.inputs, **settings)[:, -5:]
+    plainly = twin.generate(**batch.inputs, **settings)[:, -5:]
     with edited(twin, name, "both", where):
         written = twin.generate(**batch.inputs, **settings)[:, -5:]
     found = model.generate(batch, plan_of("both"), max_new_tokens=5, min_new_tokens=5)
     expected = model.tokenizer.batch_decode(written, skip_special_tokens=True)
-    assert not torch.equal(written, clean)
+    assert not torch.equal(written, plainly)
     assert found == [text.strip() for text in expected]
 
 
@@ -173,9 +182,9 @@ def test_attention_and_ffn_together_freeze_the_tokens(name: str) -> None:
         return
     batch = model.batch(built(name).inputs)
     frozen = model.run(batch, Plan(AblateAttention(), ZeroFFN()), capture="residual").residual
-    clean = model.run(batch, capture="residual").residual
+    untouched = clean(name).residual
     last = anatomy.n_layers
-    assert not torch.equal(clean[last], clean[0])
+    assert not torch.equal(untouched[last], untouched[0])
     if "per_layer_inputs" in anatomy.capabilities:
         return  # a third addend, which these two operations leave in place
     for layer in range(last):
@@ -189,13 +198,12 @@ def test_attention_and_ffn_together_freeze_the_tokens(name: str) -> None:
 def test_a_plan_that_changes_nothing_changes_no_bit(name: str) -> None:
     model = visual_lm(name)
     batch = model.batch(built(name).inputs)
-    clean = model.run(batch, logits="all").logits
     if "residual" in model.anatomy.refusals:
         with pytest.raises(Unsupported, match="streams"):
             model.run(batch, Plan(PatchTokens(source=1, target=1)))
         return
     patched = model.run(batch, Plan(PatchTokens(source=1, target=1)), logits="all").logits
-    assert torch.equal(clean, patched)
+    assert torch.equal(clean(name).logits, patched)
 
 
 @pytest.mark.parametrize("name", [*DEEPSTACK, "cohere_compass"])
@@ -222,8 +230,8 @@ def test_a_layer_without_the_part_is_refused_by_name_and_passed_over_by_all() ->
     without = model.anatomy.attention.index(None)
     with pytest.raises(Unsupported, match="one sublayer each"):
         model.run(batch, Plan(AblateAttention(layers=without)))
-    clean = model.run(batch).logits
-    assert not torch.equal(model.run(batch, Plan(AblateAttention())).logits, clean)
+    untouched = model.run(batch).logits
+    assert not torch.equal(model.run(batch, Plan(AblateAttention())).logits, untouched)
 
 
 def test_tokens_a_layer_never_computes_while_generating_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 from pathlib import Path
 
@@ -34,6 +35,10 @@ def built(name: str) -> Family:
 
 
 WITH_PROCESSOR = tuple(name for name in READABLE if built(name).processor is not None)
+# Seventy models are many objects, which live as long as the tests do: not to be gone through in
+# every garbage collection.
+gc.collect()
+gc.freeze()
 
 
 @functools.cache
