@@ -118,6 +118,7 @@ def check_model(
         about = {**provenance(model), "class": type(model.hf).__name__}
     except InputError:
         raise
+    # As below: what a stranger's model raises is a finding, not a crash.
     except Exception as error:
         return unopened(model.name, error)
     if model.processor is None:
