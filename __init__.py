@@ -19,6 +19,7 @@ from embedlens.interventions import (
     PruneTokens,
     WithdrawTokens,
     ZeroFFN,
+    paper,
 )
 from embedlens.lens import (
     Anatomy,
@@ -78,6 +79,7 @@ __all__ = [
     "alignment",
     "class_agreement",
     "lens_hits",
+    "paper",
     "sparsity",
     "token_map",
 ]

@@ -69,7 +69,8 @@ def _table(
 ) -> pd.DataFrame:
     frame = batch.visual.frame.copy()
     frame["sample"] += first_sample
-    labels = [None] * len(frame) if batch.classes is None else list(batch.classes.labels)
+    classes = batch.classes
+    labels = list(classes.labels) if classes and classes.membership else [None] * len(frame)
     frame["class"] = pd.Categorical(labels, categories=list(CLASS_NAMES))
     frame["norm"] = states.float().norm(dim=-1).cpu().numpy().astype(np.float64)
     read = lens.read(states, k=k)

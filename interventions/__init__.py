@@ -1,8 +1,10 @@
 """TOUCH: what to change: selectors, operations, plans, and the engine that runs them."""
 
+from . import paper
 from .attention import BlockAttention
 from .operation import Operation
 from .operations import AblateAttention, PatchTokens, ZeroFFN
+from .paper_selectors import Control, Near
 from .plan import Plan
 from .pruning import InjectTokens, PruneTokens, WithdrawTokens
 from .selector_text import parse_selector
@@ -12,10 +14,12 @@ __all__ = [
     "AblateAttention",
     "BlockAttention",
     "Box",
+    "Control",
     "FrameIs",
     "ImageIs",
     "InjectTokens",
     "Name",
+    "Near",
     "Operation",
     "PatchTokens",
     "Plan",
@@ -25,5 +29,6 @@ __all__ = [
     "TileIs",
     "WithdrawTokens",
     "ZeroFFN",
+    "paper",
     "parse_selector",
 ]

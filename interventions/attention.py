@@ -88,14 +88,9 @@ class BlockAttention(Operation):
         steps = block_steps(self, target, chosen, meant, keys)
         if self.renormalise:
             return steps
+        how = {"do": "zero-weights", "collapse": self.collapse}
         return [
-            {
-                **step,
-                "do": "zero-weights",
-                "collapse": self.collapse,
-                "call": _call_of(step, target),
-            }
-            for step in steps
+            target.after_others({**step, **how, "call": _call_of(step, target)}) for step in steps
         ]
 
 

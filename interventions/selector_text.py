@@ -6,12 +6,14 @@ import ast
 from typing import Any, NoReturn
 
 from ..lens.errors import InputError
+from .paper_selectors import Control, Near
 from .selectors import And, Box, FrameIs, ImageIs, Name, Not, Or, Random, Selector, TileIs
 
-_INDEXED: dict[str, type[ImageIs | TileIs | FrameIs]] = {
+_INDEXED: dict[str, type[ImageIs | TileIs | FrameIs | Near]] = {
     "image": ImageIs,
     "tile": TileIs,
     "frame": FrameIs,
+    "near": Near,
 }
 
 
@@ -67,11 +69,13 @@ class _Reader:
             case ast.Subscript(value=ast.Name(id="box")):
                 self._refuse(node, "a box is written box[first_row:end_row, first_col:end_col]")
             case ast.Call(func=ast.Name(id="random")):
-                return self._random(node)
+                return Random(**self._drawn(node, "random", "like", "within"))
+            case ast.Call(func=ast.Name(id="control")):
+                return Control(**self._drawn(node, "control", "of"))
         self._refuse(
             node,
             "this is not part of the selector language (names, &, |, ~, image[i], tile[i], "
-            "frame[i], box[r0:r1, c0:c1], random(like=…))",
+            "frame[i], box[r0:r1, c0:c1], near[id], random(like=…), control(of=…))",
         )
 
     def _name(self, node: ast.expr, name: str) -> Selector:
@@ -92,20 +96,23 @@ class _Reader:
             self._refuse(node.lower, "a span is written first:end with end behind first")
         return first, end
 
-    def _random(self, node: ast.Call) -> Selector:
+    def _drawn(self, node: ast.Call, name: str, needed: str, *others: str) -> dict[str, Any]:
+        """The arguments of a draw: ``needed`` and ``others`` are selectors, ``seed`` a number."""
+        known = (needed, *others)
         if node.args:
-            self._refuse(node.args[0], "random() takes like=, within= and seed= by name")
+            listed = ", ".join(f"{argument}=" for argument in known)
+            self._refuse(node.args[0], f"{name}() takes {listed} and seed= by name")
         arguments: dict[str, Any] = {}
         for keyword in node.keywords:
-            if keyword.arg in ("like", "within"):
+            if keyword.arg in known:
                 arguments[keyword.arg] = self.read(keyword.value)
             elif keyword.arg == "seed":
                 arguments["seed"] = self._integer(keyword.value)
             else:
-                self._refuse(keyword.value, f"random() has no argument {keyword.arg!r}")
-        if "like" not in arguments:
-            self._refuse(node, "random() needs like=, the tokens whose number is to be matched")
-        return Random(**arguments)
+                self._refuse(keyword.value, f"{name}() has no argument {keyword.arg!r}")
+        if needed not in arguments:
+            self._refuse(node, f"{name}() needs {needed}=, the tokens whose number is matched")
+        return arguments
 
     def _refuse(self, node: ast.expr | None, reason: str) -> NoReturn:
         column = 0 if node is None else len(self.text.encode()[: node.col_offset].decode())

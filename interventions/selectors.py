@@ -2,6 +2,7 @@
 
     visual & ~dead            image[1] | last            box[0:4, 2:6] & alive
     patch & tile[0]           visual & ~newline          random(like=dead, within=alive, seed=0)
+    near[1141]                control(of=dead, seed=0)   (the paper's; see :mod:`.paper_selectors`)
 
 The text form and the objects round-trip. Evaluation gives one mask over the prompt's positions
 and one flag per sample for the tokens still to be generated.

@@ -77,7 +77,7 @@ def carry_out(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: 
     elif step["do"] == "remove":
         remove(model, step, decoded)
     elif step["do"] == "zero-weights":
-        zero_weights(model, step, decoded)
+        zero_weights(model, store, step, decoded)
     elif step["do"] == "zero":
         zero(model, step)
     elif step["do"] == "read":

@@ -73,11 +73,21 @@ class Target:
     during: Pass
     backward_states: dict[int, NDArray[np.float32] | torch.Tensor] = field(default_factory=dict)
     _keys: int = 0
+    _weighing: dict[tuple[str, str], Step] = field(default_factory=dict)
 
     def new_key(self) -> str:
         """A name, unique in this plan, under which one step leaves states for another."""
         self._keys += 1
         return f"states{self._keys}"
+
+    def after_others(self, step: Step) -> Step:
+        """A step on attention weights that goes on from what an earlier one left of them."""
+        call = (step["path"], step["when"])
+        if call in self._weighing:
+            step = {**step, "takes": self.new_key()}
+            self._weighing[call]["leaves"] = step["takes"]
+        self._weighing[call] = step
+        return step
 
     @property
     def real(self) -> NDArray[np.bool_]:

@@ -2,7 +2,8 @@
 
 The hazard: weights that a module returns are a by-product, and writing them changes nothing. So the
 call of the attention function is caught with its queries, keys and values, what it must have
-computed is computed again, and only if that is what it returned are the edited rows replaced.
+computed is computed again, and only if that is what it returned are the edited rows replaced. Where
+several steps edit one call, each leaves its weights to the next, which goes on from there.
 
 Shipped by value to remote runs, like :mod:`.steps`: imports nothing but torch.
 """
@@ -61,12 +62,14 @@ def collapsed(
     return weights.scatter_add(-1, place, mass[..., None])
 
 
-def zero_weights(model: Any, step: dict[str, Any], decoded: int) -> None:
+def zero_weights(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
     """Take the step's keys out of its queries' attention without scaling up what is left.
 
     Args:
         model: The traced model.
-        step: Path of the mixer, the name of the call inside it, queries and keys.
+        store: What steps leave to one another.
+        step: Path of the mixer, the name of the call inside it, queries and keys; ``takes`` and
+            ``leaves`` are where weights are passed on between steps on one call.
         decoded: Which decoding step this is; 0 for the prompt.
     """
     call = getattr(model.get(step["path"]).source, step["call"])
@@ -80,7 +83,10 @@ def zero_weights(model: Any, step: dict[str, Any], decoded: int) -> None:
     mask = own_mask(given, step, query, key.shape[-2])
     total = step["queries"].shape[1] + step["behind"] + decoded
     pairs = blocked_pairs(step, mask, total) & is_readable(mask)
-    weights = attention_weights(query, key, mask, options)
+    if "takes" in step:
+        weights = store.pop(step["takes"])
+    else:
+        weights = attention_weights(query, key, mask, options)
     kept = weights.masked_fill(pairs, 0.0)
     changed = collapsed(kept, weights - kept, step, total) if step["collapse"] else kept
     again, made = (
@@ -92,8 +98,9 @@ def zero_weights(model: Any, step: dict[str, Any], decoded: int) -> None:
     if mixed.shape != made.shape or ((again - mixed) * rows).abs().max() > near:
         raise ValueError(
             f"REFUSED: {step['by']}: the attention of layer {step['layer']} could not be computed "
-            "again, because it is no plain softmax of scores or because another operation changes "
-            "the same queries there: use renormalise=True"
+            "again, because it is no plain softmax of scores: use renormalise=True"
         )
+    if "leaves" in step:
+        store[step["leaves"]] = changed
     made = torch.where(rows, made, mixed)
     call.output = (made, *output[1:]) if isinstance(output, tuple) else made

@@ -17,6 +17,30 @@ MARKER_KINDS = (*SINK_KINDS, "dead")
 
 
 @dataclass(frozen=True, eq=False)
+class NearestWords:
+    """The vocabulary ids nearest to every visual token of a batch: what the paper's ids refer to.
+
+    Attributes:
+        ids: ``[token, k]``, in the order of the batch's visual tokens.
+        vocabulary: Number of ids there are.
+    """
+
+    ids: NDArray[np.int64]
+    vocabulary: int
+
+    def mask(self, word: int) -> NDArray[np.bool_]:
+        """Tokens that have one id among their nearest, ``[token]``.
+
+        Raises:
+            InputError: An id outside the vocabulary.
+        """
+        if not 0 <= word < self.vocabulary:
+            raise InputError(f"id {word} lies outside the vocabulary of {self.vocabulary} entries")
+        found: NDArray[np.bool_] = (self.ids == word).any(1)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
 class TokenClasses:
     """Class membership of every visual token of a batch.
 
@@ -25,22 +49,29 @@ class TokenClasses:
 
     Attributes:
         membership: For each marker kind (``vit-sink``, ``llm-sink``, ``dead``) a mask
-            ``[token]``, in the order of the batch's visual tokens.
+            ``[token]``, in the order of the batch's visual tokens. Empty where only ``nearest`` is
+            known, and then no token has a class.
+        nearest: The nearest words, where they were looked at.
     """
 
     membership: Mapping[str, NDArray[np.bool_]]
+    nearest: NearestWords | None = None
 
     def __post_init__(self) -> None:
-        if set(self.membership) != set(MARKER_KINDS):
+        known = bool(self.membership) or self.nearest is None
+        if known and set(self.membership) != set(MARKER_KINDS):
             raise InputError(
                 f"membership for {sorted(self.membership)}, needed: {', '.join(MARKER_KINDS)}"
             )
-        if len({mask.shape for mask in self.membership.values()}) != 1:
+        lengths = {len(mask) for mask in self.membership.values()}
+        if self.nearest is not None:
+            lengths.add(len(self.nearest.ids))
+        if len(lengths) != 1 or any(mask.ndim != 1 for mask in self.membership.values()):
             raise InputError("membership masks of different lengths")
         object.__setattr__(self, "membership", MappingProxyType(dict(self.membership)))
 
     def __len__(self) -> int:
-        return len(self.membership["dead"])
+        return len(self.membership["dead"] if self.nearest is None else self.nearest.ids)
 
     def mask(self, name: str) -> NDArray[np.bool_]:
         """Tokens of one class, ``[token]``.
@@ -49,8 +80,13 @@ class TokenClasses:
             name: ``sink`` (either kind), ``vit-sink``, ``llm-sink``, ``dead`` or ``alive``.
 
         Raises:
-            InputError: No such class.
+            InputError: No such class, or nobody has said which tokens are in one.
         """
+        if not self.membership:
+            raise InputError(
+                f"class {name!r}: only the nearest words of these tokens are known; classes come "
+                "from batch.with_classes(markers.classify(model, batch))"
+            )
         sink = self.membership["vit-sink"] | self.membership["llm-sink"]
         if name == "sink":
             return sink
@@ -77,4 +113,8 @@ class TokenClasses:
 
     def select(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> TokenClasses:
         """The labels of the tokens that ``keep`` (a mask or indices) picks."""
-        return TokenClasses({name: mask[keep] for name, mask in self.membership.items()})
+        near = self.nearest
+        return TokenClasses(
+            {name: mask[keep] for name, mask in self.membership.items()},
+            None if near is None else NearestWords(near.ids[keep], near.vocabulary),
+        )

@@ -13,12 +13,11 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..classes import MARKER_KINDS, TokenClasses
+from ..classes import MARKER_KINDS, NearestWords, TokenClasses
 from ..errors import InputError
 from ..inputs.batch import Batch
 from ..inputs.encoding import ImageLike
@@ -145,9 +144,13 @@ class Markers:
             near = (unit @ self.directions.to(unit).T >= self.threshold).cpu().numpy()
             for column, name in enumerate(self.frame["class"]):
                 membership[name] |= near[:, column]
-        if any(self.ids.values()) and n:
-            membership = self._by_ids(model, entry, membership)
-        return TokenClasses(membership)
+        if not any(self.ids.values()):
+            return TokenClasses(membership)
+        nearest = nearest_words(model, entry, self.k)
+        for name, group in self.ids.items():
+            for word in group:
+                membership[name] = membership[name] | nearest.mask(word)
+        return TokenClasses(membership, nearest)
 
     def save(self, path: str | Path) -> None:
         """Write everything into one safetensors file."""
@@ -188,14 +191,8 @@ class Markers:
             header["model"],
         )
 
-    def _by_ids(
-        self, model: VisualLM, entry: Tensor, membership: dict[str, NDArray[np.bool_]]
-    ) -> dict[str, NDArray[np.bool_]]:
-        vocab = len(model.embeddings)
-        if too_large := [i for group in self.ids.values() for i in group if i >= vocab]:
-            raise InputError(f"id {too_large[0]} lies outside the vocabulary of {vocab} entries")
-        nearest = EmbedLens(model).read(entry, self.k).ids.cpu().numpy()
-        return {
-            name: membership[name] | np.isin(nearest, self.ids.get(name, ())).any(1)
-            for name in MARKER_KINDS
-        }
+
+def nearest_words(model: VisualLM, entry: Float[Tensor, "visual d"], k: int = 3) -> NearestWords:
+    """The ids of the k nearest words of visual tokens, from their states at the LLM's entry."""
+    ids = EmbedLens(model).read(entry, k).ids if len(entry) else torch.zeros(0, k)
+    return NearestWords(ids.long().cpu().numpy(), len(model.embeddings))
