@@ -7,7 +7,6 @@ over keys, or the whole operation is refused.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from pydantic import model_validator
 
 from ..lens.errors import InputError, Unsupported
 from ..lens.wrapping import envoy_path
+from .attention_call import attention_call
 from .layers import Layers, layer_indices
 from .operation import Operation, Tokens
 from .selector_text import parse_selector
@@ -25,7 +25,6 @@ from .target import Step, Target
 
 # How each implementation takes a mask: True for boolean, False for added to the scores.
 BOOLEAN = {"sdpa": True, "eager": False}
-_CALL = re.compile(r"attention_interface_\d+")
 
 
 class BlockAttention(Operation):
@@ -166,15 +165,16 @@ def _mask_of(operation: Operation, target: Target, layer: int) -> Step:
 
 def _call_of(step: Step, target: Target) -> str:
     """Name of the call of the attention function in the mixer's own forward."""
-    names = target.model.nn.get(step["path"]).source.names
-    # The name is bound first and called last.
-    calls = [name for name in names if _CALL.fullmatch(name)]
-    if not calls:
+    model, layer = target.model, step["layer"]
+    names = model.nn.get(step["path"]).source.names
+    mixer = model.hf.get_submodule(model.anatomy.mixer[layer])
+    try:
+        return attention_call(mixer, tuple(map(str, names)))
+    except Unsupported as reason:
         raise Unsupported(
-            f"{step['by']}: layer {step['layer']} does not call an attention function of "
-            "transformers, so its weights cannot be reached: use renormalise=True"
-        )
-    return str(calls[-1])
+            f"{step['by']}: the token mixer of layer {layer} {reason}, so its weights cannot be "
+            "reached: use renormalise=True"
+        ) from None
 
 
 def _some_pair(queries: Selection, keys: Selection, target: Target) -> bool:

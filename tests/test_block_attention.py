@@ -344,17 +344,6 @@ def test_the_papers_layer_0_is_two_operations(twin: Any) -> None:
     assert float((found - expected).abs().max()) < EQUAL
 
 
-def test_the_same_weights_cannot_be_zeroed_twice(twin: Any) -> None:
-    model = twin().model
-    batch = encode(model, "middle")
-    twice = [
-        BlockAttention(queries="text", keys=f"box[{r}:{r + 2}, 0:4]", renormalise=False)
-        for r in (0, 2)
-    ]
-    with pytest.raises(InputError, match="changes the same queries"):
-        model.run(batch, Plan(*twice))
-
-
 def test_blocking_nothing_changes_no_bit_and_has_to_be_allowed(twin: Any) -> None:
     model = twin().model
     batch = encode(model, "middle")
