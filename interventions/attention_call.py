@@ -21,7 +21,7 @@ _OPERATION = re.compile(rf"{NAME}_\d+")
 
 
 def attention_call(mixer: Any, names: tuple[str, ...]) -> str:
-    """nnsight's name for the call of the attention function in a mixer's forward.
+    """Nnsight's name for the call of the attention function in a mixer's forward.
 
     Args:
         mixer: The module of transformers.

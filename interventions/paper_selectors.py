@@ -27,6 +27,9 @@ class Near(Selector):
 
     word: int
 
+    def __post_init__(self) -> None:
+        _check_number(self, self.word)
+
     def __str__(self) -> str:
         return f"near[{self.word}]"
 
@@ -60,6 +63,9 @@ class Control(Selector):
 
     of: Selector
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_number(self, self.seed)
 
     def __str__(self) -> str:
         return f"control(of={self.of}, seed={self.seed})"
@@ -117,3 +123,8 @@ def _leaves(selector: Selector) -> Iterator[Selector]:
             yield from _leaves(inner)
         case _:
             yield selector
+
+
+def _check_number(selector: Selector, number: int) -> None:
+    if isinstance(number, bool) or number < 0:
+        raise InputError(f"{selector}: a whole number, 0 or larger, is needed, not {number!r}")

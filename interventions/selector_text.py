@@ -10,10 +10,10 @@ from .paper_selectors import Control, Near
 from .selectors import And, Box, FrameIs, ImageIs, Name, Not, Or, Random, Selector, TileIs
 
 _INDEXED: dict[str, type[ImageIs | TileIs | FrameIs | Near]] = {
+    "near": Near,
     "image": ImageIs,
     "tile": TileIs,
     "frame": FrameIs,
-    "near": Near,
 }
 
 
@@ -68,15 +68,32 @@ class _Reader:
                 return Box(self._span(rows), self._span(cols))
             case ast.Subscript(value=ast.Name(id="box")):
                 self._refuse(node, "a box is written box[first_row:end_row, first_col:end_col]")
-            case ast.Call(func=ast.Name(id="random")):
-                return Random(**self._drawn(node, "random", "like", "within"))
             case ast.Call(func=ast.Name(id="control")):
-                return Control(**self._drawn(node, "control", "of"))
+                return self._control(node)
+            case ast.Call(func=ast.Name(id="random")):
+                return self._random(node)
         self._refuse(
             node,
             "this is not part of the selector language (names, &, |, ~, image[i], tile[i], "
             "frame[i], box[r0:r1, c0:c1], near[id], random(like=…), control(of=…))",
         )
+
+    def _control(self, node: ast.Call) -> Selector:
+        if node.args:
+            self._refuse(node.args[0], "control() takes of= and seed= by name")
+        arguments: dict[str, Any] = {}
+        for keyword in node.keywords:
+            if keyword.arg in arguments:
+                self._refuse(keyword.value, f"{keyword.arg}= stands here a second time")
+            if keyword.arg == "of":
+                arguments["of"] = self.read(keyword.value)
+            elif keyword.arg == "seed":
+                arguments["seed"] = self._integer(keyword.value)
+            else:
+                self._refuse(keyword.value, f"control() has no argument {keyword.arg!r}")
+        if "of" not in arguments:
+            self._refuse(node, "control() needs of=, the tokens whose number is to be matched")
+        return Control(**arguments)
 
     def _name(self, node: ast.expr, name: str) -> Selector:
         try:
@@ -96,23 +113,20 @@ class _Reader:
             self._refuse(node.lower, "a span is written first:end with end behind first")
         return first, end
 
-    def _drawn(self, node: ast.Call, name: str, needed: str, *others: str) -> dict[str, Any]:
-        """The arguments of a draw: ``needed`` and ``others`` are selectors, ``seed`` a number."""
-        known = (needed, *others)
+    def _random(self, node: ast.Call) -> Selector:
         if node.args:
-            listed = ", ".join(f"{argument}=" for argument in known)
-            self._refuse(node.args[0], f"{name}() takes {listed} and seed= by name")
+            self._refuse(node.args[0], "random() takes like=, within= and seed= by name")
         arguments: dict[str, Any] = {}
         for keyword in node.keywords:
-            if keyword.arg in known:
+            if keyword.arg in ("like", "within"):
                 arguments[keyword.arg] = self.read(keyword.value)
             elif keyword.arg == "seed":
                 arguments["seed"] = self._integer(keyword.value)
             else:
-                self._refuse(keyword.value, f"{name}() has no argument {keyword.arg!r}")
-        if needed not in arguments:
-            self._refuse(node, f"{name}() needs {needed}=, the tokens whose number is matched")
-        return arguments
+                self._refuse(keyword.value, f"random() has no argument {keyword.arg!r}")
+        if "like" not in arguments:
+            self._refuse(node, "random() needs like=, the tokens whose number is to be matched")
+        return Random(**arguments)
 
     def _refuse(self, node: ast.expr | None, reason: str) -> NoReturn:
         column = 0 if node is None else len(self.text.encode()[: node.col_offset].decode())

@@ -83,11 +83,11 @@ class Target:
     def after_others(self, step: Step) -> Step:
         """A step on attention weights that goes on from what an earlier one left of them."""
         call = (step["path"], step["when"])
-        if call in self._weighing:
-            step = {**step, "takes": self.new_key()}
-            self._weighing[call]["leaves"] = step["takes"]
-        self._weighing[call] = step
-        return step
+        earlier = self._weighing.get(call)
+        if earlier is not None:
+            earlier["leaves"] = True
+        self._weighing[call] = {**step, "takes": earlier is not None, "leaves": False}
+        return self._weighing[call]
 
     @property
     def real(self) -> NDArray[np.bool_]:

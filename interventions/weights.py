@@ -68,8 +68,8 @@ def zero_weights(model: Any, store: dict[str, Any], step: dict[str, Any], decode
     Args:
         model: The traced model.
         store: What steps leave to one another.
-        step: Path of the mixer, the name of the call inside it, queries and keys; ``takes`` and
-            ``leaves`` are where weights are passed on between steps on one call.
+        step: Path of the mixer, the name of the call inside it, queries and keys; whether it
+            ``takes`` the weights that an earlier step on this call left, and ``leaves`` its own.
         decoded: Which decoding step this is; 0 for the prompt.
     """
     call = getattr(model.get(step["path"]).source, step["call"])
@@ -83,10 +83,7 @@ def zero_weights(model: Any, store: dict[str, Any], step: dict[str, Any], decode
     mask = own_mask(given, step, query, key.shape[-2])
     total = step["queries"].shape[1] + step["behind"] + decoded
     pairs = blocked_pairs(step, mask, total) & is_readable(mask)
-    if "takes" in step:
-        weights = store.pop(step["takes"])
-    else:
-        weights = attention_weights(query, key, mask, options)
+    weights = store["weights"] if step["takes"] else attention_weights(query, key, mask, options)
     kept = weights.masked_fill(pairs, 0.0)
     changed = collapsed(kept, weights - kept, step, total) if step["collapse"] else kept
     again, made = (
@@ -100,7 +97,8 @@ def zero_weights(model: Any, store: dict[str, Any], step: dict[str, Any], decode
             f"REFUSED: {step['by']}: the attention of layer {step['layer']} could not be computed "
             "again, because it is no plain softmax of scores: use renormalise=True"
         )
-    if "leaves" in step:
-        store[step["leaves"]] = changed
+    if step["leaves"]:
+        # One place for all layers, so that no more than one layer's weights are kept.
+        store["weights"] = changed
     made = torch.where(rows, made, mixed)
     call.output = (made, *output[1:]) if isinstance(output, tuple) else made

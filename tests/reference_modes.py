@@ -107,10 +107,11 @@ class Decoder:
         future = torch.ones(scores.shape[1:], dtype=torch.bool).triu(
             1 + scores.shape[2] - scores.shape[1]
         )
-        weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+        # Clones, because gradients need what is written over.
+        weights = scores.masked_fill(future, -torch.inf).softmax(-1).clone()
         weigh(weights)
         mixed = (weights @ value).transpose(0, 1).reshape(len(states), -1)
-        output = mixed @ given["self_attn.o_proj.weight"].T
+        output = (mixed @ given["self_attn.o_proj.weight"].T).clone()
         attended(output)
         states = states + output
         rows = self.rms(states, given["post_attention_layernorm.weight"])

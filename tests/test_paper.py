@@ -608,15 +608,23 @@ def test_selectors_are_read_as_they_are_written(text: str, selector: Any) -> Non
         ("control()", 0, "needs of="),
         ("visual & control(dead)", 17, "takes of= and seed= by name"),
         ("control(of=dead, like=sink)", 22, "no argument 'like'"),
+        ("control(of=dead, of=sink)", 20, "of= stands here a second time"),
         ("control(of=dead, seed=-1)", 22, "whole number"),
         ("control(of=ded)", 11, "no tokens are called"),
-        ("random(dead)", 7, "takes like=, within= and seed= by name"),
     ],
 )
 def test_faults_are_pointed_at(text: str, column: int, reason: str) -> None:
     with pytest.raises(InputError, match=re.escape(reason)) as refused:
         parse_selector(text)
     assert str(refused.value).splitlines()[-1] == "    " + " " * column + "^"
+
+
+@pytest.mark.parametrize("number", [-1, True])
+def test_no_number_below_0_makes_a_selector(number: Any) -> None:
+    with pytest.raises(InputError, match="0 or larger"):
+        Near(number)
+    with pytest.raises(InputError, match="0 or larger"):
+        Control(parse_selector("dead"), number)
 
 
 def test_a_control_draws_as_many_of_the_rest_or_all_of_it(twin: Any) -> None:
