@@ -208,7 +208,7 @@ def prune(
         raise InputError(
             "entry together with target tokens: the paper's code prunes first and then cuts the "
             "sequence where the image had been, so that it treats text as visual tokens; what was "
-            "meant is Plan(PruneTokens(tokens=…), InjectTokens(layer=…))"
+            "meant is Plan(PruneTokens(tokens=A), InjectTokens(tokens='visual & ~A', layer=…))"
         )
     if entry is not None and exit is not None and exit <= entry:
         raise InputError(

@@ -63,6 +63,7 @@ def main() -> None:
         PatchTokens(source=0, target=2, tokens="box[0:2, 0:2]"),
         BlockAttention(queries="text", keys="visual", layers=2),
         BlockAttention(queries="text", keys="visual", layers=3, renormalise=False),
+        BlockAttention(queries="last", keys="box[0:2, 0:2]", layers=3, renormalise=False),
         InjectTokens(layer=1, norm="rescaled", tokens="box[2:4, 0:2]"),
     )
     shorter = Plan(PruneTokens(tokens="box[0:2, 0:4]", method="remove"))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from knockouts import generated
-from reference_modes import Decoder, Reference, entering
+from reference_modes import Cache, Decoder, Reference, entering
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
@@ -22,9 +22,11 @@ from embedlens import (
     AblateAttention,
     Batch,
     BlockAttention,
+    InjectTokens,
     InputError,
     Markers,
     Plan,
+    PruneTokens,
     TokenClasses,
     VisualLM,
     ZeroFFN,
@@ -318,6 +320,27 @@ def test_exit_of_what_pruning_left_equals_the_reference(twin: Any, attn: str) ->
         references = [c.reference(**mode) for c in here.cases]
         assert agree(here.model, plan, here.batch, references) > MOVED
         written(here, plan, here.batch, references)
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_what_entry_with_targets_was_meant_to_be_can_be_written(twin: Any, attn: str) -> None:
+    """What is left of the image comes in at layer 2; the reference would take text for it."""
+    here, (word, layer) = setting(twin, attn), (marks(twin).one, 2)
+    gone = f"near[{word}]"
+    plan = Plan(PruneTokens(tokens=gone), InjectTokens(tokens=f"visual & ~{gone}", layer=layer))
+    found = here.model.run(here.batch, plan).logits
+    for row, one in enumerate(here.cases):
+        first, end = one.span
+        everyone = torch.arange(len(one.entry))
+        visual = (everyone >= first) & (everyone < end)
+        near = torch.zeros_like(visual)
+        near[first:end] = one.decoder.matching(one.entry[first:end], [word])
+        text, kept, cache = everyone[~visual], everyone[~near], Cache()
+        states = one.entry.clone()
+        for index in range(N):
+            rows = text if index < layer else kept
+            states[rows] = one.decoder.layer(index, states[rows], rows, cache)
+        assert float((found[row] - one.decoder.logits(states[-1])).abs().max()) < EQUAL
 
 
 def test_the_caches_of_the_oracle_differ_in_length(twin: Any) -> None:
