@@ -29,7 +29,10 @@ ADMITTED = ("builtins", "collections", "cloudpickle", "nnsight", "numpy", "torch
 # The modules that travel by value.
 SHIPPED = (
     ROOT / "lens/sites.py",
-    *(ROOT / f"interventions/{name}.py" for name in ("steps", "masking", "weights", "removal")),
+    *(
+        ROOT / f"interventions/{name}.py"
+        for name in ("steps", "masking", "weights", "removal", "cutting", "shortening")
+    ),
 )
 
 PLANS = {
@@ -65,7 +68,7 @@ def test_an_installed_package_computes_the_same_remotely(rehearsal: dict[str, An
 
 
 def test_payloads_name_nothing_a_sandbox_refuses(rehearsal: dict[str, Any]) -> None:
-    assert rehearsal["payloads"] == 5
+    assert rehearsal["payloads"] == 6
     refused = [
         name for name in rehearsal["imported"] if name.split(":")[0].split(".")[0] not in ADMITTED
     ]
