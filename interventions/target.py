@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 # (zero, read, write, block, zero-weights, remove, cut), ``path`` (of the module), ``when``
 # (prefill, decode), ``rows`` and ``columns`` (LongTensor [selected]; decode steps have rows only),
 # ``samples`` (in the batch), and for read and write a ``key`` shared by the two, or the ``values``
-# to write. Steps on attention have ``queries`` and ``keys`` in place of rows and columns.
+# to write. Steps on attention have ``queries`` and ``keys`` in place of rows and columns; steps
+# that take rows out have ``take`` and ``kept``, the positions left and which are no padding.
 Step = dict[str, Any]
 
 

@@ -117,6 +117,25 @@ def test_remote_results_equal_local_ones(twin: Any, attn: str, plan: Plan | None
     assert torch.equal(*scores)
 
 
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_rows_are_taken_out_remotely_as_they_are_here(twin: Any, attn: str, layer: int) -> None:
+    """Nothing is captured and nothing else is in the plan, so that rows do leave."""
+    model = twin("llama", attn).model
+    batch = model.encode(
+        [[tiny.image(0)], [tiny.image(1), tiny.image(2)]],
+        [tiny.PROMPTS["middle"], tiny.PROMPTS["two"]],
+    )
+    plan = Plan(PruneTokens(tokens="box[0:2, 0:3]", layer=layer))
+    assert {step["do"] for step in plan.resolve(model, batch)} == {"cut" if layer else "remove"}
+    runs = [model.run(batch, plan, remote=r).logits for r in (False, "local")]
+    assert torch.equal(*runs)
+    written = [model.generate(batch, plan, max_new_tokens=3, remote=r) for r in (False, "local")]
+    assert written[0] == written[1]
+    scores = [model.score(batch, ["a b", "x"], plan, remote=r).logprob for r in (False, "local")]
+    assert torch.equal(*scores)
+
+
 def test_a_remote_block_that_names_the_model_is_refused(twin: Any) -> None:
     """A server without embedlens could not unpickle it."""
     model = twin().model

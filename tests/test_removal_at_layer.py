@@ -191,6 +191,17 @@ def test_removal_equals_masking_in_scores(twin: Any, attn: str) -> None:
         assert float((removed - clean).abs().max()) > MOVED
 
 
+def test_scores_of_a_prompt_seen_in_both_directions_are_the_same() -> None:
+    model = opened("paligemma", "sdpa")
+    batch, _ = marked(padded("paligemma", model))
+    answers = ["red star", "a"]
+    removed, masked = (
+        model.score(batch, answers, leaves(1, m)).logprob for m in ("remove", "mask")
+    )
+    assert float((removed - masked).abs().max()) < 2e-5
+    assert float((removed - model.score(batch, answers).logprob).abs().max()) > MOVED
+
+
 def test_pruning_at_a_layer_is_withdrawing_there(twin: Any) -> None:
     model = twin().model
     batch, _ = marked(encode(model, "ragged"))
@@ -341,6 +352,18 @@ def test_the_way_tokens_leave_is_the_default_of_both_operations(twin: Any) -> No
     assert PruneTokens().method == WithdrawTokens(layer=1).method == "auto"
     assert kinds(Plan(PruneTokens(tokens="dead")), model, batch) == {"remove"}
     assert kinds(Plan(WithdrawTokens(tokens="dead", layer=1)), model, batch) == {"cut"}
+
+
+@pytest.mark.parametrize("method", ["auto", "mask", "remove"])
+def test_the_method_is_part_of_the_plan(method: str) -> None:
+    plan = Plan(
+        PruneTokens(layer=2, method=method), WithdrawTokens(tokens="dead", layer=1, method=method)
+    )
+    for again in (Plan.from_yaml(plan.to_yaml()), Plan.from_json(plan.to_json())):
+        assert again == plan
+    assert (plan == Plan(PruneTokens(layer=2), WithdrawTokens(tokens="dead", layer=1))) == (
+        method == "auto"
+    )
 
 
 def test_counting_anew_is_never_left_to_masking(twin: Any) -> None:
