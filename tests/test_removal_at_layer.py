@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -434,6 +436,20 @@ def test_a_decoder_that_embeds_its_input_is_cut_between_layers_only(name: str) -
     assert auto.method == "mask"
     assert "embeds its input itself" in auto.reason
     assert PruneTokens(tokens="dead", layer=1).way(model).method == "remove"
+
+
+def test_layers_that_share_earlier_keys_keep_the_rows() -> None:
+    """Every family that does so counts rows too, so that this is asked of a changed anatomy."""
+    model = opened("llava", "sdpa")
+    parts = ("n_layers", "hf", "nn", "attn_implementation", "run")
+    sharing = SimpleNamespace(
+        anatomy=replace(model.anatomy, last_token_layers=(2,)),
+        **{name: getattr(model, name) for name in parts},
+    )
+    assert leaves(1, "auto").operations[0].way(model).method == "remove"
+    way = leaves(1, "auto").operations[0].way(sharing)
+    assert way.method == "mask"
+    assert "share keys and values" in way.reason
 
 
 def test_masks_that_are_not_understood_are_not_cut() -> None:
