@@ -21,7 +21,7 @@ from .layers import Layers, layer_indices
 from .operation import Operation, Tokens
 from .selector_text import parse_selector
 from .selectors import Selection
-from .target import Step, Target
+from .target import Step, Subject, Target
 
 # How each implementation takes a mask: True for boolean, False for added to the scores.
 BOOLEAN = {"sdpa": True, "eager": False}
@@ -126,7 +126,7 @@ def block_steps(
     }
     steps = []
     for layer in layers:
-        step = {**common, **_mask_of(operation, target, layer), "layer": layer}
+        step = {**common, **mask_of(repr(operation), target.model, layer), "layer": layer}
         scoring = target.during.kind == "scoring" and queries.generated.any()
         if queries.prompt.any() or scoring:
             steps.append({**step, "when": "prefill"})
@@ -135,15 +135,23 @@ def block_steps(
     return steps
 
 
-def _mask_of(operation: Operation, target: Target, layer: int) -> Step:
-    """Where a layer's mask is, and what stands for it when the mixer receives none."""
-    model = target.model
+def mask_of(by: str, model: Subject, layer: int) -> Step:
+    """Where a layer's mask is, and what stands for it when the mixer receives none.
+
+    Args:
+        by: The operation, for messages.
+        model: The model.
+        layer: The layer.
+
+    Raises:
+        Unsupported: It has no mask over keys, or one that is not understood.
+    """
     anatomy = model.anatomy
     anatomy.require(f"knockout:{layer}")
     path = anatomy.mixer[layer]
     if path is None:
         raise Unsupported(
-            f"{operation!r}: it is not known which module of layer {layer} receives its mask over "
+            f"{by}: it is not known which module of layer {layer} receives its mask over "
             "keys, so attention cannot be blocked there"
         )
     mixer = model.hf.get_submodule(path)
@@ -151,7 +159,7 @@ def _mask_of(operation: Operation, target: Target, layer: int) -> Step:
     implementation = getattr(config, "_attn_implementation", None) or model.attn_implementation
     if implementation not in BOOLEAN:
         raise Unsupported(
-            f"{operation!r}: masks of attn_implementation={implementation!r} cannot be edited; "
+            f"{by}: masks of attn_implementation={implementation!r} cannot be edited; "
             "load the model with attn_implementation='sdpa' or 'eager'"
         )
     text = model.hf.config.get_text_config(decoder=True)

@@ -69,13 +69,8 @@ class Plan:
         Raises:
             InputError: An operation that cannot be carried out or would do nothing.
         """
-        target = Target(model, batch, during or Pass("forward"))
-        shortening = [op for op in self.operations if getattr(op, "method", "") == "remove"]
-        if shortening and len(self.operations) > 1:
-            raise InputError(
-                f"{shortening[0]!r} shortens the sequence, in which the other operations of this "
-                "plan could not find their tokens: use method='mask'"
-            )
+        alone = len(self.operations) == 1
+        target = Target(model, batch, during or Pass("forward"), alone=alone)
         backwards = [op for op in self.operations if isinstance(op, PatchTokens) and op.backwards]
         if backwards:
             target.backward_states = self._first_pass(

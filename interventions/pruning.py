@@ -14,92 +14,136 @@ import torch
 from numpy.typing import NDArray
 from pydantic import NonNegativeInt, model_validator
 
-from ..lens.errors import InputError, Unsupported
-from ..lens.wrapping import envoy_path
+from ..lens.errors import InputError
+from ..lens.run import Pass
 from .attention import block_steps
+from .leaving import Method, Way, leave, obstacle
 from .operation import TokenOperation
 from .selector_text import parse_selector
 from .selectors import Selection
-from .target import Step, Target
+from .target import Step, Subject, Target
 
-# Where what a token sees is counted in rows, or made for the whole sequence before the decoder.
-COUNTED = frozenset(
-    (
-        "sliding_window",
-        "chunked_attention",
-        "sparse_attention",
-        "bidirectional_image",
-        "linear_mixers",
-        "per_layer_inputs",
-        "late_features",
-        "rows_changed_inside",
-    )
-)
 Norm = Literal["raw", "rescaled", "matched"]
 
 
-class PruneTokens(TokenOperation):
+class LeavingTokens(TokenOperation):
+    """Tokens that are gone for everybody from a layer on.
+
+    Attributes:
+        layer: First layer without them.
+        method: How they leave; see :class:`PruneTokens`.
+    """
+
+    layer: NonNegativeInt
+    method: Method = "auto"
+    phase: Literal["all"] = "all"
+
+    @property
+    def renumbered(self) -> bool:
+        """Whether the tokens left are counted anew."""
+        return False
+
+    def way(self, model: Subject, during: Pass | None = None, *, alone: bool = True) -> Way:
+        """How the tokens leave this model, and why they are hidden where they are.
+
+        Args:
+            model: The model.
+            during: Kind of pass; a generation when None.
+            alone: Whether the plan has no other operation.
+
+        Raises:
+            InputError: They are to be removed, and this pass needs them, or there is no such layer.
+            Unsupported: They are to be removed, and this model needs them.
+        """
+        _layer(self.layer, model)
+        if self.method == "mask":
+            return Way("mask")
+        found = obstacle(
+            repr(self),
+            self.layer,
+            model,
+            during or Pass("generation"),
+            renumber=self.renumbered,
+            alone=alone,
+        )
+        # Positions cannot be counted anew around tokens that are only hidden.
+        if found is not None and (self.method == "remove" or self.renumbered):
+            raise found
+        if found is not None:
+            return Way("mask", str(found).removeprefix(f"{self!r}").lstrip(": "))
+        traced = during is not None and during.traced
+        if self.method == "auto" and traced and not self.renumbered:
+            return Way("mask", "inside an open trace states are read at the prompt's positions")
+        return Way("remove")
+
+    def lower(self, target: Target) -> list[Step]:
+        """Take the tokens out before ``layer``, or hide them from all others from there on."""
+        gone = _selected(self, target)
+        if gone[:, -1].any():
+            sample = int(np.flatnonzero(gone[:, -1])[0])
+            raise InputError(
+                f"{self!r}: the last token of sample {sample} is among {self.tokens!r}, and what "
+                "the model writes is read off it: leave it out, for instance with & ~last"
+            )
+        if self.way(target.model, target.during, alone=target.alone).method == "remove":
+            return leave(repr(self), self.layer, gone, target, renumber=self.renumbered)
+        return _hidden(self, target, range(self.layer, target.model.n_layers))
+
+
+class PruneTokens(LeavingTokens):
     r"""From a layer on, tokens are gone for everybody, as if they had been taken out there.
 
     In layers $l \ge$ ``layer`` no other token sees the pruned ones, $A_{qk} = 0$ for pruned $k$
     and every $q \ne k$, those generated later included; positions of the others stay as they were.
-    That leaves every other token where removing the rows would have left it. The states and logits
-    of the pruned tokens themselves are still computed, and mean nothing. Source: class pruning,
-    method.md (a3), and at a later layer the early exit of (a6).
+    That leaves every other token where removing the rows leaves it. Where they are only hidden,
+    the states and logits of the pruned tokens themselves are still computed, and mean nothing.
+    Source: class pruning, method.md (a3), and at a later layer the early exit of (a6).
 
     Attributes:
         layer: First layer without them.
-        method: ``mask`` hides them, which every layer with a mask over keys can do, and which
-            leaves every position where it was. ``remove`` takes the rows out before layer 0:
-            equal, faster and with a shorter cache. The sequence is then shorter than the prompt,
-            so nothing can be captured at the prompt's positions, and no other operation can name
-            tokens in the same plan.
+        method: ``remove`` takes the rows out before ``layer``: faster, and with a shorter cache
+            there and behind. The sequence is then shorter than the prompt, so nothing can be
+            captured at the prompt's positions, and no other operation can name tokens in the same
+            plan. ``mask`` hides them, which every layer with a mask over keys can do. ``auto``
+            removes where the model allows it, and hides where it does not, where the plan has
+            other operations, where captures or the logits of all positions are asked for, and in
+            :meth:`VisualLM.trace`, inside which states are read. The results are equal;
+            :meth:`way` says which of the two it is.
         positions: ``keep`` leaves every token its position, so that gaps remain, as the paper
-            does; ``renumber`` counts those left from 0, which takes ``method="remove"``.
+            does; ``renumber`` counts those left from 0, which only removal before layer 0 can do,
+            so that ``auto`` never hides instead.
     """
 
     op: Literal["prune-tokens"] = "prune-tokens"
     layer: NonNegativeInt = 0
-    method: Literal["mask", "remove"] = "mask"
     positions: Literal["keep", "renumber"] = "keep"
-    phase: Literal["all"] = "all"
 
     @model_validator(mode="after")
     def _only_removal_changes_positions(self) -> PruneTokens:
-        if self.method == "remove" and self.layer != 0:
+        if self.renumbered and (self.method == "mask" or self.layer != 0):
             raise ValueError(
-                f"rows are removed before layer 0, not at layer {self.layer}: method='mask' prunes "
-                "there"
-            )
-        if self.positions == "renumber" and self.method == "mask":
-            raise ValueError(
-                "positions='renumber' needs a sequence without the tokens: method='remove'"
+                "positions='renumber' needs a sequence that never had the tokens: "
+                "method='remove', layer=0"
             )
         return self
 
-    def lower(self, target: Target) -> list[Step]:
-        """Hide the tokens from all others in every layer from ``layer`` on, or remove them."""
-        if self.method == "remove":
-            return _removed(self, target)
-        return _gone(self, target, self.layer)
+    @property
+    def renumbered(self) -> bool:
+        """Whether the tokens left are counted anew."""
+        return self.positions == "renumber"
 
 
-class WithdrawTokens(TokenOperation):
+class WithdrawTokens(LeavingTokens):
     r"""Tokens leave at a layer: those below have them, from ``layer`` on nobody sees them.
 
     Like :class:`PruneTokens` at that layer. Source: the early exit of method.md (a6), after VTW.
 
     Attributes:
         layer: First layer without them.
+        method: ``remove``, ``mask`` or ``auto``, as in :class:`PruneTokens`.
     """
 
     op: Literal["withdraw-tokens"] = "withdraw-tokens"
-    layer: NonNegativeInt
-    phase: Literal["all"] = "all"
-
-    def lower(self, target: Target) -> list[Step]:
-        """Hide the tokens from all others in every layer from ``layer`` on."""
-        return _gone(self, target, self.layer)
 
 
 class InjectTokens(TokenOperation):
@@ -124,7 +168,7 @@ class InjectTokens(TokenOperation):
     def lower(self, target: Target) -> list[Step]:
         """Hide them below, keep the states they entered with, and write those at ``layer``."""
         anatomy = target.model.anatomy
-        layer = _layer(self.layer, target)
+        layer = _layer(self.layer, target.model)
         if any(0 < added <= layer for added in anatomy.injections):
             anatomy.require("patch_across")
         anatomy.require("residual")
@@ -146,71 +190,10 @@ class InjectTokens(TokenOperation):
         return [*hidden, *(step for step in steps if step["when"] == "prefill")]
 
 
-def _layer(layer: int, target: Target) -> int:
-    if layer >= target.model.n_layers:
-        raise InputError(f"no layer {layer}: the model has layers 0 to {target.model.n_layers - 1}")
+def _layer(layer: int, model: Subject) -> int:
+    if layer >= model.n_layers:
+        raise InputError(f"no layer {layer}: the model has layers 0 to {model.n_layers - 1}")
     return layer
-
-
-def _gone(operation: TokenOperation, target: Target, layer: int) -> list[Step]:
-    """Steps that take tokens away from a layer on."""
-    first = _layer(layer, target)
-    _check_leaving(operation, _selected(operation, target))
-    return _hidden(operation, target, range(first, target.model.n_layers))
-
-
-def _removed(operation: PruneTokens, target: Target) -> list[Step]:
-    """The step that takes rows out before the decoder.
-
-    Raises:
-        Unsupported: What a token of this model sees depends on where in the sequence it stands.
-        InputError: States are to be read at positions of the whole prompt.
-    """
-    anatomy = target.model.anatomy
-    if counted := sorted(anatomy.capabilities & COUNTED):
-        raise Unsupported(
-            f"{operation!r}: this model has {', '.join(counted)}, where a shorter sequence changes "
-            "what the tokens left can see: use method='mask'"
-        )
-    if target.during.positions:
-        raise InputError(
-            f"{operation!r} leaves a sequence shorter than the prompt, so neither states nor the "
-            "logits of all its positions can be returned: use method='mask'"
-        )
-    if operation.positions == "renumber" and "mrope" in anatomy.capabilities:
-        raise Unsupported(
-            f"{operation!r}: this model's positions are places in the image as well, which cannot "
-            "be counted anew: use positions='keep'"
-        )
-    gone = _selected(operation, target)
-    _check_leaving(operation, gone)
-    left = target.real & ~gone
-    if not gone.any():
-        return []
-    # A stable sort brings what is left to the end, in its order.
-    kept = int(left.sum(1).max())
-    take = np.argsort(left, axis=1, kind="stable")[:, -kept:]
-    step: Step = {
-        "do": "remove",
-        "by": repr(operation),
-        "path": envoy_path(anatomy.decoder),
-        "length": target.batch.length,
-        "renumber": operation.positions == "renumber",
-        "take": torch.as_tensor(take),
-        "kept": torch.as_tensor(np.take_along_axis(left, take, axis=1)),
-    }
-    decoding = [{**step, "when": "decode"}] if target.during.kind == "generation" else []
-    return [{**step, "when": "prefill"}, *decoding]
-
-
-def _check_leaving(operation: TokenOperation, gone: NDArray[np.bool_]) -> None:
-    """Refuse to take away a prompt's last token, off which is read what the model writes."""
-    if gone[:, -1].any():
-        sample = int(np.flatnonzero(gone[:, -1])[0])
-        raise InputError(
-            f"{operation!r}: the last token of sample {sample} is among {operation.tokens!r}, and "
-            "what the model writes is read off it: leave it out, for instance with & ~last"
-        )
 
 
 def _selected(operation: TokenOperation, target: Target) -> NDArray[np.bool_]:

@@ -15,11 +15,7 @@ from typing import Any
 
 import torch
 
-
-def taken(tensor: torch.Tensor, take: torch.Tensor) -> torch.Tensor:
-    """Columns of ``[sample, token, …]``, other ones in every sample."""
-    index = take.reshape(*take.shape, *[1] * (tensor.ndim - 2)).expand(-1, -1, *tensor.shape[2:])
-    return tensor.expand(len(take), *tensor.shape[1:]).gather(1, index)
+from .shortening import is_mask, key_columns, left_over, made_mask, shorter_mask, taken
 
 
 def taken_positions(positions: torch.Tensor, take: torch.Tensor) -> torch.Tensor:
@@ -38,6 +34,46 @@ def taken_features(
     return type(features)(part[rows] for part in features)
 
 
+def finished_mask(
+    step: dict[str, Any], left: dict[str, Any], mask: Any, columns: int, whole: bool
+) -> Any:
+    """What a decoder is given in place of a mask that was made before it.
+
+    Args:
+        step: On whose behalf.
+        left: Which tokens are left.
+        mask: ``[sample, head, query, key]``, or one by each kind of layer.
+        columns: Keys that its layers are going to have.
+        whole: Whether the pass is over the whole sequence.
+    """
+    if isinstance(mask, dict):
+        return {
+            kind: finished_mask(step, left, value, columns, whole) for kind, value in mask.items()
+        }
+    if mask is None:
+        # The kernel's own, which knows of no padding.
+        queries = left["take"].shape[1] if whole else 1
+        return None if bool(left["kept"].all()) else made_mask(left, queries, columns, causal=whole)
+    if not is_mask(mask, left, left["total"] if whole else 1):
+        refuse_mask(step)
+    if whole:
+        return shorter_mask(left, mask, columns)
+    # One made while decoding is as long as the first layer's cache, which is shorter already.
+    readable = made_mask(left, 1, columns, causal=False)
+    if mask.dtype == torch.bool:
+        return readable
+    hidden = torch.finfo(mask.dtype).min
+    return torch.zeros_like(readable, dtype=mask.dtype).masked_fill(~readable, hidden)
+
+
+def refuse_mask(step: dict[str, Any]) -> None:
+    """End the run."""
+    raise ValueError(
+        f"REFUSED: {step['by']}: this model's decoder receives masks that are not understood: use "
+        "method='mask'"
+    )
+
+
 def remove(model: Any, step: dict[str, Any], decoded: int) -> None:
     """Cut the decoder's arguments to the step's tokens and whatever came after the prompt.
 
@@ -49,35 +85,47 @@ def remove(model: Any, step: dict[str, Any], decoded: int) -> None:
     """
     site = model.get(step["path"])
     args, given = site.inputs
-    embeds = given.get("inputs_embeds")
-    if args or embeds is None or given.get("input_ids") is not None:
+    embeds, ids = given.get("inputs_embeds"), given.get("input_ids")
+    # A decoder may embed what it has written itself; of what is cut nothing is left there.
+    entering = ids if embeds is None and decoded else embeds
+    if args or entering is None or (ids is not None and not decoded):
         raise ValueError(
             f"REFUSED: {step['by']}: this model's decoder embeds its input itself, so rows cannot "
             "be taken out before it: use method='mask'"
         )
-    samples, prompt = embeds.shape[0], step["length"]
-    width = prompt + decoded if decoded else embeds.shape[1]
-    device = embeds.device
-    behind = torch.arange(prompt, width, device=device).expand(samples, -1)
-    take = torch.cat([step["take"].to(device), behind], 1)
-    kept = torch.cat([step["kept"].to(device), torch.ones_like(behind, dtype=torch.bool)], 1)
+    device = entering.device
+    left = left_over(step, entering.shape[0], decoded, device)
+    take, kept, total = left["take"], left["kept"], left["total"]
+    # Without a cache every decoding step is over the whole sequence again.
+    whole = not decoded or entering.shape[1] != 1
+    expected = (len(take), total if whole else 1)
+    if entering.shape[:2] != expected or (whole and embeds is None):
+        raise ValueError(
+            f"REFUSED: {step['by']}: this model's decoder receives {list(entering.shape)}, where "
+            f"{expected[0]} sequences of {expected[1]} tokens were expected: use method='mask'"
+        )
     cut = dict(given)
     mask = given.get("attention_mask")
     if mask is None:
         cut["attention_mask"] = kept.long()
     elif isinstance(mask, torch.Tensor) and mask.ndim == 2:
         cut["attention_mask"] = taken(mask, take) * kept.to(mask.dtype)
+    elif given.get("position_ids") is not None:
+        queries = take.shape[1] if whole else 1
+        columns = key_columns(given.get("past_key_values"), 0, queries, left)
+        cut["attention_mask"] = finished_mask(step, left, mask, columns, whole)
     else:
-        raise ValueError(
-            f"REFUSED: {step['by']}: this model's decoder receives finished masks, which cannot be "
-            "cut: use method='mask'"
-        )
+        refuse_mask(step)
     if given.get("position_ids") is None:
-        # What a decoder counts for itself when it is given none.
-        cut["position_ids"] = behind[:, -1:] if decoded else take
+        # What a decoder counts for itself when it is given none: from the first token that is no
+        # padding, where positions are absolute; where they are relative, from anywhere.
+        real = torch.ones(expected[0], total, device=device) if mask is None else mask
+        counted = (real.long().cumsum(1) - 1).clamp_min(0)
+        cut["position_ids"] = taken(counted, take) if whole else counted[:, -1:]
     if step["renumber"]:
-        cut["position_ids"] = (kept.long().cumsum(1) - 1).clamp_min(0)[:, -(1 if decoded else 0) :]
-    if not decoded:
+        counted = (kept.long().cumsum(1) - 1).clamp_min(0)
+        cut["position_ids"] = counted if whole else counted[:, -1:]
+    if whole:
         cut["inputs_embeds"] = taken(embeds, take)
         if given.get("position_ids") is not None and not step["renumber"]:
             cut["position_ids"] = taken_positions(given["position_ids"], take)
@@ -90,7 +138,7 @@ def remove(model: Any, step: dict[str, Any], decoded: int) -> None:
         for name, value in given.items():
             if name in known or not isinstance(value, torch.Tensor):
                 continue
-            if value.shape[:2] != (samples, width):
+            if value.shape[:2] != expected:
                 raise ValueError(
                     f"REFUSED: {step['by']}: it is not known how to cut the decoder's argument "
                     f"{name!r}: use method='mask'"

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .cutting import cut
 from .masking import block
 from .removal import remove
 from .weights import zero_weights
@@ -76,6 +77,8 @@ def carry_out(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: 
         block(model, step, decoded)
     elif step["do"] == "remove":
         remove(model, step, decoded)
+    elif step["do"] == "cut":
+        cut(model, step, decoded)
     elif step["do"] == "zero-weights":
         zero_weights(model, store, step, decoded)
     elif step["do"] == "zero":

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from .operation import Operation, TokenOperation
 
 # A plain dict, because steps travel to NDIF, whose sandbox admits no class of ours. Keys: ``do``
-# (zero, read, write, block, zero-weights, remove), ``path`` (of the module), ``when`` (prefill,
-# decode), ``rows`` and ``columns`` (LongTensor [selected]; decode steps have rows only),
+# (zero, read, write, block, zero-weights, remove, cut), ``path`` (of the module), ``when``
+# (prefill, decode), ``rows`` and ``columns`` (LongTensor [selected]; decode steps have rows only),
 # ``samples`` (in the batch), and for read and write a ``key`` shared by the two, or the ``values``
-# to write. Steps on attention have ``queries`` and ``keys`` in place of rows and columns.
+# to write. Steps on attention have ``queries`` and ``keys`` in place of rows and columns; steps
+# that take rows out have ``take`` and ``kept``, the positions left and which are no padding.
 Step = dict[str, Any]
 
 
@@ -66,12 +67,21 @@ class Subject(Protocol):
 
 @dataclass
 class Target:
-    """Resolves selectors into indices and keeps what the steps of one plan share."""
+    """Resolves selectors into indices and keeps what the steps of one plan share.
+
+    Attributes:
+        model: The model.
+        batch: The batch.
+        during: Kind of pass.
+        backward_states: Per layer what a first pass found there, ``[sample, token, d]``.
+        alone: Whether the plan has a single operation.
+    """
 
     model: Subject
     batch: Batch
     during: Pass
     backward_states: dict[int, NDArray[np.float32] | torch.Tensor] = field(default_factory=dict)
+    alone: bool = True
     _keys: int = 0
     _weighing: dict[tuple[str, str], Step] = field(default_factory=dict)
 

@@ -200,7 +200,7 @@ def attached(plan: Any, bridge: Any, batch: Batch, *, generating: bool = False) 
 
 def _program(plan: Any, model: BridgeModel, batch: Batch, generating: bool) -> list[Step]:
     program: list[Step] = plan.resolve(
-        model, batch, Pass("generation" if generating else "forward")
+        model, batch, Pass("generation" if generating else "forward", traced=True)
     )
     for step in program:
         if step["do"] not in SIDES and step["do"] not in ON_MODULE:

@@ -272,7 +272,7 @@ class VisualLM:
             grad: Whether to record gradients (local runs only; remote ones never do).
             **forward: More arguments for the model's forward.
         """
-        target = self._edited(batch, plan, Pass("forward", remote=remote))
+        target = self._edited(batch, plan, Pass("forward", remote=remote, traced=True))
         return trace_forward(target, self.hf, batch.inputs, remote=remote, grad=grad, **forward)
 
     @torch.no_grad()

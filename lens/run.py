@@ -28,12 +28,14 @@ class Pass:
         remote: Where it runs, as for :meth:`VisualLM.trace`; passes that a plan needs before it
             run there too.
         positions: Whether states or logits are returned by their position in the prompt.
+        traced: Whether the user may read states in it, in an open trace.
     """
 
     kind: Literal["forward", "generation", "scoring"]
     continuation: int = 0
     remote: bool | str = False
     positions: bool = False
+    traced: bool = False
 
 
 @runtime_checkable

@@ -58,7 +58,8 @@ PLANS = {
     "weights": Plan(
         BlockAttention(queries="text", keys="visual", layers=2, renormalise=False, collapse=True)
     ),
-    "prune": Plan(PruneTokens(tokens="box[0:2, 0:2]", layer=1)),
+    "prune": Plan(PruneTokens(tokens="box[0:2, 0:2]")),
+    "prune-later": Plan(PruneTokens(tokens="box[0:2, 0:2]", layer=1)),
     "inject": Plan(InjectTokens(layer=2)),
 }
 

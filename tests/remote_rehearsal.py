@@ -25,6 +25,7 @@ from embedlens import (
     Plan,
     PruneTokens,
     VisualLM,
+    WithdrawTokens,
     ZeroFFN,
 )
 
@@ -67,6 +68,7 @@ def main() -> None:
         InjectTokens(layer=1, norm="rescaled", tokens="box[2:4, 0:2]"),
     )
     shorter = Plan(PruneTokens(tokens="box[0:2, 0:4]", method="remove"))
+    later = Plan(WithdrawTokens(tokens="box[0:2, 0:4]", layer=1, method="remove"))
     differences: dict[str, float] = {}
     here, there = (model.run(batch, plan, capture="residual", remote=r) for r in (False, "local"))
     differences["run"] = float((here.logits - there.logits).abs().max())
@@ -75,6 +77,8 @@ def main() -> None:
     )
     pruned = [model.run(batch, shorter, remote=r).logits for r in (False, "local")]
     differences["pruned"] = float((pruned[0] - pruned[1]).abs().max())
+    left = [model.run(batch, later, remote=r).logits for r in (False, "local")]
+    differences["withdrawn"] = float((left[0] - left[1]).abs().max())
     texts = [model.generate(batch, plan, max_new_tokens=4, remote=r) for r in (False, "local")]
     scores = [model.score(batch, ["a b", "red"], plan, remote=r) for r in (False, "local")]
     differences["score"] = float((scores[0].logprob - scores[1].logprob).abs().max())

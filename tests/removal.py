@@ -48,6 +48,7 @@ class ByHand:
             self.clean = model(**inputs, use_cache=False).logits
         for handle in handles:
             handle.remove()
+        self.entering = states
         self.entry = states[0]
 
     @torch.no_grad()
@@ -68,8 +69,8 @@ class ByHand:
         """States behind the last layer with positions removed at a layer, and those positions."""
         everyone = torch.arange(self.length)
         kept = everyone[~gone]
-        states = self.through(self.entry, 0, layer, everyone)
-        return self.through(states[:, kept], layer, len(self.layers), kept), kept
+        states = self.entering[layer][:, kept]
+        return self.through(states, layer, len(self.layers), kept), kept
 
     def late(self, late: Tensor, layer: int, norm: str = "raw") -> Tensor:
         """States behind the last layer with positions coming in at a layer."""

@@ -29,7 +29,10 @@ ADMITTED = ("builtins", "collections", "cloudpickle", "nnsight", "numpy", "torch
 # The modules that travel by value.
 SHIPPED = (
     ROOT / "lens/sites.py",
-    *(ROOT / f"interventions/{name}.py" for name in ("steps", "masking", "weights", "removal")),
+    *(
+        ROOT / f"interventions/{name}.py"
+        for name in ("steps", "masking", "weights", "removal", "cutting", "shortening")
+    ),
 )
 
 PLANS = {
@@ -65,7 +68,7 @@ def test_an_installed_package_computes_the_same_remotely(rehearsal: dict[str, An
 
 
 def test_payloads_name_nothing_a_sandbox_refuses(rehearsal: dict[str, Any]) -> None:
-    assert rehearsal["payloads"] == 5
+    assert rehearsal["payloads"] == 6
     refused = [
         name for name in rehearsal["imported"] if name.split(":")[0].split(".")[0] not in ADMITTED
     ]
@@ -108,6 +111,25 @@ def test_remote_results_equal_local_ones(twin: Any, attn: str, plan: Plan | None
     assert torch.equal(here.logits, there.logits)
     for layer, states in here.residual.items():
         assert torch.equal(states, there.residual[layer])
+    written = [model.generate(batch, plan, max_new_tokens=3, remote=r) for r in (False, "local")]
+    assert written[0] == written[1]
+    scores = [model.score(batch, ["a b", "x"], plan, remote=r).logprob for r in (False, "local")]
+    assert torch.equal(*scores)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_rows_are_taken_out_remotely_as_they_are_here(twin: Any, attn: str, layer: int) -> None:
+    """Nothing is captured and nothing else is in the plan, so that rows do leave."""
+    model = twin("llama", attn).model
+    batch = model.encode(
+        [[tiny.image(0)], [tiny.image(1), tiny.image(2)]],
+        [tiny.PROMPTS["middle"], tiny.PROMPTS["two"]],
+    )
+    plan = Plan(PruneTokens(tokens="box[0:2, 0:3]", layer=layer))
+    assert {step["do"] for step in plan.resolve(model, batch)} == {"cut" if layer else "remove"}
+    runs = [model.run(batch, plan, remote=r).logits for r in (False, "local")]
+    assert torch.equal(*runs)
     written = [model.generate(batch, plan, max_new_tokens=3, remote=r) for r in (False, "local")]
     assert written[0] == written[1]
     scores = [model.score(batch, ["a b", "x"], plan, remote=r).logprob for r in (False, "local")]

@@ -208,6 +208,8 @@ MORE = {
     ),
     "to-the-end": Plan(PatchTokens(source=1, target=tiny.LAYERS)),
     "late": Plan(InjectTokens(layer=2), PruneTokens(tokens="box[0:2, 0:2]", layer=3)),
+    # Rows never leave a bridge: its hooks see the prompt's positions.
+    "pruned": Plan(PruneTokens(tokens="box[0:2, 0:2]")),
     "backwards": Plan(ZeroFFN(layers=0), PatchTokens(source=3, target=1, tokens="image[0]")),
 }
 

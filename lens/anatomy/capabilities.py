@@ -88,6 +88,7 @@ def traits_of(
         "added_features": entry.scatter == "add",
         "late_features": entry.scatter == "later",
         "rows_changed_inside": entry.scatter == "inside",
+        "embeds_itself": not isinstance(recording.decoder_arguments.get("inputs_embeds"), Tensor),
         "learned_separators": entry.learned > 0,
         "other_rows_written": entry.also_written > 0,
         "resampler": found.seen_image and _resampler(model, found),
