@@ -29,7 +29,10 @@ ADMITTED = ("builtins", "collections", "cloudpickle", "nnsight", "numpy", "torch
 # The modules that travel by value.
 SHIPPED = (
     ROOT / "lens/sites.py",
-    *(ROOT / f"interventions/{name}.py" for name in ("steps", "masking", "weights", "removal")),
+    *(
+        ROOT / f"interventions/{name}.py"
+        for name in ("steps", "masking", "weights", "removal", "values")
+    ),
 )
 
 PLANS = {
