@@ -106,12 +106,9 @@ class PatchTokens(Borrower):
         last = anatomy.n_layers if self.site == "residual" else anatomy.n_layers - 1
         for layer in (self.source, self.target):
             if layer > last:
+                what = "residual stream" if self.site == "residual" else self.site
                 raise InputError(
-                    f"no layer {layer} to patch: the {self.site} of this model is read at 0 to "
-                    f"{last}"
-                    if self.site != "residual"
-                    else f"no layer {layer} to patch: the residual stream of this model is read at "
-                    f"0 to {last}"
+                    f"no layer {layer} to patch: the {what} of this model is read at 0 to {last}"
                 )
         if self.site == "residual":
             anatomy.require("residual")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -52,7 +51,7 @@ class Plan:
                 )
         object.__setattr__(self, "operations", operations)
 
-    def given(self, **donors: Batch | Run | str | os.PathLike[str]) -> Plan:
+    def given(self, **donors: Any) -> Plan:
         """The same plan with donors for the names in its operations' ``states``.
 
         Args:
