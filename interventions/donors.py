@@ -206,6 +206,8 @@ def matched(
     wanted: NDArray[np.bool_],
     sources: NDArray[np.bool_],
     whose: str = "this batch",
+    *,
+    one_for_all: bool = True,
 ) -> Places:
     """A source for every wanted token: in order within the sample, or one for all.
 
@@ -214,6 +216,7 @@ def matched(
         wanted: Tokens to be written, ``[sample, token]``.
         sources: Tokens to be read, ``[sample or 1, token]``.
         whose: What to call the source.
+        one_for_all: Whether a single source token of a sample may be used for all of its tokens.
 
     Returns:
         Samples and positions of the sources, in the order of ``wanted``.
@@ -232,11 +235,11 @@ def matched(
         number, found = int(mine.sum()), np.flatnonzero(sources[source])
         if not number:
             continue
-        if len(found) not in (1, number):
+        if len(found) != number and not (one_for_all and len(found) == 1):
             raise InputError(
                 f"{operation!r}: {number} tokens of sample {sample} are to get states of "
                 f"{len(found)} tokens ({operation.sources!r} in sample {source} of {whose}); "
-                "equally many are matched in order, and one is used for all"
+                "equally many are matched in order" + ", and one is used for all" * one_for_all
             )
         columns.append(np.resize(found, number))
         rows.append(np.full(number, source))

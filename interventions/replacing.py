@@ -142,10 +142,11 @@ class ReplaceTokens(Borrower):
 
     def _others(self, layer: int, places: list[Step], target: Target) -> list[Step]:
         """Every token gets the state of its counterpart in another sample or the donor."""
-        wanted = target.selected(self.tokens)
+        wanted, alike = target.selected(self.tokens), self.from_tokens is None
         if self.states is not None:
             donor = target.donors[self.states]
-            sources = matched(self, wanted, self.source_mask(donor.batch), f"donor {donor.name!r}")
+            mask, whose = self.source_mask(donor.batch), f"donor {donor.name!r}"
+            sources = matched(self, wanted, mask, whose, one_for_all=not alike)
             states = target.fitting(self, donor.states("residual", layer, sources))
             return [{**place, "values": states} for place in places]
         other = derangement(len(target.batch), self.seed)
@@ -154,7 +155,8 @@ class ReplaceTokens(Borrower):
                 f"{self!r}: a batch of one sample has no other; take a donor's: states='name' and "
                 "plan.given(name=batch)"
             )
-        rows, columns = matched(self, wanted, self.source_mask(target.batch)[other])
+        mask = self.source_mask(target.batch)[other]
+        rows, columns = matched(self, wanted, mask, "its other", one_for_all=not alike)
         key = target.new_key()
         read: Step = {"do": "read", "path": target.model.anatomy.residual(layer), "key": key}
         reading = target.of_prompt(self, read, (other[rows], columns), layer=layer)

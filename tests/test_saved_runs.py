@@ -79,6 +79,12 @@ def test_runs_of_other_families_come_back(name: str, tmp_path: Path) -> None:
     assert np.array_equal(run.batch.visual.box, again.batch.visual.box, equal_nan=True)
 
 
+def test_a_loaded_run_is_no_activation_cache(run: Run, tmp_path: Path) -> None:
+    run.save(tmp_path / "run")
+    with pytest.raises(InputError, match="does not know its model's parts"):
+        Run.load(tmp_path / "run").to_activation_cache()
+
+
 def test_half_precision_and_nothing_captured_come_back(twin: Any, tmp_path: Path) -> None:
     model = twin().model
     batch = tiny_batch(model, "one")
