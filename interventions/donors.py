@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..lens.errors import InputError
 from ..lens.inputs.batch import Batch
-from ..lens.run import Run, Site
+from ..lens.run import SITES, Run, Site
 from .operation import Operation, TokenOperation, Tokens
 from .selector_text import parse_selector
 
@@ -72,12 +72,12 @@ class Donor:
 
     Attributes:
         batch: Whose tokens they are.
-        runs: The captures, by site.
+        run: The captures.
         name: What a plan calls it.
     """
 
     batch: Batch
-    runs: Mapping[Site, Run]
+    run: Run
     name: str = ""
 
     def states(self, site: Site, layer: int, places: Places) -> Tensor:
@@ -86,7 +86,7 @@ class Donor:
         Raises:
             InputError: They were not captured.
         """
-        run = self.runs[site]
+        run = self.run
         kept: Mapping[int, Tensor] = getattr(run, site)
         if layer not in kept:
             raise InputError(
@@ -117,13 +117,15 @@ def captured(
     name: str = "",
 ) -> Donor:
     """A donor whose states come from a pass of their own, which runs where the next one runs."""
-    runs = {}
+    kept: dict[str, Any] = {site: {} for site in SITES}
     for site in dict.fromkeys(site for site, _ in needed):
         layers = sorted({layer for where, layer in needed if where == site})
-        runs[site] = model.run(
+        run = model.run(
             batch, plan, capture=site, layers=layers, tokens=tokens, logits=None, remote=remote
         )
-    return Donor(batch, runs, name)
+        kept[site] = getattr(run, site)
+    rows, columns = (torch.as_tensor(axis) for axis in np.nonzero(tokens))
+    return Donor(batch, Run(None, rows, columns, **kept, batch=batch), name)
 
 
 def as_donor(name: str, given: Any) -> Batch | Run:
@@ -188,7 +190,7 @@ def bound(
         needed = [place for borrower in borrowers for place in borrower.lent(model.n_layers)]
         if isinstance(donor, Run):
             assert donor.batch is not None
-            found[name] = Donor(donor.batch, {site: donor for site, _ in needed}, name)
+            found[name] = Donor(donor.batch, donor, name)
             continue
         tokens = np.any([borrower.source_mask(donor) for borrower in borrowers], axis=0)
         _check_some(borrowers[0], name, tokens)

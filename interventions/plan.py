@@ -105,11 +105,10 @@ class Plan:
                 f"{shortening[0]!r} shortens the sequence, in which the other operations of this "
                 "plan could not find their tokens: use method='mask'"
             )
-        remote = target.during.remote
-        target.donors = bound(self.operations, dict(self.donors), model, remote)
+        target.donors = bound(self.operations, dict(self.donors), model, target.during.remote)
         backwards = [op for op in self.operations if isinstance(op, PatchTokens) and op.backwards]
         if backwards:
-            target.earlier = self._first_pass(model, batch, backwards, remote)
+            target.earlier = self._first_pass(target, backwards)
         return [step for operation in self.operations for step in operation.lower(target)]
 
     def edit(self, model: VisualLM, batch: Batch, during: Pass) -> Any:
@@ -145,15 +144,13 @@ class Plan:
         """
         return attached(self, bridge, batch, generating=generating)
 
-    def _first_pass(
-        self, model: Subject, batch: Batch, backwards: list[PatchTokens], remote: bool | str
-    ) -> Donor:
+    def _first_pass(self, target: Target, backwards: list[PatchTokens]) -> Donor:
         """What backward patches read, with all but these in force."""
         kept = [op for op in self.operations if op not in backwards and op.phase != "decode"]
-        forward = Plan(*kept)._with(dict(self.donors))
-        needed = [place for op in backwards for place in op.lent(model.n_layers)]
-        real = batch.inputs["attention_mask"].cpu().numpy() > 0
-        return captured(model, batch, forward, needed, real, remote)
+        forward = Plan(*kept)._with({name: donor.run for name, donor in target.donors.items()})
+        needed = [place for op in backwards for place in op.lent(target.model.n_layers)]
+        remote = target.during.remote
+        return captured(target.model, target.batch, forward, needed, target.real, remote)
 
     def to_json(self) -> str:
         """The plan as JSON, defaults left out."""

@@ -38,6 +38,7 @@ from embedlens import (
     VisualLM,
     ZeroFFN,
 )
+from embedlens.lens.wrapping import envoy_path
 from families.family import FAMILIES
 from families.family import noise as picture
 from families.zoo import built
@@ -88,6 +89,21 @@ def test_an_addend_is_carried_as_hooks_carry_it(
     where = visual_of(batch)
     edits = carry(*(sublayer(plain, name, layer, site) for layer in (0, 1)), where, output=True)
     check(name, attn, batch, Plan(PatchTokens(source=0, target=1, site=site)), edits)
+
+
+@pytest.mark.parametrize(("name", "source", "target"), [("llama4", 0, 1), ("llama4", 1, 0)])
+def test_a_module_returns_the_shape_that_it_returned(name: str, source: int, target: int) -> None:
+    """One of these layers returns one row per token, whatever the sample, the other does not."""
+    model, _ = pair(name, "sdpa")
+    batch = batch_of(name, "sdpa", padded=True)
+    site = model.nn.get(envoy_path(str(model.anatomy.ffn[target])))
+    shapes = []
+    for plan in (None, Plan(PatchTokens(source=source, target=target, site="ffn"))):
+        with model.trace(batch, plan):
+            out = site.output.save()
+        shapes.append([tuple(part.shape) for part in (out if isinstance(out, tuple) else (out,))])
+    assert shapes[0] == shapes[1]
+    assert len(shapes[0][0]) == (2 if target else 3)
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -439,12 +455,12 @@ def test_donors_of_another_size_are_refused(pairs: Any) -> None:
     plan = Plan(PatchTokens(source=1, target=1, states="x"))
     with pytest.raises(InputError, match="has 2 samples and the batch 3"):
         model.run(batch, plan.given(x=two))
-    wide = batch_of("qwen2_5_vl", "sdpa", False)
-    other = pair("qwen2_5_vl", "sdpa")[0].run(wide, capture="residual", tokens="all")
-    narrow = Plan(PatchTokens(source=1, target=1, states="x", tokens="bos", from_tokens="last"))
-    if other.residual[1].shape[-1] != tiny.WIDTH:
-        with pytest.raises(InputError, match="are of another model"):
-            model.run(batch, narrow.given(x=other))
+    narrow = Run(None, *visual_of(two).nonzero().T, {1: torch.zeros(32, 8)}, {}, {}, batch=two)
+    one = PatchTokens(source=1, target=1, states="x", tokens="image[0] & ~text")
+    with pytest.raises(InputError, match="have 8 dimensions and this model's 32"):
+        model.run(two, Plan(one).given(x=narrow))
+    with pytest.raises(InputError, match="are of another model"):
+        model.run(two, Plan(ReplaceTokens(by="mean", layers=1, states="x")).given(x=narrow))
 
 
 def test_a_class_mean_needs_the_donor_s_classes(pairs: Any) -> None:
