@@ -3,10 +3,12 @@
 from . import paper
 from .attention import BlockAttention
 from .operation import Operation
-from .operations import AblateAttention, PatchTokens, ZeroFFN
+from .operations import AblateAttention, ZeroFFN
 from .paper_selectors import Control, Near
+from .patching import PatchTokens
 from .plan import Plan
 from .pruning import InjectTokens, PruneTokens, WithdrawTokens
+from .replacing import ReplaceTokens, ScaleTokens
 from .selector_text import parse_selector
 from .selectors import Box, FrameIs, ImageIs, Name, Random, Selector, TileIs
 
@@ -25,6 +27,8 @@ __all__ = [
     "Plan",
     "PruneTokens",
     "Random",
+    "ReplaceTokens",
+    "ScaleTokens",
     "Selector",
     "TileIs",
     "WithdrawTokens",

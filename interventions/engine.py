@@ -17,12 +17,14 @@ from .removal import remove
 from .shortening import taken
 from .steps import carry_out_when
 from .target import Step
+from .values import noise
 from .weights import zero_weights
 
 nnsight.register(cut.__module__)
 nnsight.register(block.__module__)
 nnsight.register(remove.__module__)
 nnsight.register(taken.__module__)
+nnsight.register(noise.__module__)
 nnsight.register(zero_weights.__module__)
 nnsight.register(carry_out_when.__module__)
 

@@ -1,16 +1,18 @@
-"""What can be changed token by token: freezing sublayers, and carrying states between layers."""
+"""What can be changed: freezing sublayers here, and the union of all operations."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 
-from ..lens.errors import InputError, Unsupported
+from ..lens.errors import Unsupported
 from .attention import BlockAttention
 from .layers import Layers, layer_indices
 from .operation import TokenOperation
+from .patching import PatchTokens
 from .pruning import InjectTokens, PruneTokens, WithdrawTokens
+from .replacing import ReplaceTokens, ScaleTokens
 from .target import Step, Target
 
 
@@ -66,63 +68,12 @@ class ZeroFFN(TokenOperation):
         return _zeroed(self, self.layers, target.model.anatomy.ffn, target)
 
 
-class PatchTokens(TokenOperation):
-    r"""Write states from one layer into another: $h^{target}_t \leftarrow h^{source}_t$.
-
-    Layers are counted by the residual stream *entering* them; ``n_layers`` is the stream after
-    the last one. Forwards (``source <= target``) happens within one pass, and skips what lies
-    between for these tokens. Backwards takes the states from a first pass over the same batch,
-    in which every operation of the plan but its backward patches is in force; that pass runs
-    where the second one runs.
-
-    Attributes:
-        source: Layer whose input is read.
-        target: Layer whose input is replaced.
-    """
-
-    op: Literal["patch-tokens"] = "patch-tokens"
-    source: NonNegativeInt
-    target: NonNegativeInt
-
-    @property
-    def backwards(self) -> bool:
-        """Whether the source lies behind the target, which needs two passes."""
-        return self.source > self.target
-
-    def lower(self, target: Target) -> list[Step]:
-        """Read at the source's input, write at the target's input."""
-        anatomy = target.model.anatomy
-        for layer in (self.source, self.target):
-            if layer > anatomy.n_layers:
-                raise InputError(
-                    f"no layer {layer} to patch: the residual stream of this model is read at "
-                    f"0 to {anatomy.n_layers}"
-                )
-        anatomy.require("residual")
-        low, high = sorted((self.source, self.target))
-        if any(low < layer <= high for layer in anatomy.injections):
-            anatomy.require("patch_across")
-        write = {"do": "write", "path": anatomy.residual(self.target)}
-        if self.backwards:
-            if self.phase != "prefill":
-                raise InputError(
-                    f"PatchTokens from layer {self.source} back to {self.target} works on the "
-                    "prompt only: set phase='prefill'"
-                )
-            return target.at(self, write, layer=self.target, values_from=self.source)
-        key = target.new_key()
-        read = {"do": "read", "path": anatomy.residual(self.source)}
-        return [
-            step
-            for what, layer in ((read, self.source), (write, self.target))
-            for step in target.at(self, {**what, "key": key}, layer=layer)
-        ]
-
-
 AnyOperation = Annotated[
     AblateAttention
     | ZeroFFN
     | PatchTokens
+    | ReplaceTokens
+    | ScaleTokens
     | BlockAttention
     | PruneTokens
     | InjectTokens

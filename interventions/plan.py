@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ..lens.errors import InputError
 from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
-from ..lens.run import Pass
+from ..lens.run import Pass, Run
+from .donors import Donor, as_donor, bound, captured, check_names
 from .engine import store_edits
 from .operation import Operation, explain
-from .operations import AnyOperation, PatchTokens
+from .operations import AnyOperation
+from .patching import PatchTokens
 from .target import Step, Subject, Target
 from .transformer_lens import Hook, attached, fwd_hooks
 
@@ -34,9 +35,13 @@ class Plan:
 
     Attributes:
         operations: The declared changes, in order.
+        donors: Where states come from that operations take from a donor, by its name: a
+            :class:`Batch` or a :class:`Run`, see :meth:`given`. Plans with the same operations are
+            equal if their donors are the same objects; text holds the names only.
     """
 
     operations: tuple[Operation, ...]
+    donors: tuple[tuple[str, Batch | Run], ...] = field(default=())
 
     def __init__(self, *operations: Operation) -> None:
         for operation in operations:
@@ -46,8 +51,31 @@ class Plan:
                 )
         object.__setattr__(self, "operations", operations)
 
+    def given(self, **donors: Any) -> Plan:
+        """The same plan with donors for the names in its operations' ``states``.
+
+        Args:
+            **donors: By name a :class:`Batch` (a first pass is run on it, without any change,
+                where the plan is run), a :class:`Run` (its captures are used), or the path of a
+                saved run (it is loaded now).
+
+        Raises:
+            InputError: No operation asks for that name, or it is no donor.
+        """
+        check_names(self.operations, donors)
+        loaded = {name: as_donor(name, donor) for name, donor in donors.items()}
+        return self._with({**dict(self.donors), **loaded})
+
+    def _with(self, donors: Mapping[str, Batch | Run]) -> Plan:
+        made = Plan(*self.operations)
+        object.__setattr__(made, "donors", tuple(sorted(donors.items())))
+        return made
+
     def __add__(self, other: Plan) -> Plan:
-        return Plan(*self.operations, *other.operations)
+        mine, theirs = dict(self.donors), dict(other.donors)
+        if twice := [name for name in mine if theirs.get(name, mine[name]) is not mine[name]]:
+            raise InputError(f"both plans have a donor {twice[0]!r}, and not the same one")
+        return Plan(*self.operations, *other.operations)._with({**mine, **theirs})
 
     def __len__(self) -> int:
         return len(self.operations)
@@ -56,7 +84,8 @@ class Plan:
         return iter(self.operations)
 
     def __repr__(self) -> str:
-        return f"Plan({', '.join(map(repr, self.operations))})"
+        given = ", ".join(f"{name}=<{type(donor).__name__}>" for name, donor in self.donors)
+        return f"Plan({', '.join(map(repr, self.operations))})" + f".given({given})" * bool(given)
 
     def resolve(self, model: Subject, batch: Batch, during: Pass | None = None) -> list[Step]:
         """The program: steps on module paths and token indices, in the plan's order.
@@ -71,11 +100,10 @@ class Plan:
         """
         alone = len(self.operations) == 1
         target = Target(model, batch, during or Pass("forward"), alone=alone)
+        target.donors = bound(self.operations, dict(self.donors), model, target.during.remote)
         backwards = [op for op in self.operations if isinstance(op, PatchTokens) and op.backwards]
         if backwards:
-            target.backward_states = self._first_pass(
-                model, batch, [op.source for op in backwards], target.during.remote
-            )
+            target.earlier = self._first_pass(target, backwards)
         return [step for operation in self.operations for step in operation.lower(target)]
 
     def edit(self, model: VisualLM, batch: Batch, during: Pass) -> Any:
@@ -111,27 +139,13 @@ class Plan:
         """
         return attached(self, bridge, batch, generating=generating)
 
-    def _first_pass(
-        self, model: Subject, batch: Batch, layers: list[int], remote: bool | str
-    ) -> dict[int, Any]:
-        """Residual states ``[sample, token, d]`` with all but the backward patches in force."""
-        kept = [op for op in self.operations if not (isinstance(op, PatchTokens) and op.backwards)]
-        forward = Plan(*(op for op in kept if op.phase != "decode"))
-        run = model.run(
-            batch,
-            forward,
-            capture="residual",
-            layers=layers,
-            tokens="all",
-            logits=None,
-            remote=remote,
-        )
-        states = {}
-        for layer, rows in run.residual.items():
-            full = torch.zeros(len(batch), batch.length, rows.shape[-1], dtype=rows.dtype)
-            full[run.sample, run.position] = rows.cpu()
-            states[layer] = full
-        return states
+    def _first_pass(self, target: Target, backwards: list[PatchTokens]) -> Donor:
+        """What backward patches read, with all but these in force."""
+        kept = [op for op in self.operations if op not in backwards and op.phase != "decode"]
+        forward = Plan(*kept)._with({name: donor.run for name, donor in target.donors.items()})
+        needed = [place for op in backwards for place in op.lent(target.model.n_layers)]
+        remote = target.during.remote
+        return captured(target.model, target.batch, forward, needed, target.real, remote)
 
     def to_json(self) -> str:
         """The plan as JSON, defaults left out."""

@@ -15,6 +15,7 @@ import torch
 from .cutting import cut
 from .masking import block
 from .removal import remove
+from .values import means, noise, scaled
 from .weights import zero_weights
 
 
@@ -37,9 +38,31 @@ def zero(model: Any, step: dict[str, Any]) -> None:
     site.output = (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 
+def states_at(site: Any, step: dict[str, Any]) -> torch.Tensor:
+    """The states on the step's side of a module, ``[sample, token, d]``."""
+    if step.get("side") != "output":
+        entering: torch.Tensor = site.input
+        return entering
+    output = site.output
+    states: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return states.reshape(step["samples"], -1, states.shape[-1])
+
+
+def put_back(site: Any, step: dict[str, Any], changed: torch.Tensor) -> None:
+    """Let a module receive or return other states, in the shape that it had them in."""
+    if step.get("side") != "output":
+        site.input = changed
+        return
+    output = site.output
+    if isinstance(output, tuple):
+        site.output = (changed.reshape(output[0].shape), *output[1:])
+    else:
+        site.output = changed.reshape(output.shape)
+
+
 def read(model: Any, store: dict[str, Any], step: dict[str, Any]) -> None:
-    """Leave the states entering a module under the step's key."""
-    states = model.get(step["path"]).input
+    """Leave the states on the step's side of a module under its key."""
+    states = states_at(model.get(step["path"]), step)
     store[step["key"]] = states[index_of(step, states)]
 
 
@@ -58,17 +81,37 @@ def normed(values: torch.Tensor, states: torch.Tensor, step: dict[str, Any]) -> 
     return scaled
 
 
-def write(model: Any, store: dict[str, Any], step: dict[str, Any]) -> None:
-    """Replace the states entering a module by those under the step's key, or by given ones."""
-    site = model.get(step["path"])
-    # Wait for the own site first: what the key holds is only there once the reader has run.
-    states = site.input
-    changed = states.clone()
-    values = step["values"] if "values" in step else store[step["key"]]
+def given_values(states: torch.Tensor, store: dict[str, Any], step: dict[str, Any]) -> torch.Tensor:
+    """What a step writes: what an earlier one read or the step brings along, group by group."""
+    values: torch.Tensor = step["values"] if "values" in step else store[step["key"]]
+    if "from_group" in step:
+        values = means(values, step["from_group"])
+    if "group" in step:
+        values = values[step["group"].to(values.device)]
+    if "ratio" in step:
+        values = values * step["ratio"]
     if "norm" in step:
         values = normed(values, states, step)
-    changed[index_of(step, states)] = values.to(states)
-    site.input = changed
+    # While decoding there is one token for every row.
+    behind = step["when"] != "prefill" and values.ndim == 2
+    return values[:, None] if behind else values
+
+
+def write(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
+    """Replace the states on the step's side of a module at its tokens."""
+    site = model.get(step["path"])
+    # Wait for the own site first: what the key holds is only there once the reader has run.
+    states = states_at(site, step)
+    changed = states.clone()
+    index = index_of(step, states)
+    if step["do"] == "noise":
+        values = noise(states[index], step, decoded)
+    elif step["do"] == "scale":
+        values = scaled(states[index], store, step)
+    else:
+        values = given_values(states, store, step)
+    changed[index] = values.to(states)
+    put_back(site, step, changed)
 
 
 def carry_out(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
@@ -86,7 +129,7 @@ def carry_out(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: 
     elif step["do"] == "read":
         read(model, store, step)
     else:
-        write(model, store, step)
+        write(model, store, step, decoded)
 
 
 def carry_out_when(model: Any, store: dict[str, Any], step: dict[str, Any], steps: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -19,14 +19,17 @@ from .selector_text import parse_selector
 from .selectors import Selection
 
 if TYPE_CHECKING:
+    from .donors import Donor
     from .operation import Operation, TokenOperation
 
 # A plain dict, because steps travel to NDIF, whose sandbox admits no class of ours. Keys: ``do``
-# (zero, read, write, block, zero-weights, remove, cut), ``path`` (of the module), ``when``
-# (prefill, decode), ``rows`` and ``columns`` (LongTensor [selected]; decode steps have rows only),
-# ``samples`` (in the batch), and for read and write a ``key`` shared by the two, or the ``values``
-# to write. Steps on attention have ``queries`` and ``keys`` in place of rows and columns; steps
-# that take rows out have ``take`` and ``kept``, the positions left and which are no padding.
+# (zero, read, write, noise, scale, block, zero-weights, remove, cut), ``path`` (of the module),
+# ``when`` (prefill, decode), ``rows`` and ``columns`` (LongTensor [selected]; decode steps have rows
+# only), ``samples`` (in the batch), ``side`` (output; else input), and for read and write a ``key``
+# shared by the two, or the ``values`` to write; those of a mean or a norm are of ``from_group``
+# [read], and are written by ``group`` [selected]. Steps on attention have ``queries`` and ``keys`` in
+# place of rows and columns; steps that take rows out have ``take`` and ``kept``, the positions left
+# and which are no padding.
 Step = dict[str, Any]
 
 
@@ -60,6 +63,11 @@ class Subject(Protocol):
         ...
 
     @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, or None."""
+        ...
+
+    @property
     def run(self) -> Callable[..., Run]:
         """One forward pass with a plan in force."""
         ...
@@ -80,8 +88,9 @@ class Target:
     model: Subject
     batch: Batch
     during: Pass
-    backward_states: dict[int, NDArray[np.float32] | torch.Tensor] = field(default_factory=dict)
     alone: bool = True
+    donors: Mapping[str, Donor] = field(default_factory=dict)
+    earlier: Donor | None = None
     _keys: int = 0
     _weighing: dict[tuple[str, str], Step] = field(default_factory=dict)
 
@@ -105,16 +114,52 @@ class Target:
         mask: NDArray[np.bool_] = self.batch.inputs["attention_mask"].cpu().numpy() > 0
         return mask
 
-    def at(
-        self, operation: TokenOperation, step: Step, *, layer: int, values_from: int | None = None
-    ) -> list[Step]:
+    def selected(self, tokens: str) -> NDArray[np.bool_]:
+        """The prompt tokens that a selector means, ``[sample, token]``."""
+        return parse_selector(tokens).select(self.batch).prompt
+
+    def fitting(self, operation: Operation, states: torch.Tensor) -> torch.Tensor:
+        """States from another pass, if they can be this model's.
+
+        Raises:
+            InputError: They are of another width.
+        """
+        width = self.model.anatomy.hidden_size
+        if states.shape[-1] != width:
+            raise InputError(
+                f"{operation!r}: its donor's states have {states.shape[-1]} dimensions and this "
+                f"model's {width}, so they are of another model"
+            )
+        return states
+
+    def of_prompt(
+        self,
+        operation: TokenOperation,
+        step: Step,
+        places: tuple[NDArray[np.intp], NDArray[np.intp]],
+        *,
+        layer: int,
+    ) -> Step:
+        """The step at given samples and positions of the prompt; arguments as for :meth:`at`."""
+        rows, columns = places
+        if self.during.kind == "generation":
+            self._check_computed(operation, layer, columns)
+        return {
+            **step,
+            "path": envoy_path(step["path"]),
+            "samples": len(self.batch),
+            "when": "prefill",
+            "rows": torch.as_tensor(rows),
+            "columns": torch.as_tensor(columns),
+        }
+
+    def at(self, operation: TokenOperation, step: Step, *, layer: int) -> list[Step]:
         """The step at every place that the operation's tokens and phase select.
 
         Args:
             operation: Whose tokens and phase.
             step: ``do``, ``path`` and the like.
             layer: Layer the step belongs to; ``n_layers`` for the stream behind the last one.
-            values_from: Residual layer of the first pass to take ``values`` from.
 
         Raises:
             InputError: Nothing is selected, so the operation would do nothing.
@@ -142,14 +187,8 @@ class Target:
         if len(rows) and self.during.kind == "generation":
             self._check_computed(operation, layer, columns)
         if len(rows):
-            place: Step = {
-                "when": "prefill",
-                "rows": torch.as_tensor(rows),
-                "columns": torch.as_tensor(columns),
-            }
-            if values_from is not None:
-                place["values"] = self._states(values_from, rows, columns)
-            steps.append({**step, **place})
+            place = {"rows": torch.as_tensor(rows), "columns": torch.as_tensor(columns)}
+            steps.append({**step, "when": "prefill", **place})
         if self.during.kind == "generation" and generated.any():
             rows = np.flatnonzero(generated)
             steps.append({**step, "when": "decode", "rows": torch.as_tensor(rows)})
@@ -185,9 +224,3 @@ class Target:
                 f"layers {min(lazy)} to {max(lazy)}, so other tokens' states there do not exist "
                 "and change nothing; name lower layers, or use run() or score()"
             )
-
-    def _states(
-        self, layer: int, rows: NDArray[np.int64], columns: NDArray[np.int64]
-    ) -> torch.Tensor:
-        states = self.backward_states[layer]
-        return torch.as_tensor(states)[torch.as_tensor(rows), torch.as_tensor(columns)]

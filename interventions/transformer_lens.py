@@ -11,27 +11,36 @@ The steps are the ones that nnsight carries out: a hooked tensor stands in for t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from nnsight.intervention.envoy import Envoy
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..lens.anatomy import Anatomy
-from ..lens.captures import capture_positions
+from ..lens.captures import by_layer, capture_positions, capture_sites
 from ..lens.errors import InputError, Unsupported
 from ..lens.inputs.batch import Batch
-from ..lens.run import Pass, Run
+from ..lens.run import Pass, Run, Site
+from ..lens.sites import by_sample
 from .steps import carry_out
 from .target import Step
 
 Hook = tuple[str, Callable[[Tensor, Any], Tensor]]
 
 # Where on a component of the bridge a step acts. Editing a mask takes a hook on the module itself.
-SIDES = {"zero": "hook_out", "read": "hook_in", "write": "hook_in"}
+SIDES = {
+    "zero": "hook_out",
+    "read": "hook_in",
+    "write": "hook_in",
+    "noise": "hook_in",
+    "scale": "hook_in",
+}
 ON_MODULE = frozenset({"block"})
 # Tokens of the pass in which hook points are tried.
 PROBE = 6
@@ -103,6 +112,11 @@ class BridgeModel:
         return self.bridge.original_model
 
     @property
+    def tokenizer(self) -> Any:
+        """The bridge's tokenizer, or None."""
+        return getattr(self.bridge, "tokenizer", None)
+
+    @property
     def n_layers(self) -> int:
         """Number of decoder layers."""
         return self.anatomy.n_layers
@@ -141,23 +155,35 @@ class BridgeModel:
             raise Unsupported(f"TransformerLens has no hook point at the {side[5:]}put of {path!r}")
         return names[0]
 
-    def run(self, batch: Batch, plan: Any, *, layers: Collection[int], **_: Any) -> Run:
-        """The residual stream of every token entering ``layers``, with a plan in force."""
-        rows, columns = capture_positions(batch, "all")
-        kept: dict[int, Tensor] = {}
+    def run(
+        self,
+        batch: Batch,
+        plan: Any,
+        *,
+        capture: Site,
+        layers: Collection[int],
+        tokens: str | NDArray[np.bool_] = "all",
+        **_: Any,
+    ) -> Run:
+        """The states of one site in some layers, with a plan in force."""
+        rows, columns = capture_positions(batch, tokens)
+        kept: dict[str, Tensor] = {}
 
-        def reader(layer: int) -> Hook:
+        def reader(site: dict[str, Any]) -> Hook:
             def keep(states: Tensor, hook: Any) -> Tensor:
-                kept[layer] = states[rows.to(states.device), columns.to(states.device)]
+                found = by_sample(states, len(batch))
+                found = found[rows.to(states.device), columns.to(states.device)]
+                kept[site["key"]] = found if site["scale"] == 1.0 else found * site["scale"]
                 return states
 
-            return self.hook_name(self.anatomy.residual(layer), "hook_in"), keep
+            side = "hook_in" if site["side"] == "input" else "hook_out"
+            return self.hook_name(_module_path(site["path"]), side), keep
 
-        with attached(plan, self.bridge, batch), torch.no_grad():
-            self.bridge.run_with_hooks(
-                **bridge_inputs(batch.inputs), fwd_hooks=[reader(layer) for layer in layers]
-            )
-        return Run(None, rows, columns, kept, {}, {})
+        hooks = [reader(site) for site in capture_sites(self.anatomy, capture, layers)]
+        within = nullcontext() if plan is None else attached(plan, self.bridge, batch)
+        with within, torch.no_grad():
+            self.bridge.run_with_hooks(**bridge_inputs(batch.inputs), fwd_hooks=hooks)
+        return Run(None, rows, columns, **by_layer(kept, self.anatomy, batch))
 
 
 def bridge_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -215,7 +241,7 @@ def _hooks(model: BridgeModel, program: list[Step], batch: Batch, generating: bo
     store: dict[str, Any] = {}
     hooks = [
         (
-            model.hook_name(_module_path(step["path"]), SIDES[step["do"]]),
+            model.hook_name(_module_path(step["path"]), _side(step)),
             _edit(step, store, batch, generating),
         )
         for step in program
@@ -223,6 +249,11 @@ def _hooks(model: BridgeModel, program: list[Step], batch: Batch, generating: bo
     written = {name for (name, _), step in zip(hooks, program, strict=True) if step["do"] != "read"}
     _check_live(model, written, batch)
     return hooks
+
+
+def _side(step: Step) -> str:
+    """The side of a component that a step acts on."""
+    return "hook_out" if step.get("side") == "output" else SIDES[step["do"]]
 
 
 def _module_path(path: str) -> str:
@@ -234,14 +265,18 @@ def _edit(
     step: Step, store: dict[str, Any], batch: Batch, generating: bool
 ) -> Callable[[Tensor, Any], Tensor]:
     """A hook that carries out one step in the passes of its phase, and nothing in others."""
+    decoded = 0
 
     def hooked(states: Tensor, hook: Any) -> Tensor:
+        nonlocal decoded
         tokens = states.shape[:-1].numel() // len(batch)
-        if step["when"] != _phase(tokens, batch, generating):
+        phase = _phase(tokens, batch, generating)
+        decoded = decoded + 1 if phase == "decode" else 0
+        if step["when"] != phase:
             return states
         site = _Site(input=states, output=states)
-        carry_out(_Hooked(site), store, step, 0)
-        changed: Tensor = site.output if SIDES[step["do"]] == "hook_out" else site.input
+        carry_out(_Hooked(site), store, step, decoded)
+        changed: Tensor = site.output if _side(step) == "hook_out" else site.input
         return changed
 
     return hooked

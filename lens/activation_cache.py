@@ -29,9 +29,14 @@ TOLERANCE = 1e-3
 def activation_cache(run: Run, model: Any = None) -> Any:
     """See :meth:`Run.to_activation_cache`."""
     anatomy = run.anatomy
-    if anatomy is None or not (run.residual or run.attention or run.ffn):
+    if not (run.residual or run.attention or run.ffn):
         raise InputError(
             "nothing was captured: model.run(batch, capture=('residual', 'attention', 'ffn'))"
+        )
+    if anatomy is None:
+        raise InputError(
+            "a run that was loaded from a file does not know its model's parts: take the cache of "
+            "the run that model.run returned"
         )
     try:
         lens = importlib.import_module("transformer_lens")

@@ -90,10 +90,12 @@ def capture_positions(
     return torch.tensor(rows), torch.tensor(columns)
 
 
-def by_layer(found: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
-    """What was read at each site, as ``site -> layer -> states``."""
+def by_layer(
+    found: Mapping[str, Tensor], anatomy: Anatomy | None, batch: Batch, model: str = ""
+) -> dict[str, Any]:
+    """Fields of a :class:`Run`: what was read, as ``site -> layer -> states``, and where."""
     kept: dict[str, dict[int, Tensor]] = {site: {} for site in SITES}
     for key, states in found.items():
         site, layer = key.split(".")
         kept[site][int(layer)] = states
-    return kept
+    return {**kept, "anatomy": anatomy, "batch": batch, "model": model}

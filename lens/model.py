@@ -313,7 +313,7 @@ class VisualLM:
             found = read_sites(envoy, wanted, samples, rows, columns).save()  # type: ignore[attr-defined]
             out = envoy.output.logits.save()
         scores = None if logits is None else out[:, -1] if logits == "last" else out
-        return Run(scores, rows, columns, **by_layer(found), anatomy=self.anatomy)
+        return Run(scores, rows, columns, **by_layer(found, self.anatomy, batch, self.name))
 
     def entry(self, batch: Batch) -> Float[Tensor, "visual d"]:
         """The visual tokens as they enter the language model, rows as in ``batch.visual``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
@@ -12,6 +13,7 @@ from torch import Tensor
 from .activation_cache import activation_cache
 from .anatomy.anatomy import Anatomy
 from .inputs.batch import Batch
+from .saved_runs import read_run, save_run
 
 Site = Literal["residual", "attention", "ffn"]
 SITES: tuple[Site, ...] = ("residual", "attention", "ffn")
@@ -60,7 +62,9 @@ class Run:
             ``n_layers`` is the stream after the last layer, before the final norm.
         attention: Per layer what attention adds to the residual stream, ``[selected, d]``.
         ffn: Per layer what the FFN adds, ``[selected, d]``.
-        anatomy: Where things are in the model that was run.
+        anatomy: Where things are in the model that was run; None after :meth:`load`.
+        batch: What was run.
+        model: Name of the model that was run.
     """
 
     logits: Float[Tensor, "..."] | None
@@ -70,6 +74,32 @@ class Run:
     attention: Mapping[int, Float[Tensor, "selected d"]]
     ffn: Mapping[int, Float[Tensor, "selected d"]]
     anatomy: Anatomy | None = field(default=None, repr=False)
+    batch: Batch | None = field(default=None, repr=False)
+    model: str = ""
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write everything into one safetensors file, the batch's tensors and classes included.
+
+        Args:
+            path: Where to; its folder must be there.
+            overwrite: Replace a file that is there.
+
+        Raises:
+            InputError: There is a file already, no folder for it, or the run does not know its
+                batch.
+        """
+        save_run(self, Path(path), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """Read what :meth:`save` wrote; nothing is run.
+
+        The batch comes without its images, and neither it nor the run knows the model's anatomy.
+
+        Raises:
+            InputError: No file, none of a run, or a damaged one.
+        """
+        return cls(**read_run(Path(path)))
 
     def to_activation_cache(self, model: Any = None) -> Any:
         """What was captured, as an ``ActivationCache`` of TransformerLens.

@@ -41,7 +41,13 @@ from embedlens import (
     VisualLM,
     ZeroFFN,
 )
-from embedlens.interventions import BlockAttention, InjectTokens, PruneTokens
+from embedlens.interventions import (
+    BlockAttention,
+    InjectTokens,
+    PruneTokens,
+    ReplaceTokens,
+    ScaleTokens,
+)
 
 torch.set_num_threads(1)
 
@@ -61,6 +67,13 @@ PLANS = {
     "prune": Plan(PruneTokens(tokens="box[0:2, 0:2]")),
     "prune-later": Plan(PruneTokens(tokens="box[0:2, 0:2]", layer=1)),
     "inject": Plan(InjectTokens(layer=2)),
+    "values": Plan(
+        ScaleTokens(norm_of="text", tokens="box[0:2, 0:3]"),
+        ReplaceTokens(by="noise", tokens="visual | text", layers=1, phase="all"),
+        ReplaceTokens(by="mean", layers=2),
+        PatchTokens(source=1, target=2, site="ffn", tokens="box[0:2, 0:2]"),
+    ),
+    "word": Plan(ReplaceTokens(by="word", word="star")),
 }
 
 
@@ -201,6 +214,20 @@ def test_what_a_server_computes_equals_a_local_run(
         for m, r in ((model, False), (stranger, True))
     ]
     assert written[0] == written[1]
+
+
+def test_a_donor_is_run_where_the_batch_is(
+    model: VisualLM, stranger: VisualLM, elsewhere: VisualLM, plain_server: str
+) -> None:
+    """Its states are the server's: here are other weights, or none."""
+    plan = Plan(PatchTokens(source=2, target=1, states="there"))
+    donor = model.encode([tiny.image(5)], [tiny.PROMPTS["end"]])
+    batch = model.encode([tiny.image(0), tiny.image(1)], [tiny.PROMPTS["middle"]] * 2)
+    here = model.run(batch, plan.given(there=donor)).logits
+    for away in (stranger, elsewhere):
+        there = away.run(batch, plan.given(there=donor), remote=plain_server).logits
+        torch.testing.assert_close(there, here, **EQUAL)
+    assert not torch.allclose(here, model.run(batch).logits, atol=1e-2)
 
 
 def test_a_host_can_be_named_for_one_run(

@@ -24,6 +24,8 @@ from embedlens import (
     PatchTokens,
     Plan,
     PruneTokens,
+    ReplaceTokens,
+    ScaleTokens,
     VisualLM,
     WithdrawTokens,
     ZeroFFN,
@@ -66,6 +68,10 @@ def main() -> None:
         BlockAttention(queries="text", keys="visual", layers=3, renormalise=False),
         BlockAttention(queries="last", keys="box[0:2, 0:2]", layers=3, renormalise=False),
         InjectTokens(layer=1, norm="rescaled", tokens="box[2:4, 0:2]"),
+        ReplaceTokens(by="noise", layers=3, tokens="box[0:1, 0:2] | text", seed=1, phase="all"),
+        ReplaceTokens(by="mean", layers=3, tokens="box[1:2, 0:2]"),
+        ScaleTokens(norm_of="text", layers=2, tokens="box[2:4, 2:4]"),
+        PatchTokens(source=1, target=2, site="attention", tokens="box[2:4, 2:4]"),
     )
     shorter = Plan(PruneTokens(tokens="box[0:2, 0:4]", method="remove"))
     later = Plan(WithdrawTokens(tokens="box[0:2, 0:4]", layer=1, method="remove"))

@@ -19,6 +19,8 @@ from embedlens import (
     PatchTokens,
     Plan,
     PruneTokens,
+    ReplaceTokens,
+    ScaleTokens,
     Unsupported,
     ZeroFFN,
 )
@@ -31,7 +33,7 @@ SHIPPED = (
     ROOT / "lens/sites.py",
     *(
         ROOT / f"interventions/{name}.py"
-        for name in ("steps", "masking", "weights", "removal", "cutting", "shortening")
+        for name in ("steps", "masking", "weights", "removal", "cutting", "shortening", "values")
     ),
 )
 
@@ -44,6 +46,14 @@ PLANS = {
         BlockAttention(queries="text", keys="visual", layers=1, phase="all"),
         BlockAttention(queries="text", keys="visual", layers=2, renormalise=False, collapse=True),
     ),
+    "values": Plan(
+        ScaleTokens(norm_of="text", tokens="box[0:2, 0:3]"),
+        ReplaceTokens(by="noise", tokens="visual | text", layers=1, seed=3, phase="all"),
+        ReplaceTokens(by="mean", layers=2, tokens="box[2:3, 0:3]", from_tokens="image[0]"),
+        ReplaceTokens(by="other", layers=3, tokens="box[0:1, 0:4]"),
+        PatchTokens(source=0, target=2, site="ffn", tokens="box[0:1, 0:2]", from_tokens="bos"),
+    ),
+    "word": Plan(ReplaceTokens(by="word", word="star", layers="0-1")),
     "late-and-gone": Plan(
         InjectTokens(layer=1, norm="matched"), PruneTokens(tokens="box[0:2, 0:3]", layer=2)
     ),

@@ -1,0 +1,78 @@
+"""What takes a state's place inside a trace: a mean, noise, or the state itself at another length.
+
+The hazard: a mean that rounds makes a change of what was alike already, and noise drawn where it is
+needed differs between machines, engines and paddings. So a mean is counted from its first member,
+and noise is drawn on the CPU from a seed of its sample's own.
+
+Shipped by value to remote runs, like :mod:`.steps`: imports nothing but torch.
+"""
+
+from __future__ import annotations  # a remote run is spared the annotations' modules
+
+from typing import Any
+
+import torch
+
+
+def wide(states: torch.Tensor) -> torch.Tensor:
+    """States in float32 at least, for sums and norms."""
+    return states.to(torch.promote_types(states.dtype, torch.float32))
+
+
+def means(states: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Mean state of each group, ``[group, d]``; equal states average to themselves, bit for bit.
+
+    Args:
+        states: ``[source, d]``.
+        groups: Group of every source, counted from 0 without a gap, ``[source]``.
+    """
+    groups, exact = groups.to(states.device), wide(states)
+    found = []
+    for group in range(int(groups.max()) + 1):
+        mine = exact[groups == group]
+        found.append(mine[0] + (mine - mine[0]).mean(0))
+    return torch.stack(found)
+
+
+def noise(states: torch.Tensor, step: dict[str, Any], decoded: int) -> torch.Tensor:
+    """Random directions with the norms of the given states, ``[selected, …, d]``.
+
+    Args:
+        states: What is replaced.
+        step: ``seeds`` of the selected tokens, one for all prompt tokens of a sample, and the
+            ``stride`` between the seeds of decoding steps.
+        decoded: Which decoding step this is; 0 for the prompt.
+    """
+    drawn = []
+    seeds, counts = torch.unique_consecutive(step["seeds"], return_counts=True)
+    for seed, count in zip(seeds.tolist(), counts.tolist(), strict=True):
+        generator = torch.Generator().manual_seed((seed + decoded * step["stride"]) % 2**63)
+        size = (count, states.shape[-1])
+        drawn.append(torch.randn(size, generator=generator, dtype=torch.float32))
+    exact = wide(states)
+    directions = torch.nn.functional.normalize(torch.cat(drawn), dim=-1).to(exact)
+    made: torch.Tensor = directions.view_as(exact) * exact.norm(dim=-1, keepdim=True)
+    return made
+
+
+def scaled(states: torch.Tensor, store: dict[str, Any], step: dict[str, Any]) -> torch.Tensor:
+    """States times the step's factor, or with the median norm of those under the step's key.
+
+    Args:
+        states: ``[selected, …, d]``.
+        store: What earlier steps have read.
+        step: A ``factor``; or a ``key``, the ``from_group`` of every state under it and the
+            ``group`` of every selected one.
+    """
+    if "factor" in step:
+        times: torch.Tensor = states * step["factor"]
+        return times
+    norms = wide(store[step["key"]]).norm(dim=-1)
+    groups = step["from_group"].to(norms.device)
+    medians = [norms[groups == group].median() for group in range(int(groups.max()) + 1)]
+    wanted = torch.stack(medians).to(states.device)[step["group"].to(states.device)]
+    exact = wide(states)
+    # A state without a direction stays what it is.
+    own = exact.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    made: torch.Tensor = exact * (wanted.view(-1, *[1] * (exact.ndim - 1)) / own)
+    return made

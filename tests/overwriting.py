@@ -1,0 +1,189 @@
+"""Torch hooks on an unwrapped model that overwrite what enters a layer, or what a sublayer adds.
+
+The oracle of the tests on replaced, scaled and patched tokens: what is written, and where, is
+worked out by the test from ``input_ids``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a value is made of.
+
+    Attributes:
+        rows: Sample of every overwritten token, ``[selected]``.
+        decoded: Decoding step, 0 for the prompt.
+        prompt: The site's states of the whole prompt, ``[sample, token, d]``.
+    """
+
+    rows: Tensor
+    decoded: int
+    prompt: Tensor
+
+
+@dataclass
+class Overwrite:
+    """One edit: ``made(states [selected, d], seen)`` takes the place of the states.
+
+    Attributes:
+        module: Whose input (or output) is meant.
+        made: What is written.
+        where: Prompt positions, ``[sample, token]``.
+        generated: Samples whose generated tokens are meant, ``[sample]``; None for no tokens.
+        prompt: Whether prompt positions are meant.
+        output: Whether the module's output is meant.
+    """
+
+    module: Any
+    made: Callable[[Tensor, Seen], Tensor]
+    where: Tensor
+    generated: Tensor | None = None
+    prompt: bool = True
+    output: bool = False
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def apply(self, states: Tensor) -> Tensor:
+        """The states with the edit in them, whatever the pass is over."""
+        samples, length = self.where.shape
+        shaped = states.reshape(samples, -1, states.shape[-1])
+        if shaped.shape[1] == length:
+            self.memory.update(prompt=shaped, decoded=0)
+            where = self.where if self.prompt else torch.zeros_like(self.where)
+        else:
+            assert shaped.shape[1] == 1
+            self.memory["decoded"] += 1
+            if self.generated is None:
+                return states
+            where = self.generated[:, None]
+        if not where.any():
+            return states
+        seen = Seen(where.nonzero()[:, 0], self.memory["decoded"], self.memory["prompt"])
+        changed = shaped.clone()
+        changed[where] = self.made(shaped[where], seen).to(changed)
+        return changed.reshape(states.shape)
+
+
+@contextmanager
+def overwritten(edits: Sequence[Overwrite]) -> Iterator[None]:
+    """The edits in force, in order, while inside."""
+
+    def entering(edit: Overwrite) -> Callable[..., Any]:
+        def hook(_: Any, args: Any, kwargs: Any) -> Any:
+            if args:
+                return (edit.apply(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": edit.apply(kwargs["hidden_states"])}
+
+        return hook
+
+    def leaving(edit: Overwrite) -> Callable[..., Any]:
+        def hook(_: Any, __: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (edit.apply(output[0]), *output[1:])
+            return edit.apply(output)
+
+        return hook
+
+    handles = []
+    for edit in edits:
+        register = edit.module.register_forward_pre_hook
+        options: dict[str, Any] = {"with_kwargs": True}
+        if edit.output:
+            register, options = edit.module.register_forward_hook, {}
+        hook = leaving(edit) if edit.output else entering(edit)
+        handles.append(register(hook, **options))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def reading(module: Any, into: list[Tensor], *, output: bool = False) -> Overwrite:
+    """An edit that changes nothing and keeps what it has seen."""
+
+    class Reader(Overwrite):
+        def apply(self, states: Tensor) -> Tensor:
+            into.append(states.clone())
+            return states
+
+    return Reader(module, lambda states, _: states, torch.zeros(1, 1), output=output)
+
+
+# ---------------------------------------------------------------- what can be written
+
+
+def zero(states: Tensor, _: Seen) -> Tensor:
+    return torch.zeros_like(states)
+
+
+def constant(value: Tensor) -> Callable[[Tensor, Seen], Tensor]:
+    return lambda states, _: value.expand_as(states)
+
+
+def mean_of(sources: Tensor) -> Callable[[Tensor, Seen], Tensor]:
+    """Mean over the sources ``[sample, token]`` of the prompt, in float64."""
+    return lambda states, seen: seen.prompt[sources].double().mean(0).expand_as(states)
+
+
+def class_mean_of(label: Tensor, where: Tensor) -> Callable[[Tensor, Seen], Tensor]:
+    """Mean over the tokens of the same ``label`` ``[sample, token]``, negative for none."""
+
+    def made(states: Tensor, seen: Seen) -> Tensor:
+        return torch.stack(
+            [seen.prompt[label == int(own)].double().mean(0) for own in label[where]]
+        )
+
+    return made
+
+
+def seed_of(seed: int, sample: int, step: int) -> int:
+    """The seed of one sample's noise, as it is documented."""
+    own = int(np.random.SeedSequence([seed, sample]).generate_state(1, np.uint64)[0])
+    return (own // 2 + step * (0x9E3779B97F4A7C15 // 2)) % 2**63
+
+
+def noise(seed: int) -> Callable[[Tensor, Seen], Tensor]:
+    """A direction for every token, drawn sample by sample, with the token's norm."""
+
+    def made(states: Tensor, seen: Seen) -> Tensor:
+        drawn = torch.empty_like(states)
+        for sample in seen.rows.unique().tolist():
+            mine = seen.rows == sample
+            generator = torch.Generator().manual_seed(seed_of(seed, sample, seen.decoded))
+            drawn[mine] = torch.randn((int(mine.sum()), states.shape[-1]), generator=generator)
+        length = states.norm(dim=-1, keepdim=True)
+        return drawn * (length / drawn.norm(dim=-1, keepdim=True))
+
+    return made
+
+
+def times(factor: float) -> Callable[[Tensor, Seen], Tensor]:
+    return lambda states, _: states * factor
+
+
+def to_norm_of(sources: Tensor) -> Callable[[Tensor, Seen], Tensor]:
+    """The median norm of the sample's sources, the lower of two middle ones."""
+
+    def made(states: Tensor, seen: Seen) -> Tensor:
+        scaled = []
+        for row, state in zip(seen.rows.tolist(), states, strict=True):
+            norms = seen.prompt[row][sources[row]].norm(dim=-1).sort().values
+            scaled.append(state / state.norm() * norms[(len(norms) - 1) // 2])
+        return torch.stack(scaled)
+
+    return made
+
+
+def from_places(places: Tensor) -> Callable[[Tensor, Seen], Tensor]:
+    """The prompt's states at given (sample, position) pairs ``[selected, 2]``."""
+    return lambda states, seen: seen.prompt[places[:, 0], places[:, 1]]
