@@ -12,6 +12,7 @@ from .layers import Layers, layer_indices
 from .operation import TokenOperation
 from .pruning import InjectTokens, PruneTokens, WithdrawTokens
 from .target import Step, Target
+from .telling import Telling
 
 
 def _zeroed(
@@ -50,6 +51,14 @@ class AblateAttention(TokenOperation):
         """Zero the attention addend at the chosen tokens, layer by layer."""
         return _zeroed(self, self.layers, target.model.anatomy.attention, target)
 
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+        return (
+            f"What attention gathers for {telling.tokens(self.tokens, self.phase)} is not added to "
+            f"the residual stream in {telling.layers(self.layers)}, {telling.phase(self.phase)}; "
+            "their keys and values are still computed and stay readable by every other token."
+        )
+
 
 class ZeroFFN(TokenOperation):
     r"""What the FFN computes for the tokens is not added to the residual stream.
@@ -64,6 +73,14 @@ class ZeroFFN(TokenOperation):
     def lower(self, target: Target) -> list[Step]:
         """Zero the FFN addend at the chosen tokens, layer by layer."""
         return _zeroed(self, self.layers, target.model.anatomy.ffn, target)
+
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+        return (
+            f"What the FFN computes for {telling.tokens(self.tokens, self.phase)} is not added to "
+            f"the residual stream in {telling.layers(self.layers)}, {telling.phase(self.phase)}; "
+            "what attention adds stays."
+        )
 
 
 class PatchTokens(TokenOperation):
@@ -117,6 +134,27 @@ class PatchTokens(TokenOperation):
             for what, layer in ((read, self.source), (write, self.target))
             for step in target.at(self, {**what, "key": key}, layer=layer)
         ]
+
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+        source, target = (telling.layer(at, end=True) for at in (self.source, self.target))
+        written = (
+            f"The residual stream of {telling.tokens(self.tokens, self.phase)} entering {target} "
+            f"is replaced by what entered {source}"
+        )
+        if self.backwards:
+            return (
+                f"{written} in a first pass over the same batch, {telling.phase(self.phase)}; the "
+                "other operations act in both passes."
+            )
+        skipped = range(self.source, self.target)
+        between = (
+            f": for these tokens what {telling.span(skipped)} would have added is undone, while "
+            "their keys and values there stay readable"
+            if skipped
+            else ", which changes nothing by itself"
+        )
+        return f"{written}{between}, {telling.phase(self.phase)}."
 
 
 AnyOperation = Annotated[

@@ -21,6 +21,7 @@ from .operation import TokenOperation
 from .selector_text import parse_selector
 from .selectors import Selection
 from .target import Step, Target
+from .telling import Telling
 
 # Where what a token sees is counted in rows, or made for the whole sequence before the decoder.
 COUNTED = frozenset(
@@ -77,11 +78,21 @@ class PruneTokens(TokenOperation):
             )
         return self
 
+    def away(self, n_layers: int) -> range:
+        """From ``layer`` on."""
+        return range(self.layer, n_layers)
+
     def lower(self, target: Target) -> list[Step]:
         """Hide the tokens from all others in every layer from ``layer`` on, or remove them."""
         if self.method == "remove":
             return _removed(self, target)
         return _gone(self, target, self.layer)
+
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+        how = "their rows are taken out" if self.method == "remove" else "they are hidden"
+        places = "count anew from 0" if self.positions == "renumber" else "keep their positions"
+        return f"{_departure(self, self.layer, telling)} ({how}); all others {places}."
 
 
 class WithdrawTokens(TokenOperation):
@@ -97,9 +108,17 @@ class WithdrawTokens(TokenOperation):
     layer: NonNegativeInt
     phase: Literal["all"] = "all"
 
+    def away(self, n_layers: int) -> range:
+        """From ``layer`` on."""
+        return range(self.layer, n_layers)
+
     def lower(self, target: Target) -> list[Step]:
         """Hide the tokens from all others in every layer from ``layer`` on."""
         return _gone(self, target, self.layer)
+
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+        return f"{_departure(self, self.layer, telling)}; all others keep their positions."
 
 
 class InjectTokens(TokenOperation):
@@ -120,6 +139,10 @@ class InjectTokens(TokenOperation):
     layer: NonNegativeInt
     norm: Norm = "raw"
     phase: Literal["all"] = "all"
+
+    def away(self, n_layers: int) -> range:
+        """Below ``layer``."""
+        return range(self.layer)
 
     def lower(self, target: Target) -> list[Step]:
         """Hide them below, keep the states they entered with, and write those at ``layer``."""
@@ -144,6 +167,32 @@ class InjectTokens(TokenOperation):
             write |= {"norm": self.norm, "others": torch.as_tensor(others)}
         steps = target.at(self, read, layer=0) + target.at(self, write, layer=layer)
         return [*hidden, *(step for step in steps if step["when"] == "prefill")]
+
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+        entering, tokens = telling.layer(self.layer), telling.tokens(self.tokens)
+        if self.layer == 0 and self.norm == "raw":
+            return f"Entering layer 0, as they do anyway, are {tokens}: nothing changes."
+        scale = {
+            "raw": "as they are",
+            "rescaled": "with one factor per sample, so that their median norm is the others'",
+            "matched": "each with the median norm of the others",
+        }[self.norm]
+        hidden = f"In {telling.span(range(self.layer))} nobody sees {tokens}"
+        return (
+            f"{hidden if self.layer else f'Nobody misses {tokens}'}; entering {entering}, they get "
+            f"the states with which they entered layer 0, {scale}; all others keep their positions."
+        )
+
+
+def _departure(operation: TokenOperation, layer: int, telling: Telling) -> str:
+    telling.layer(layer)
+    left = telling.span(range(layer, telling.model.n_layers))
+    below = ", while the layers below have them" if layer else ""
+    return (
+        f"In {left} {telling.tokens(operation.tokens)} are gone for everybody, for tokens "
+        f"generated later as well{below}"
+    )
 
 
 def _layer(layer: int, target: Target) -> int:
