@@ -76,10 +76,10 @@ def _attention(mixer: nn.Module, layer: int, width: int) -> tuple[int, int, int]
     matrices = list(_matrices(mixer.modules(), layer))
     into = [made for taken, made in matrices if taken == width]
     back = [taken for taken, made in matrices if made == width]
-    # Square projections are among both; the one back to the stream comes last.
-    gathered = back[-1] if back else 0
+    # Square matrices are among both; the way back is the one that is not, or any of them.
+    gathered = next((taken for taken in back if taken != width), width if back else 0)
     if gathered == width:
-        into = into[:-1]
+        into.remove(width)
     groups = _groups(mixer)
     keys = 2 * gathered // groups if groups else 0
     if not gathered or len(matrices) != len(into) + 1 or sum(into) != gathered + keys:
@@ -105,19 +105,23 @@ def _groups(mixer: nn.Module) -> int:
 
 def _feed_forward(modules: list[nn.Module], layer: int, config: Any) -> int:
     dense = sum(2 * taken * made for taken, made in _matrices(modules, layer, experts=True))
-    stacked = [
-        weight
+    groups = [
+        stacked
         for module in modules
-        for weight in module.parameters(recurse=False)
-        if weight.ndim == 3
+        if (stacked := [w for w in module.parameters(recurse=False) if w.ndim == 3])
     ]
-    if not stacked:
+    if not groups:
         return dense
+    if len(groups) > 1:
+        raise Unsupported(
+            f"the cost of layer {layer} is not known: it has {len(groups)} groups of experts, and "
+            "not every token goes to all of them"
+        )
     active = [
         count for module in modules if isinstance(count := getattr(module, "top_k", None), int)
     ] or [
         count
-        for name in ("num_experts_per_tok", "moe_topk", "moe_k")
+        for name in ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_k")
         if isinstance(count := getattr(config, name, None), int)
     ]
     if not active:
@@ -125,7 +129,7 @@ def _feed_forward(modules: list[nn.Module], layer: int, config: Any) -> int:
             f"the cost of layer {layer} is not known: it has experts, and nothing says how many of "
             "them a token goes to"
         )
-    return dense + sum(2 * active[0] * weight[0].numel() for weight in stacked)
+    return dense + sum(2 * active[0] * weight[0].numel() for weight in groups[0])
 
 
 def _matrices(modules: Any, layer: int, *, experts: bool = False) -> Iterator[tuple[int, int]]:
@@ -138,7 +142,7 @@ def _matrices(modules: Any, layer: int, *, experts: bool = False) -> Iterator[tu
         for name, weight in module.named_parameters(recurse=False):
             if weight.ndim == 2 and name == "weight" and experts and _is_router(module):
                 yield weight.shape[1], weight.shape[0]
-            elif weight.ndim > 1 and not (experts and weight.ndim == 3):
+            elif weight.ndim > 1 and "bias" not in name and not (experts and weight.ndim == 3):
                 raise Unsupported(
                     f"the cost of layer {layer} is not known: what its weight {name!r} "
                     f"{list(weight.shape)} of {type(module).__name__} does is not"
