@@ -6,7 +6,7 @@ states that somebody reads; if it does not, and would without another one, both 
 
 What counts, and where the line is:
 
-- An operation that names its layers has to act in each of them; with ``layers="all"``, which means
+- An operation that names some layers has to act in each of them; one on all layers, which means
   wherever the tokens are, in one at least.
 - It has to act on one token at least. Where operations overlap in some tokens only, the later one
   has the last word there, and the earlier one keeps the rest.
@@ -23,6 +23,7 @@ import numpy as np
 
 from ..lens.errors import InputError
 from .flow import ENTRY, HIDE, OVERWRITE, Mark, Program
+from .layers import layer_indices
 from .operation import Operation
 from .target import Step, Target
 
@@ -96,11 +97,12 @@ def _first_lost(
     operations: Sequence[Operation], program: Program
 ) -> tuple[int, tuple[int, ...]] | None:
     """The first operation that leaves no mark where it should, and in which layers."""
-    units = _units(program)
+    units, n_layers = _units(program), program.target.model.n_layers
     for number, operation in enumerate(operations):
         mine = {unit: used for unit, used in units.items() if unit[0] == number}
         lost = [unit for unit, used in mine.items() if not used]
-        named = getattr(operation, "layers", "all") != "all"
+        layers = getattr(operation, "layers", "all")
+        named = len(layer_indices(layers, n_layers)) < n_layers
         # What a single layer says, an edit of states, stands for itself.
         alone = [unit for unit in lost if not unit[2] and not hasattr(operation, "layers")]
         if lost and (named or len(lost) == len(mine)):

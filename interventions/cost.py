@@ -11,7 +11,7 @@ the FFN two for each weight and token, of experts those that are active. Pairs a
 kernels without knowledge of the mask compute them, all $n^2$ of each padded sample. Left out are
 norms, softmax, rotary positions, activations, everything outside the decoder's layers, and
 operations on generated tokens. Which results a plan does not use is followed backwards from the
-states behind the last layer (:mod:`.flow`).
+states behind the last layer, and from those with which tokens leave (:mod:`.flow`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 
 from ..lens.inputs.batch import Batch
 from ..lens.run import Pass
+from .contradictions import check_program
 from .flow import MIXING, Flow, Mark, Mask, Program, patterns
 from .operation import Operation
 from .sizes import LayerSizes, layer_sizes
@@ -83,8 +84,9 @@ def cost_of(operations: Sequence[Operation], model: Subject, batch: Batch) -> Co
         nothing = torch.zeros(1, 1, 1).expand(len(batch), batch.length, 1)
         target.backward_states = dict.fromkeys(range(model.n_layers + 1), nothing)
     lowered = [operation.lower(target) for operation in prompt]
+    check_program(prompt, lowered, target)
     program = _with_absences(Program.of(prompt, lowered, target))
-    flow = program.follow(prompt)
+    flow = program.follow(prompt, until_gone=True)
     removed = _removed(prompt, lowered, model.n_layers)
     rows = []
     for layer, size in enumerate(sizes):
@@ -146,7 +148,7 @@ def _spent(size: LayerSizes, layer: int, program: Program) -> dict[str, int]:
     """FLOPs of attention that is computed again to zero weights: scores once, values twice."""
     samples, tokens = len(program.target.batch), program.target.batch.length
     again = sum(mark.layer == layer and mark.step["do"] == "zero-weights" for mark in program.marks)
-    return {"attention": again * samples * tokens * tokens * size.pair * 3 // 2, "ffn": 0}
+    return {"attention": int(again * samples * tokens * tokens * size.pair * 3 // 2), "ffn": 0}
 
 
 def _with_absences(program: Program) -> Program:

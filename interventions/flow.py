@@ -124,12 +124,23 @@ class Program:
                 found |= gone.tokens
         return found
 
-    def follow(self, operations: Sequence[Operation]) -> Flow:
-        """Fill in which marks are used, and return what is used in each layer."""
+    def follow(self, operations: Sequence[Operation], *, until_gone: bool = False) -> Flow:
+        """Fill in which marks are used, and return what is used in each layer.
+
+        Args:
+            operations: The plan's operations.
+            until_gone: Whether the states with which tokens leave count as used, although nobody
+                reads them.
+        """
         for mark in self.marks:
             mark.used = False
-        last = self.target.model.n_layers - 1
-        flow = self._backwards(_everyone(self.target) & ~self.away(last), {})
+        n_layers = self.target.model.n_layers
+        leaving: dict[int, Mask] = {}
+        for gone in self.absences if until_gone else ():
+            if gone.layers.stop == n_layers:
+                start = gone.layers.start
+                leaving[start] = leaving.get(start, np.zeros_like(gone.tokens)) | gone.tokens
+        flow = self._backwards(_everyone(self.target) & ~self.away(n_layers - 1), leaving)
         # The states a backward patch writes were read in a pass without the backward patches.
         sources: dict[int, Mask] = {}
         backward = {n for n, op in enumerate(operations) if getattr(op, "backwards", False)}

@@ -78,10 +78,11 @@ def _ranges(layers: list[int]) -> Iterable[str]:
 
 _RANGE = r"\d+(?:\s*-\s*\d+)?"
 _SCHEMA = {
+    "description": "In which layers: all, last, a number, or ranges such as 0-2,5.",
     "anyOf": [
         {"type": "string", "pattern": rf"^\s*(?:all|last|{_RANGE}(?:\s*,\s*{_RANGE})*)\s*$"},
         {"type": "integer", "minimum": 0},
         {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-    ]
+    ],
 }
 Layers = Annotated[str, BeforeValidator(canonical_layers), WithJsonSchema(_SCHEMA)]

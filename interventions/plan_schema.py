@@ -26,6 +26,7 @@ def plan_schema() -> dict[str, Any]:
     """What a plan's YAML or JSON looks like; see :meth:`.plan.Plan.json_schema`."""
     made = TypeAdapter(list[AnyOperation]).json_schema()
     definitions = made.pop("$defs")
+    made["items"].pop("discriminator")  # a word of OpenAPI, not of JSON schemas
     for kind in BY_NAME.values():
         entry = definitions[kind.__name__]
         # What stands behind the first paragraph, formulas and sources, is for another reader.

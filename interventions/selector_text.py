@@ -30,14 +30,10 @@ def parse_selector(text: str) -> Selector:
         tree = ast.parse(line.strip(), mode="eval")
         return _Reader(line).read(tree.body)
     except SyntaxError as error:
-        # Where something is missing at the end, Python has no offset or one on a next line.
-        end = len(line.rstrip())
-        column = (error.offset or 0) - 1 + len(line) - len(line.lstrip())
-        _fault(
-            line,
-            column if error.lineno == 1 and 0 < column < end else end,
-            "this is no selector expression",
-        )
+        # Where something is missing at the end, Python gives no offset.
+        start, end = len(line) - len(line.lstrip()), len(line.rstrip())
+        column = start + error.offset - 1 if error.offset else end
+        _fault(line, min(column, end), "this is no selector expression")
     except InputError:
         raise
     except (ValueError, RecursionError, MemoryError) as error:

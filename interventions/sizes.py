@@ -135,9 +135,9 @@ def _feed_forward(modules: list[nn.Module], layer: int, config: Any) -> int:
 def _matrices(modules: Any, layer: int, *, experts: bool = False) -> Iterator[tuple[int, int]]:
     """Width in and out of every matrix that is applied to each token."""
     for module in modules:
-        sizes = [getattr(module, name, None) for name in ("in_features", "out_features")]
-        if all(isinstance(size, int) for size in sizes):
-            yield sizes[0], sizes[1]
+        taken, made = (getattr(module, name, None) for name in ("in_features", "out_features"))
+        if isinstance(taken, int) and isinstance(made, int):
+            yield taken, made
             continue
         for name, weight in module.named_parameters(recurse=False):
             if weight.ndim == 2 and name == "weight" and experts and _is_router(module):
