@@ -1,6 +1,7 @@
 """TOUCH: what to change: selectors, operations, plans, and the engine that runs them."""
 
 from .attention import BlockAttention
+from .cost import Cost
 from .operation import Operation
 from .operations import AblateAttention, PatchTokens, ZeroFFN
 from .plan import Plan
@@ -12,6 +13,7 @@ __all__ = [
     "AblateAttention",
     "BlockAttention",
     "Box",
+    "Cost",
     "FrameIs",
     "ImageIs",
     "InjectTokens",

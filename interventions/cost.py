@@ -23,15 +23,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from ..lens.inputs.batch import Batch
-from ..lens.run import Pass
-from .contradictions import check_program
 from .flow import MIXING, Flow, Mark, Mask, Program, patterns
 from .operation import Operation
 from .sizes import LayerSizes, layer_sizes
-from .target import Step, Subject, Target
+from .target import Step, Target
 
 PARTS = ("attention", "ffn")
 COLUMNS = ("clean", "saved", "skipped", "spent")
@@ -73,21 +69,22 @@ class Cost:
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
-def cost_of(operations: Sequence[Operation], model: Subject, batch: Batch) -> Cost:
-    """What a plan saves and spends; see :meth:`.plan.Plan.cost`."""
+def cost_of(
+    operations: Sequence[Operation], lowered: Sequence[Sequence[Step]], target: Target
+) -> Cost:
+    """What a plan saves and spends; see :meth:`.plan.Plan.cost`.
+
+    Args:
+        operations: Those of the plan that act on the prompt.
+        lowered: Per operation its steps.
+        target: Model and batch, for a single forward pass.
+    """
+    model, batch = target.model, target.batch
     sizes = layer_sizes(model)
-    prompt = [op for op in operations if op.phase != "decode"]
-    target = Target(model, batch, Pass("forward"))
-    backwards = any(getattr(op, "backwards", False) for op in prompt)
-    if backwards:
-        # Where states would be: which ones does not matter for what they cost.
-        nothing = torch.zeros(1, 1, 1).expand(len(batch), batch.length, 1)
-        target.backward_states = dict.fromkeys(range(model.n_layers + 1), nothing)
-    lowered = [operation.lower(target) for operation in prompt]
-    check_program(prompt, lowered, target)
-    program = _with_absences(Program.of(prompt, lowered, target))
-    flow = program.follow(prompt, until_gone=True)
-    removed = _removed(prompt, lowered, model.n_layers)
+    backwards = any(getattr(op, "backwards", False) for op in operations)
+    program = _with_absences(Program.of(operations, lowered, target))
+    flow = program.follow(operations, until_gone=True)
+    removed = _removed(operations, lowered, model.n_layers)
     rows = []
     for layer, size in enumerate(sizes):
         clean = _clean(size, len(batch), batch.length)
@@ -135,8 +132,8 @@ def _saved(size: LayerSizes, layer: int, program: Program, flow: Flow) -> dict[s
 
 def _pairs_saved(idle: Mask, unseen: Mask, masks: Sequence[Mark]) -> int:
     """Pairs of an idle query with any key, and of another query with a key it cannot see."""
-    tokens = idle.shape[1] - 1
-    saved = int(idle.sum()) * tokens
+    tokens = int(idle.shape[1]) - 1
+    saved: int = int(idle.sum()) * tokens
     for queries, hidden in patterns(masks, "tokens", "keys", idle):
         gathering = queries & ~idle
         gathering[:, tokens] = False
@@ -147,8 +144,11 @@ def _pairs_saved(idle: Mask, unseen: Mask, masks: Sequence[Mark]) -> int:
 def _spent(size: LayerSizes, layer: int, program: Program) -> dict[str, int]:
     """FLOPs of attention that is computed again to zero weights: scores once, values twice."""
     samples, tokens = len(program.target.batch), program.target.batch.length
-    again = sum(mark.layer == layer and mark.step["do"] == "zero-weights" for mark in program.marks)
-    return {"attention": int(again * samples * tokens * tokens * size.pair * 3 // 2), "ffn": 0}
+    zeroed = [m for m in program.marks if m.step["do"] == "zero-weights" and m.layer == layer]
+    return {
+        "attention": int(len(zeroed) * samples * tokens * tokens * size.pair * 3 // 2),
+        "ffn": 0,
+    }
 
 
 def _with_absences(program: Program) -> Program:

@@ -106,6 +106,8 @@ class Plan:
     def cost(self, model: Subject, batch: Batch) -> Cost:
         """FLOPs of the decoder layers that the plan saves and spends in one pass over the prompt.
 
+        Nothing runs, but for the first pass that a backward patch needs.
+
         Args:
             model: The model whose weights are counted.
             batch: The batch whose tokens are counted.
@@ -114,7 +116,9 @@ class Plan:
             InputError: An operation that cannot be carried out or would do nothing.
             Unsupported: Layers whose cost is not known, with the reason.
         """
-        return cost_of(self.operations, model, batch)
+        prompt = Plan(*(op for op in self.operations if op.phase != "decode"))
+        target, lowered = prompt._lowered(model, batch, Pass("forward"))
+        return cost_of(prompt.operations, lowered, target)
 
     def resolve(self, model: Subject, batch: Batch, during: Pass | None = None) -> list[Step]:
         """The program: steps on module paths and token indices, in the plan's order.
@@ -127,7 +131,14 @@ class Plan:
         Raises:
             InputError: An operation that cannot be carried out or would do nothing.
         """
-        target = Target(model, batch, during or Pass("forward"))
+        _, lowered = self._lowered(model, batch, during or Pass("forward"))
+        return [step for steps in lowered for step in steps]
+
+    def _lowered(
+        self, model: Subject, batch: Batch, during: Pass
+    ) -> tuple[Target, list[list[Step]]]:
+        """Each operation's steps, and what they were resolved against."""
+        target = Target(model, batch, during)
         shortening = [op for op in self.operations if getattr(op, "method", "") == "remove"]
         if shortening and len(self.operations) > 1:
             raise InputError(
@@ -141,7 +152,7 @@ class Plan:
             )
         lowered = [operation.lower(target) for operation in self.operations]
         check_program(self.operations, lowered, target)
-        return [step for steps in lowered for step in steps]
+        return target, lowered
 
     def edit(self, model: VisualLM, batch: Batch, during: Pass) -> Any:
         """The model as an nnsight envoy with this plan's changes stored on it."""
