@@ -271,7 +271,7 @@ def _mark(
     """A step's mark, or None for one that changes no states (rows that are taken out)."""
     side = "output" if step["do"] == "zero" else step.get("side", "input")
     place = places.get((step["path"], "mask" if step["do"] in HIDE else side))
-    if place is None:
+    if place is None or not ("rows" in step or step["do"] in HIDE):
         return None
     if step["do"] in HIDE:
         queries, keys = (_pair(step, role, target) for role in ("queries", "keys"))

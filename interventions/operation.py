@@ -125,11 +125,15 @@ class Operation(BaseModel, ABC):
 
     def selections(self, batch: Batch) -> dict[str, Selection]:
         """Per role the tokens that are meant, those outside the phase left out."""
+        # Tokens enter and leave in the prompt; generated ones are always there.
+        moving = type(self).away is not Operation.away
         found = {}
         for role in self.roles():
             if (text := getattr(self, role)) is not None:
                 selection = parse_selector(text).select(batch)
-                found[role] = selection if role == "keys" else in_phase(selection, self.phase)
+                acting = role in ("tokens", "queries")
+                phase = "prefill" if moving else self.phase if acting else "all"
+                found[role] = in_phase(selection, phase)
         return found
 
 

@@ -93,7 +93,8 @@ def _meant(operation: Operation, batch: Batch) -> list[tuple[str, list[int], lis
 
 def _row(number: int, operation: Operation) -> dict[str, Any]:
     given = operation.model_dump(exclude_defaults=True)
-    roles = {name: getattr(operation, name) for name in operation.roles()}
+    all_roles = {name: getattr(operation, name) for name in operation.roles()}
+    roles = {name: text for name, text in all_roles.items() if text is not None}
     tokens = (
         list(roles.values())
         if list(roles) == ["tokens"]
@@ -103,7 +104,7 @@ def _row(number: int, operation: Operation) -> dict[str, Any]:
     layers = spelled["layers"] if spelled["layers"] is not None else spelled["layer"]
     if spelled["source"] is not None:
         layers = f"{spelled['source']} → {spelled['target']}"
-    apart = {"op", "phase", *roles, *PLACES}
+    apart = {"op", "phase", *all_roles, *PLACES}
     return {
         "step": number,
         "operation": operation.op,

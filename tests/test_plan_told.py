@@ -169,7 +169,7 @@ def test_chosen_lists_the_tokens_of_every_role(model: VisualLM, batch: Batch) ->
         ZeroFFN(tokens=control),
         BlockAttention(queries="text", keys="image[1]", phase="all", allow_empty=True),
         ZeroFFN(tokens="text", phase="decode"),
-        PruneTokens(tokens="box[0:1, 0:2]"),
+        PruneTokens(tokens="box[0:1, 0:2] | text & ~last"),
     )
     frame = plan.chosen(batch)
     assert list(frame.columns) == ["sample", "position", "step", "operation", "role"]
@@ -187,7 +187,7 @@ def test_chosen_lists_the_tokens_of_every_role(model: VisualLM, batch: Batch) ->
     assert places(1, "queries") == selected("text")
     assert places(1, "keys") == selected("image[1]")
     assert not places(2, "tokens")
-    assert places(3, "tokens") == selected("box[0:1, 0:2]")
+    assert places(3, "tokens") == selected("box[0:1, 0:2] | text & ~last")
     later = frame[frame.position.isna()]
     assert sorted(zip(later.step, later.role, later["sample"], strict=True)) == [
         *((1, "queries", 0), (1, "queries", 1), (2, "tokens", 0), (2, "tokens", 1)),
