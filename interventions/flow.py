@@ -284,8 +284,6 @@ def _pair(step: Step, role: str, target: Target) -> Mask:
     prompt, later = step[role].numpy(), step["later_" + role].numpy()
     if role == "queries" and step["when"] != "prefill":
         prompt = np.zeros_like(prompt)
-    if role == "queries" and step["when"] == "prefill" and target.during.kind == "generation":
-        later = np.zeros_like(later)
     return _wide(prompt, later, target)
 
 

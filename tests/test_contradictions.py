@@ -202,6 +202,7 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "the norm of others is read": (
         ZeroFFN(layers=1, tokens="text"),
         InjectTokens(layer=2, norm="matched"),
+        PatchTokens(source=0, target=2, tokens="text"),
     ),
     "the last layer": (ZeroFFN(layers="last"), AblateAttention(layers="last")),
 }

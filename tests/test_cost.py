@@ -288,14 +288,25 @@ PLANS: dict[str, Plan] = {
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_work_is_unused_where_its_gradient_is_zero(twin: Any, padded: Batch, plan: Plan) -> None:
-    model = twin().model
+    against_gradients(twin(), padded, plan)
+
+
+def test_what_only_the_last_token_sees_is_used(twin: Any) -> None:
+    """An image at the end, whose last token alone sees the one before it."""
+    batch = twin().model.encode(tiny.image(4), tiny.PROMPTS["end"])
+    plan = Plan(PatchTokens(source=0, target=2, tokens="visual & ~last"))
+    against_gradients(twin(), batch, plan)
+
+
+def against_gradients(pair: Any, padded: Batch, plan: Plan) -> None:
+    model = pair.model
     target = Target(model, padded, Pass("forward"))
     operations = list(plan)
     lowered = [operation.lower(target) for operation in operations]
     program = Program.of(operations, lowered, target)
     flow = program.follow(operations)
 
-    plain = twin().plain
+    plain = pair.plain
     hooks = Hooks(plain, padded.inputs)
     probes: dict[tuple[str, int], Tensor] = {}
     handles = []

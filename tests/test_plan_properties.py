@@ -225,6 +225,7 @@ SETS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "visual & ~box[0:2, 1:3]": lambda ids, real: (
         (ids == tiny.IMAGE_ID) & ~in_box(nth(ids) % tiny.CELLS)
     ),
+    "visual & ~last": lambda ids, real: (ids == tiny.IMAGE_ID) & ~at_end(ids),
     "text & ~bos": lambda ids, real: (
         real & (ids != tiny.IMAGE_ID) & (ids != tiny.VOCABULARY.index("<s>"))
     ),
@@ -250,6 +251,10 @@ PROMPTS = st.sampled_from([("middle",), ("middle", "two"), ("two", "short", "mid
 
 def nth(ids: Tensor) -> Tensor:
     return (ids == tiny.IMAGE_ID).cumsum(1) - 1
+
+
+def at_end(ids: Tensor) -> Tensor:
+    return torch.arange(ids.shape[1])[None] == ids.shape[1] - 1
 
 
 def in_box(cell: Tensor) -> Tensor:
