@@ -2,6 +2,7 @@
 
 from . import paper
 from .attention import BlockAttention
+from .cost import Cost
 from .operation import Operation
 from .operations import AblateAttention, ZeroFFN
 from .paper_selectors import Control, Near
@@ -17,6 +18,7 @@ __all__ = [
     "BlockAttention",
     "Box",
     "Control",
+    "Cost",
     "FrameIs",
     "ImageIs",
     "InjectTokens",

@@ -22,6 +22,7 @@ from .operation import Operation, Tokens
 from .selector_text import parse_selector
 from .selectors import Selection
 from .target import Step, Subject, Target
+from .telling import Telling
 
 # How each implementation takes a mask: True for boolean, False for added to the scores.
 BOOLEAN = {"sdpa": True, "eager": False}
@@ -93,6 +94,19 @@ class BlockAttention(Operation):
         return [
             target.after_others({**step, **how, "call": _call_of(step, target)}) for step in steps
         ]
+
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+        how = "and what they gather from all other keys grows to make up for it"
+        if self.collapse:
+            how = "and the weight taken goes to the first of those keys"
+        elif not self.renormalise:
+            how = "and their weights sum to less than 1, since nothing makes up for it"
+        return (
+            f"In {telling.layers(self.layers)}, {telling.phase(self.phase)}, "
+            f"{telling.tokens(self.queries, self.phase)} cannot see {telling.tokens(self.keys)}, "
+            f"{how}; every other token sees those as before."
+        )
 
 
 def block_steps(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 
 from ..lens.errors import InputError
 
@@ -76,4 +76,13 @@ def _ranges(layers: list[int]) -> Iterable[str]:
         yield str(members[0]) if len(members) == 1 else f"{members[0]}-{members[-1]}"
 
 
-Layers = Annotated[str, BeforeValidator(canonical_layers)]
+_RANGE = r"\d+(?:\s*-\s*\d+)?"
+_SCHEMA = {
+    "description": "In which layers: all, last, a number, or ranges such as 0-2,5.",
+    "anyOf": [
+        {"type": "string", "pattern": rf"^\s*(?:all|last|{_RANGE}(?:\s*,\s*{_RANGE})*)\s*$"},
+        {"type": "integer", "minimum": 0},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+    ],
+}
+Layers = Annotated[str, BeforeValidator(canonical_layers), WithJsonSchema(_SCHEMA)]

@@ -14,6 +14,7 @@ from .patching import PatchTokens
 from .pruning import InjectTokens, PruneTokens, WithdrawTokens
 from .replacing import ReplaceTokens, ScaleTokens
 from .target import Step, Target
+from .telling import Telling
 
 
 def _zeroed(
@@ -52,6 +53,14 @@ class AblateAttention(TokenOperation):
         """Zero the attention addend at the chosen tokens, layer by layer."""
         return _zeroed(self, self.layers, target.model.anatomy.attention, target)
 
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+        return (
+            f"What attention gathers for {telling.tokens(self.tokens, self.phase)} is not added to "
+            f"the residual stream in {telling.layers(self.layers)}, {telling.phase(self.phase)}; "
+            "their keys and values are still computed and stay readable by every other token."
+        )
+
 
 class ZeroFFN(TokenOperation):
     r"""What the FFN computes for the tokens is not added to the residual stream.
@@ -66,6 +75,14 @@ class ZeroFFN(TokenOperation):
     def lower(self, target: Target) -> list[Step]:
         """Zero the FFN addend at the chosen tokens, layer by layer."""
         return _zeroed(self, self.layers, target.model.anatomy.ffn, target)
+
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+        return (
+            f"What the FFN computes for {telling.tokens(self.tokens, self.phase)} is not added to "
+            f"the residual stream in {telling.layers(self.layers)}, {telling.phase(self.phase)}; "
+            "what attention adds stays."
+        )
 
 
 AnyOperation = Annotated[

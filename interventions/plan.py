@@ -8,22 +8,25 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from ..lens.errors import InputError
 from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
 from ..lens.run import Pass, Run
+from .contradictions import check_declared, check_program
+from .cost import Cost, cost_of
 from .donors import Donor, as_donor, bound, captured, check_names
 from .engine import store_edits
-from .operation import Operation, explain
-from .operations import AnyOperation
+from .operation import Operation
 from .patching import PatchTokens
+from .plan_schema import plan_schema
+from .reading import read_operations, written
+from .table import chosen, plan_frame, plan_html, plan_text
 from .target import Step, Subject, Target
+from .telling import told
 from .transformer_lens import Hook, attached, fwd_hooks
-
-_OPERATIONS: TypeAdapter[list[AnyOperation]] = TypeAdapter(list[AnyOperation])
 
 
 @dataclass(frozen=True, init=False)
@@ -32,6 +35,8 @@ class Plan:
 
     Operations on the same site act in the order given, so a state read by a later operation has
     the earlier ones' changes in it. A plan without operations changes nothing, bit for bit.
+    Operations that contradict each other are refused: here where the plan alone shows it, and when
+    it is resolved where that depends on the model and the batch.
 
     Attributes:
         operations: The declared changes, in order.
@@ -49,6 +54,7 @@ class Plan:
                 raise InputError(
                     f"a plan is made of operations, Plan(ZeroFFN(…), …), not of {operation!r}"
                 )
+        check_declared(operations)
         object.__setattr__(self, "operations", operations)
 
     def given(self, **donors: Any) -> Plan:
@@ -87,6 +93,63 @@ class Plan:
         given = ", ".join(f"{name}=<{type(donor).__name__}>" for name, donor in self.donors)
         return f"Plan({', '.join(map(repr, self.operations))})" + f".given({given})" * bool(given)
 
+    def __str__(self) -> str:
+        return plan_text(self.operations)
+
+    def _repr_html_(self) -> str:
+        return plan_html(self.operations)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The plan as a tidy table: step, operation, tokens, layers, phase, settings."""
+        return plan_frame(self.operations)
+
+    def chosen(self, batch: Batch) -> pd.DataFrame:
+        """Which tokens of a batch the plan means, random draws included.
+
+        Args:
+            batch: The batch whose tokens are meant.
+
+        Returns:
+            One row per sample, position, step (the operation's number) and role (``tokens``,
+            ``queries``, ``keys``). Tokens still to be generated have no position.
+
+        Raises:
+            InputError: A selector that this batch has no answer to.
+        """
+        return chosen(self.operations, batch)
+
+    def describe(self, model: Subject, batch: Batch | None = None) -> str:
+        """The plan in words, one numbered line per operation.
+
+        Args:
+            model: The model whose layers are meant.
+            batch: A batch whose tokens are counted, per sample; without one they are only named.
+
+        Raises:
+            InputError: A layer that the model does not have.
+        """
+        return told(self.operations, model, batch)
+
+    def cost(self, model: Subject, batch: Batch) -> Cost:
+        """FLOPs of the decoder layers that the plan saves and spends in one pass over the prompt.
+
+        Nothing runs, but for the first pass that a backward patch needs.
+
+        Args:
+            model: The model whose weights are counted.
+            batch: The batch whose tokens are counted.
+
+        Raises:
+            InputError: An operation that cannot be carried out or would do nothing.
+            Unsupported: Layers whose cost is not known, with the reason.
+        """
+        prompt = Plan(*(op for op in self.operations if op.phase != "decode"))._with(
+            dict(self.donors)
+        )
+        target, lowered = prompt._lowered(model, batch, Pass("forward"))
+        return cost_of(prompt.operations, lowered, target)
+
     def resolve(self, model: Subject, batch: Batch, during: Pass | None = None) -> list[Step]:
         """The program: steps on module paths and token indices, in the plan's order.
 
@@ -98,13 +161,21 @@ class Plan:
         Raises:
             InputError: An operation that cannot be carried out or would do nothing.
         """
-        alone = len(self.operations) == 1
-        target = Target(model, batch, during or Pass("forward"), alone=alone)
-        target.donors = bound(self.operations, dict(self.donors), model, target.during.remote)
+        _, lowered = self._lowered(model, batch, during or Pass("forward"))
+        return [step for steps in lowered for step in steps]
+
+    def _lowered(
+        self, model: Subject, batch: Batch, during: Pass
+    ) -> tuple[Target, list[list[Step]]]:
+        """Each operation's steps, and what they were resolved against."""
+        target = Target(model, batch, during, alone=len(self.operations) == 1)
+        target.donors = bound(self.operations, dict(self.donors), model, during.remote)
         backwards = [op for op in self.operations if isinstance(op, PatchTokens) and op.backwards]
         if backwards:
             target.earlier = self._first_pass(target, backwards)
-        return [step for operation in self.operations for step in operation.lower(target)]
+        lowered = [operation.lower(target) for operation in self.operations]
+        check_program(self.operations, lowered, target)
+        return target, lowered
 
     def edit(self, model: VisualLM, batch: Batch, during: Pass) -> Any:
         """The model as an nnsight envoy with this plan's changes stored on it."""
@@ -149,11 +220,11 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON, defaults left out."""
-        return json.dumps(self._data(), indent=2)
+        return json.dumps(written(self.operations), indent=2)
 
     def to_yaml(self) -> str:
         """The plan as YAML, defaults left out."""
-        return str(yaml.safe_dump(self._data(), sort_keys=False))
+        return str(yaml.safe_dump(written(self.operations), sort_keys=False, allow_unicode=True))
 
     @staticmethod
     def from_json(text: str) -> Plan:
@@ -162,26 +233,18 @@ class Plan:
 
     @staticmethod
     def from_yaml(text: str) -> Plan:
-        """Read a plan; strict, and errors name the place.
+        """Read a plan; strict, and errors name the path to the fault (``operations.2.layers``).
 
         Raises:
             InputError: No plan, an unknown operation or key, or an impossible value.
         """
-        try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"the plan is not valid YAML or JSON: {error}") from None
-        if not isinstance(data, dict) or set(data) != {"operations"}:
-            keys = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
-            raise InputError(f"a plan has one key, 'operations', a list; found {keys}")
-        try:
-            return Plan(*_OPERATIONS.validate_python(data["operations"]))
-        except ValidationError as error:
-            raise InputError(f"operations.{explain(error)}") from None
+        return Plan(*read_operations(text))
 
-    def _data(self) -> dict[str, Any]:
-        return {
-            "operations": [
-                {"op": op.op, **op.model_dump(exclude_defaults=True)} for op in self.operations
-            ]
-        }
+    @staticmethod
+    def json_schema() -> dict[str, Any]:
+        """The JSON schema (draft 2020-12) of a plan's YAML and JSON, for editors and other tools.
+
+        It comes with the package as ``interventions/plan.schema.json``. What it cannot say, how a
+        selector is built and what contradicts what, :meth:`from_yaml` checks.
+        """
+        return plan_schema()

@@ -22,6 +22,7 @@ from .operation import TokenOperation
 from .selector_text import parse_selector
 from .selectors import Selection
 from .target import Step, Subject, Target
+from .telling import Telling
 
 Norm = Literal["raw", "rescaled", "matched"]
 
@@ -75,6 +76,10 @@ class LeavingTokens(TokenOperation):
         if self.method == "auto" and traced and not self.renumbered:
             return Way("mask", "inside an open trace states are read at the prompt's positions")
         return Way("remove")
+
+    def away(self, n_layers: int) -> range:
+        """From ``layer`` on."""
+        return range(self.layer, n_layers)
 
     def lower(self, target: Target) -> list[Step]:
         """Take the tokens out before ``layer``, or hide them from all others from there on."""
@@ -132,6 +137,12 @@ class PruneTokens(LeavingTokens):
         """Whether the tokens left are counted anew."""
         return self.positions == "renumber"
 
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+        how = "their rows are taken out" if self.method == "remove" else "they are hidden"
+        places = "count anew from 0" if self.positions == "renumber" else "keep their positions"
+        return f"{_departure(self, self.layer, telling)} ({how}); all others {places}."
+
 
 class WithdrawTokens(LeavingTokens):
     r"""Tokens leave at a layer: those below have them, from ``layer`` on nobody sees them.
@@ -144,6 +155,10 @@ class WithdrawTokens(LeavingTokens):
     """
 
     op: Literal["withdraw-tokens"] = "withdraw-tokens"
+
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+        return f"{_departure(self, self.layer, telling)}; all others keep their positions."
 
 
 class InjectTokens(TokenOperation):
@@ -164,6 +179,10 @@ class InjectTokens(TokenOperation):
     layer: NonNegativeInt
     norm: Norm = "raw"
     phase: Literal["all"] = "all"
+
+    def away(self, n_layers: int) -> range:
+        """Below ``layer``."""
+        return range(self.layer)
 
     def lower(self, target: Target) -> list[Step]:
         """Hide them below, keep the states they entered with, and write those at ``layer``."""
@@ -188,6 +207,32 @@ class InjectTokens(TokenOperation):
             write |= {"norm": self.norm, "others": torch.as_tensor(others)}
         steps = target.at(self, read, layer=0) + target.at(self, write, layer=layer)
         return [*hidden, *(step for step in steps if step["when"] == "prefill")]
+
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+        entering, tokens = telling.layer(self.layer), telling.tokens(self.tokens)
+        if self.layer == 0 and self.norm == "raw":
+            return f"Entering layer 0, as they do anyway, are {tokens}: nothing changes."
+        scale = {
+            "raw": "as they are",
+            "rescaled": "with one factor per sample, so that their median norm is the others'",
+            "matched": "each with the median norm of the others",
+        }[self.norm]
+        hidden = f"In {telling.span(range(self.layer))} nobody sees {tokens}"
+        return (
+            f"{hidden if self.layer else f'Nobody misses {tokens}'}; entering {entering}, they get "
+            f"the states with which they entered layer 0, {scale}; all others keep their positions."
+        )
+
+
+def _departure(operation: TokenOperation, layer: int, telling: Telling) -> str:
+    telling.layer(layer)
+    left = telling.span(range(layer, telling.model.n_layers))
+    below = ", while the layers below have them" if layer else ""
+    return (
+        f"In {left} {telling.tokens(operation.tokens)} are gone for everybody, for tokens "
+        f"generated later as well{below}"
+    )
 
 
 def _layer(layer: int, model: Subject) -> int:

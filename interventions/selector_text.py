@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any, NoReturn
 
 from ..lens.errors import InputError
@@ -23,15 +24,26 @@ def parse_selector(text: str) -> Selector:
     Raises:
         InputError: With the text, a mark under the fault, and what is possible there.
     """
+    # One line, so that a column is a place; Python would take the rest of a comment for nothing.
+    line = re.sub(r"\s", " ", text)
+    if found := re.search(r"[#\0]", line):
+        _fault(line, found.start(), "this character has no place in a selector")
     try:
-        tree = ast.parse(text, mode="eval")
+        tree = ast.parse(line.strip(), mode="eval")
+        return _Reader(line).read(tree.body)
     except SyntaxError as error:
-        _fault(text, (error.offset or 1) - 1, "this is no selector expression")
-    return _Reader(text).read(tree.body)
+        # Where something is missing at the end, Python gives no offset.
+        start, end = len(line) - len(line.lstrip()), len(line.rstrip())
+        column = start + error.offset - 1 if error.offset else end
+        _fault(line, min(column, end), "this is no selector expression")
+    except InputError:
+        raise
+    except (ValueError, RecursionError, MemoryError) as error:
+        _fault(line, 0, f"this is no selector expression ({error})")
 
 
 def _fault(text: str, column: int, reason: str) -> NoReturn:
-    raise InputError(f"{reason}\n    {text}\n    {' ' * column}^")
+    raise InputError(f"{reason}\n    {text}\n    {' ' * column}^") from None
 
 
 class _Reader:
@@ -39,6 +51,7 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self.start = len(text) - len(text.lstrip())
 
     def read(self, node: ast.expr) -> Selector:
         match node:
@@ -69,31 +82,10 @@ class _Reader:
             case ast.Subscript(value=ast.Name(id="box")):
                 self._refuse(node, "a box is written box[first_row:end_row, first_col:end_col]")
             case ast.Call(func=ast.Name(id="control")):
-                return self._control(node)
+                return Control(**self._drawn(node, "control", "of"))
             case ast.Call(func=ast.Name(id="random")):
-                return self._random(node)
-        self._refuse(
-            node,
-            "this is not part of the selector language (names, &, |, ~, image[i], tile[i], "
-            "frame[i], box[r0:r1, c0:c1], near[id], random(like=…), control(of=…))",
-        )
-
-    def _control(self, node: ast.Call) -> Selector:
-        if node.args:
-            self._refuse(node.args[0], "control() takes of= and seed= by name")
-        arguments: dict[str, Any] = {}
-        for keyword in node.keywords:
-            if keyword.arg in arguments:
-                self._refuse(keyword.value, f"{keyword.arg}= stands here a second time")
-            if keyword.arg == "of":
-                arguments["of"] = self.read(keyword.value)
-            elif keyword.arg == "seed":
-                arguments["seed"] = self._integer(keyword.value)
-            else:
-                self._refuse(keyword.value, f"control() has no argument {keyword.arg!r}")
-        if "of" not in arguments:
-            self._refuse(node, "control() needs of=, the tokens whose number is to be matched")
-        return Control(**arguments)
+                return Random(**self._drawn(node, "random", "like", "within"))
+        self._refuse_form(node)
 
     def _name(self, node: ast.expr, name: str) -> Selector:
         try:
@@ -101,33 +93,57 @@ class _Reader:
         except ValueError as error:
             self._refuse(node, str(error))
 
-    def _integer(self, node: ast.expr | None) -> int:
+    def _integer(self, node: ast.expr) -> int:
         match node:
             case ast.Constant(value=int(value)) if not isinstance(value, bool):
                 return value
         self._refuse(node, "a whole number, 0 or larger, is needed here")
 
     def _span(self, node: ast.Slice) -> tuple[int, int]:
-        first, end = self._integer(node.lower), self._integer(node.upper)
+        first, end = self._integer(node.lower or node), self._integer(node.upper or node)
         if node.step is not None or end <= first:
-            self._refuse(node.lower, "a span is written first:end with end behind first")
+            self._refuse(node, "a span is written first:end with end behind first")
         return first, end
 
-    def _random(self, node: ast.Call) -> Selector:
+    def _drawn(self, node: ast.Call, name: str, needed: str, *others: str) -> dict[str, Any]:
+        """The arguments of a draw: ``needed`` and ``others`` are selectors, ``seed`` a number."""
+        known = (needed, *others)
         if node.args:
-            self._refuse(node.args[0], "random() takes like=, within= and seed= by name")
+            listed = ", ".join(f"{argument}=" for argument in known)
+            self._refuse(node.args[0], f"{name}() takes {listed} and seed= by name")
         arguments: dict[str, Any] = {}
         for keyword in node.keywords:
-            if keyword.arg in ("like", "within"):
+            if keyword.arg in arguments:
+                self._refuse(keyword, f"{keyword.arg}= stands here a second time")
+            if keyword.arg in known:
                 arguments[keyword.arg] = self.read(keyword.value)
             elif keyword.arg == "seed":
                 arguments["seed"] = self._integer(keyword.value)
             else:
-                self._refuse(keyword.value, f"random() has no argument {keyword.arg!r}")
-        if "like" not in arguments:
-            self._refuse(node, "random() needs like=, the tokens whose number is to be matched")
-        return Random(**arguments)
+                self._refuse(keyword, f"{name}() has no argument {keyword.arg!r}")
+        if needed not in arguments:
+            self._refuse(
+                node, f"{name}() needs {needed}=, the tokens whose number is to be matched"
+            )
+        return arguments
 
-    def _refuse(self, node: ast.expr | None, reason: str) -> NoReturn:
-        column = 0 if node is None else len(self.text.encode()[: node.col_offset].decode())
-        _fault(self.text, column, reason)
+    def _refuse(self, node: ast.expr | ast.keyword, reason: str) -> NoReturn:
+        _fault(self.text, self._column(node.col_offset), reason)
+
+    def _refuse_form(self, node: ast.expr) -> NoReturn:
+        column = self._column(node.col_offset)
+        if isinstance(node, ast.BinOp | ast.BoolOp | ast.Compare):
+            # It is the operator that does not belong here.
+            first = node.values[0] if isinstance(node, ast.BoolOp) else node.left
+            column = self._column(first.end_col_offset or 0)
+            column += re.match(r"[ )]*", self.text[column:]).end()  # type: ignore[union-attr]
+        _fault(
+            self.text,
+            column,
+            "this is not part of the selector language (names, &, |, ~, image[i], tile[i], "
+            "frame[i], box[r0:r1, c0:c1], near[id], random(like=…), control(of=…))",
+        )
+
+    def _column(self, offset: int) -> int:
+        """The character at an offset, which Python counts in bytes."""
+        return self.start + len(self.text[self.start :].encode()[:offset].decode())

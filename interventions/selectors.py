@@ -76,7 +76,7 @@ class Name(Selector):
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
-            raise ValueError(f"no tokens are called {self.name!r}; there are: {', '.join(NAMES)}")
+            raise InputError(f"no tokens are called {self.name!r}; there are: {', '.join(NAMES)}")
 
     def __str__(self) -> str:
         return self.name
@@ -119,6 +119,9 @@ class ImageIs(Selector):
 
     index: int
 
+    def __post_init__(self) -> None:
+        _check_number(self, self.index)
+
     def __str__(self) -> str:
         return f"image[{self.index}]"
 
@@ -133,6 +136,9 @@ class TileIs(Selector):
     """``tile[i]``: the visual tokens of every image's i-th tile, as the model sees the tiles."""
 
     index: int
+
+    def __post_init__(self) -> None:
+        _check_number(self, self.index)
 
     def __str__(self) -> str:
         return f"tile[{self.index}]"
@@ -149,6 +155,9 @@ class FrameIs(Selector):
 
     index: int
 
+    def __post_init__(self) -> None:
+        _check_number(self, self.index)
+
     def __str__(self) -> str:
         return f"frame[{self.index}]"
 
@@ -164,6 +173,13 @@ class Box(Selector):
 
     rows: tuple[int, int]
     cols: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        for first, end in (self.rows, self.cols):
+            _check_number(self, first)
+            _check_number(self, end)
+            if end <= first:
+                raise InputError(f"{self}: the span {first}:{end} has its end before its first")
 
     def __str__(self) -> str:
         return f"box[{self.rows[0]}:{self.rows[1]}, {self.cols[0]}:{self.cols[1]}]"
@@ -205,6 +221,10 @@ class Random(Selector):
     within: Selector = Name("visual")
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _check_number(self, self.seed)
+        _check_parts(self.like, self.within)
+
     def __str__(self) -> str:
         return f"random(like={self.like}, within={self.within}, seed={self.seed})"
 
@@ -235,6 +255,9 @@ class And(Selector):
     left: Selector
     right: Selector
 
+    def __post_init__(self) -> None:
+        _check_parts(self.left, self.right)
+
     def __str__(self) -> str:
         return f"{_group(self.left, Or)} & {_group(self.right, (Or, And))}"
 
@@ -250,6 +273,9 @@ class Or(Selector):
     left: Selector
     right: Selector
 
+    def __post_init__(self) -> None:
+        _check_parts(self.left, self.right)
+
     def __str__(self) -> str:
         return f"{self.left} | {_group(self.right, Or)}"
 
@@ -264,6 +290,9 @@ class Not(Selector):
 
     inner: Selector
 
+    def __post_init__(self) -> None:
+        _check_parts(self.inner)
+
     def __str__(self) -> str:
         return f"~{_group(self.inner, (And, Or))}"
 
@@ -271,6 +300,18 @@ class Not(Selector):
         """The complement among the tokens that are not padding."""
         inner = self.inner.select(batch)
         return Selection(_real(batch) & ~inner.prompt, ~inner.generated)
+
+
+def _check_number(selector: Selector, number: object) -> None:
+    whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    if not whole or number < 0:  # type: ignore[operator]
+        raise InputError(f"{selector}: a whole number, 0 or larger, is needed, not {number!r}")
+
+
+def _check_parts(*parts: object) -> None:
+    for part in parts:
+        if not isinstance(part, Selector):
+            raise InputError(f"{part!r} is no selector: write Name('visual') or parse_selector(…)")
 
 
 def _group(selector: Selector, looser: type[Selector] | tuple[type[Selector], ...]) -> str:

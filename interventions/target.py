@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 # A plain dict, because steps travel to NDIF, whose sandbox admits no class of ours. Keys: ``do``
 # (zero, read, write, noise, scale, block, zero-weights, remove, cut), ``path`` (of the module),
-# ``when`` (prefill, decode), ``rows`` and ``columns`` (LongTensor [selected]; decode steps have rows
-# only), ``samples`` (in the batch), ``side`` (output; else input), and for read and write a ``key``
-# shared by the two, or the ``values`` to write; those of a mean or a norm are of ``from_group``
-# [read], and are written by ``group`` [selected]. Steps on attention have ``queries`` and ``keys`` in
-# place of rows and columns; steps that take rows out have ``take`` and ``kept``, the positions left
-# and which are no padding.
+# ``when`` (prefill, decode), ``rows`` and ``columns`` (LongTensor [selected]; decode steps have
+# rows only), ``samples`` (in the batch), ``side`` (output; else input), and for read and write a
+# ``key`` shared by the two, or the ``values`` to write; those of a mean or a norm are of
+# ``from_group`` [read], and are written by ``group`` [selected]. Steps on attention have
+# ``queries`` and ``keys`` in place of rows and columns; steps that take rows out have ``take`` and
+# ``kept``, the positions left and which are no padding.
 Step = dict[str, Any]
 
 

@@ -271,7 +271,7 @@ COMPOSED = {
     "attention+ffn": [attention(0, 1), ffn(1, 2)],
     "both-everywhere": [attention(), ffn()],
     "patch+attention": [patch(0, 2), attention(0, 3)],
-    "text+visual": [attention(0, tokens=TEXT), ffn(2, tokens=BOX), patch(1, 3, tokens=BOX)],
+    "text+visual": [attention(0, tokens=TEXT), ffn(1, tokens=BOX), patch(1, 3, tokens=BOX)],
     "patch-chain": [patch(0, 1), patch(1, 3)],
     "patch-twice": [patch(0, 3, tokens=VISUAL), patch(1, 3, tokens=BOX)],
     "patch-back+ffn": [patch(3, 1), ffn(0, 2)],

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -213,7 +213,10 @@ DECLARED = st.one_of(
 @settings(max_examples=40, deadline=None)
 @given(st.lists(DECLARED, max_size=4))
 def test_plans_survive_being_written_and_read(declared: list[tuple[Any, dict[str, Any]]]) -> None:
-    plan = Plan(*(kind(**fields) for kind, fields in declared))
+    operations = [kind(**fields) for kind, fields in declared]
+    moving = [op.tokens for op in operations if op.away(99)]
+    assume(len(moving) == len(set(moving)))  # the same tokens may contradict each other
+    plan = Plan(*operations)
     for again in (Plan.from_yaml(plan.to_yaml()), Plan.from_json(plan.to_json())):
         assert again == plan
         assert hash(again) == hash(plan)
