@@ -18,10 +18,11 @@ from .inputs.encoding import Stated
 from .inputs.images import Images, Videos
 from .opened import Opened
 from .passes import generate_ids, trace_forward
+from .progress import Progress, silent
 from .run import Editor, Pass, Run, Scores, Site
 from .scoring import AnswerTokens, check_unseen
 from .sites import read_sites
-from .together import Progress, Question, ask, silent
+from .together import Question, ask
 
 nnsight.register(read_sites.__module__)
 

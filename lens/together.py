@@ -20,6 +20,7 @@ from .errors import InputError, RemoteRunFailed
 from .inputs.batch import Batch
 from .noting import before_decoder, noting, store_noted, store_stream
 from .passes import trace_forward
+from .progress import Progress, silent
 from .run import Editor, Pass
 from .sharing import LAYERS, MODULES, ROWS, Way, is_same, seen_of
 from .sites import read_sites
@@ -28,18 +29,11 @@ from .wrapping import envoy_path
 
 nnsight.register(spread.__module__)
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the steps done, and the steps in all."""
-
 T = TypeVar("T")
 Program = list[dict[str, Any]]
 
 # Tokens up to which a pass over more of them is faster than several passes: benchmarks/README.md.
 TOKENS_AT_ONCE = {"cpu": 1024, "elsewhere": 16384}
-
-
-def silent(doing: str, done: int, total: int) -> None:
-    """Reports nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +185,8 @@ class Together(Generic[T]):
             clean = self._clean(starts if self.here else ())
             if untouched:
                 yield untouched, [clean] * len(untouched)
-        for part in parts:
+        # What shares most goes first: seen to be right, it speaks for all that share less.
+        for part in sorted(parts, key=lambda part: len(self._possible(part)), reverse=True):
             yield part, self._answers(part)
 
     def _clean(self, starts: Collection[int]) -> Answer:
