@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from random_llava import Setup, alternate, ratios, setup, write
+from random_llava import Setup, alternate, ratios, setup, write  # type: ignore[import-not-found]
 
 from embedlens import AblateAttention, Plan, Run, ZeroFFN
 
@@ -39,7 +39,7 @@ def main() -> int:
         depths = range(model.n_layers)
         sweeps = {
             "single layers": [
-                Plan(op(layers=i)) for i in depths for op in (AblateAttention, ZeroFFN)
+                Plan(op(layers=str(i))) for i in depths for op in (AblateAttention, ZeroFFN)
             ],
             "layers below": [
                 Plan(op(layers=f"0-{i}")) for i in depths for op in (AblateAttention, ZeroFFN)

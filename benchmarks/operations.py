@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from random_llava import IMAGE_ID, TOKENS, Setup, alternate, ratios, setup, write
+from random_llava import IMAGE_ID, TOKENS, Setup, alternate, ratios, setup, write  # type: ignore[import-not-found]
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -160,7 +160,7 @@ def zeroing_weights(plain: Any, made: Setup, stack: ExitStack) -> None:
         return mixed.transpose(1, 2).contiguous(), None
 
     ALL_ATTENTION_FUNCTIONS["sdpa"] = attend
-    stack.callback(lambda: ALL_ATTENTION_FUNCTIONS.__setitem__("sdpa", usual))
+    stack.callback(ALL_ATTENTION_FUNCTIONS.update, {"sdpa": usual})
 
 
 CASES: dict[str, tuple[Plan, Hooked]] = {
@@ -204,14 +204,14 @@ def main() -> int:
         plan, hook = CASES[name]
 
         def ours(plan: Plan = plan) -> Tensor:
-            logits = made.model.run(made.batch, plan).logits
-            assert logits is not None
+            logits: Tensor = made.model.run(made.batch, plan).logits
             return logits
 
         def hooks(hook: Hooked = hook) -> Tensor:
             with ExitStack() as stack:
                 hook(made.plain, made, stack)
-                return made.clean()
+                logits: Tensor = made.clean()
+            return logits
 
         expected = hooks()
         apart, moved = (float((x - expected).abs().max()) for x in (ours(), untouched))

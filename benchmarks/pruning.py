@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Literal
 
 import torch
-from random_llava import TOKENS, alternate, ratios, setup, write
+from random_llava import TOKENS, alternate, ratios, setup, write  # type: ignore[import-not-found]
 from torch import Tensor
 
 from embedlens import Plan, PruneTokens
@@ -30,10 +31,9 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     made = setup()
 
-    def ours(method: str) -> Tensor:
+    def ours(method: Literal["mask", "remove"]) -> Tensor:
         plan = Plan(PruneTokens(tokens="dead", method=method))
-        logits = made.model.run(made.batch, plan).logits
-        assert logits is not None
+        logits: Tensor = made.model.run(made.batch, plan).logits
         return logits
 
     apart = float((ours("remove") - ours("mask")).abs().max())

@@ -25,7 +25,8 @@ WHOLE = frozenset(("remove", "cut"))
 PER_TOKEN = frozenset(("columns", "values", "seeds", "group", "from_group"))
 # One row per sample.
 PER_SAMPLE = frozenset(("queries", "keys", "later_queries", "later_keys", "others"))
-# Steps that do to some rows what they do to others, so that one can serve several conditions.
+# Steps that do to some rows what they do to others, so that one can serve several conditions;
+# those that leave something to the next step on their module stay where they are.
 ALIKE = frozenset(("zero", "block", "zero-weights"))
 
 
@@ -101,8 +102,9 @@ def _is_plain(value: Any) -> bool:
 
 
 def _alike(one: Step, other: Step) -> bool:
-    """Whether two steps differ in nothing but the rows they act on."""
-    return one["do"] in ALIKE and _settings(one) == _settings(other)
+    """Whether two steps differ in nothing but the rows they act on, and need no neighbours."""
+    bound = one.get("takes") or one.get("leaves")
+    return one["do"] in ALIKE and not bound and _settings(one) == _settings(other)
 
 
 def _settings(step: Step) -> dict[str, Any]:
