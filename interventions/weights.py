@@ -80,6 +80,12 @@ def zero_weights(model: Any, step: dict[str, Any], decoded: int) -> None:
     mask = own_mask(given, step, query, key.shape[-2])
     total = step["queries"].shape[1] + step["behind"] + decoded
     pairs = blocked_pairs(step, mask, total) & is_readable(mask)
+    if mixed.shape[1] != query.shape[2]:
+        refuse(step)
+    # Only the queries that lose something, in any sample, are computed again.
+    at = pairs[:, 0].any(-1).any(0).nonzero()[:, 0]
+    query, pairs, before = query[:, :, at], pairs[:, :, at], mixed[:, at]
+    mask = mask[:, :, at] if mask.shape[2] > 1 else mask
     weights = attention_weights(query, key, mask, options)
     kept = weights.masked_fill(pairs, 0.0)
     changed = collapsed(kept, weights - kept, step, total) if step["collapse"] else kept
@@ -89,11 +95,17 @@ def zero_weights(model: Any, step: dict[str, Any], decoded: int) -> None:
     rows = pairs[:, 0].any(-1)[..., None, None]
     # Rounding of the type, ten thousandths for float32.
     near = max(1e-4, 4 * torch.finfo(mixed.dtype).eps) * mixed.abs().max()
-    if mixed.shape != made.shape or ((again - mixed) * rows).abs().max() > near:
-        raise ValueError(
-            f"REFUSED: {step['by']}: the attention of layer {step['layer']} could not be computed "
-            "again, because it is no plain softmax of scores or because another operation changes "
-            "the same queries there: use renormalise=True"
-        )
-    made = torch.where(rows, made, mixed)
-    call.output = (made, *output[1:]) if isinstance(output, tuple) else made
+    if before.shape != made.shape or (((again - before) * rows).abs() > near).any():
+        refuse(step)
+    edited = mixed.clone()
+    edited[:, at] = torch.where(rows, made, before)
+    call.output = (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+
+def refuse(step: dict[str, Any]) -> None:
+    """End the run: what the attention function does is not understood."""
+    raise ValueError(
+        f"REFUSED: {step['by']}: the attention of layer {step['layer']} could not be computed "
+        "again, because it is no plain softmax of scores or because another operation changes "
+        "the same queries there: use renormalise=True"
+    )
