@@ -16,8 +16,8 @@ from ..lens.errors import InputError
 from ..lens.inputs.encoding import ImageLike, read_image
 from ..lens.markers.markers import Markers
 from ..lens.model import VisualLM
+from ..lens.progress import Progress, silent
 from .bootstrap import bootstrap_mean
-from .progress import Progress, silent
 from .provenance import provenance
 from .result import Result
 
@@ -25,6 +25,7 @@ OperationName = Literal["attention", "ffn"]
 Scope = Literal["single", "below", "above"]
 _OPERATIONS = {"attention": AblateAttention, "ffn": ZeroFFN}
 _SCOPES = ("single", "below", "above")
+_DOING = "zeroing attention and FFN"
 _CLEAN, _WRONG_IMAGE = ("none", "clean"), ("none", "wrong image")
 
 
@@ -96,7 +97,7 @@ def ablation(
         batch_size: Examples per pass; each batch is encoded once.
         max_new_tokens: How much of the model's own answer counts, without given answers.
         seed: Of the wrong images and the bootstrap.
-        progress: Called after every pass.
+        progress: Called with the conditions that are done.
 
     Returns:
         One row per condition × task (``all`` = every example): operation, scope, layer (i or
@@ -145,16 +146,21 @@ def ablation(
                     "question or give the answer to score"
                 )
         answers += given
-        for key in (_CLEAN, *plans):
-            scores = model.score(batch, given, plans.get(key), end=not own_answers)  # type: ignore[arg-type]
+
+        def count(_: str, scored: int, __: int, before: int = done) -> None:
+            progress(_DOING, before + scored, total)
+
+        many = model.score_many(
+            batch, given, [None, *plans.values()], end=not own_answers, progress=count
+        )
+        for key, scores in zip((_CLEAN, *plans), many, strict=True):
             collected[key].append(_outcome(scores.greedy, scores.logprob))
-            done += 1
-            progress("zeroing attention and FFN", done, total)
+        done += len(many)
         collected[_WRONG_IMAGE].append(
             _with_wrong_images(model, wrong, part, pictures, prompts, given, end=not own_answers)
         )
         done += 1
-        progress("zeroing attention and FFN", done, total)
+        progress(_DOING, done, total)
     outcomes = {key: _join(parts) for key, parts in collected.items()}
     conditions: dict[tuple[str, str, int | None], tuple[_Outcome, str]] = {
         (*_CLEAN, None): (outcomes[_CLEAN], ""),

@@ -8,9 +8,9 @@ from ..lens.inputs.batch import Batch
 from ..lens.inputs.encoding import ImageLike, read_image
 from ..lens.markers.markers import Markers
 from ..lens.model import VisualLM
+from ..lens.progress import Progress, silent
 from .ablation import Example, ablation
 from .alignment import alignment
-from .progress import Progress, silent
 from .report import Report
 from .result import Result
 from .sparsity import sparsity

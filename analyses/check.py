@@ -20,12 +20,12 @@ from ..lens.inputs.batch import Batch
 from ..lens.inputs.images import ImageLike, read_image
 from ..lens.inputs.probing import probe_image
 from ..lens.model import VisualLM
+from ..lens.progress import Progress, silent
 from ..lens.wrapping import NO_PROCESSOR
 from .agreement import Differs
 from .check_inputs import INPUT_CHECKS, prompt_for
 from .check_passes import PASS_CHECKS
 from .check_plans import PLAN_CHECKS
-from .progress import Progress, silent
 from .provenance import machine, provenance
 
 PACKAGES = ("embedlens", "torch", "transformers", "nnsight")

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from ..lens.inputs.batch import Batch
 from ..lens.markers.markers import Markers
 from ..lens.model import VisualLM
+from ..lens.progress import Progress, silent
 from ..lens.scenes import BACKGROUND, SLIVER, Scene, scenes
 from .ablation import Example, ablation
 from .alignment import alignment
 from .class_agreement import class_agreement
 from .lens_hits import lens_hits
-from .progress import Progress, silent
 from .report import Report
 from .result import Result
 from .sparsity import sparsity

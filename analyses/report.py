@@ -8,11 +8,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ..lens.progress import Progress, silent
 from .claims import Claim, claims
 from .figures import png, save_figure
 from .findings import sentences
 from .folders import refuse_existing, written_at_once
-from .progress import Progress, silent
 from .result import Result
 from .sections import Section, section
 

@@ -53,19 +53,36 @@ def blocked_pairs(step: dict[str, Any], mask: torch.Tensor, total: int) -> torch
     return queries[:, None, :, None] & keys[:, None, None, :]
 
 
-def block(model: Any, step: dict[str, Any], decoded: int) -> None:
+def block(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
     """Hide the step's keys from its queries in the mask that one mixer receives.
 
     Args:
         model: The traced model.
+        store: Keeps the mask that was made for one layer, for those that receive the same.
         step: Path of the mixer, queries and keys.
         decoded: Which decoding step this is; 0 for the prompt.
     """
     site = model.get(step["path"])
     args, kwargs = site.inputs
     states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    given = kwargs["attention_mask"]
+    # Steps of one operation have these tensors in common, and layers the mask they receive.
+    slot = f"mask {id(step['queries'])} {id(step['keys'])} {step['causal']} {step['window']}"
+    setting = (decoded, step["behind"], step["boolean"], *states.shape[:2], states.device)
+    known = store.get(slot)
+    if known is None or known["given"] is not given or known["setting"] != setting:
+        after = blocked_mask(given, step, states, decoded)
+        known = {"given": given, "setting": setting, "after": after}
+        store[slot] = known
+    site.inputs = (args, {**kwargs, "attention_mask": known["after"]})
+
+
+def blocked_mask(
+    given: Any, step: dict[str, Any], states: torch.Tensor, decoded: int
+) -> torch.Tensor:
+    """The mask in which the keys are hidden; refuses one that leaves a query nothing."""
     total = step["queries"].shape[1] + step["behind"] + decoded
-    before = given_mask(kwargs["attention_mask"], step, states, total)
+    before = given_mask(given, step, states, total)
     pairs = blocked_pairs(step, before, total)
     if before.dtype == torch.bool:
         after = before & ~pairs
@@ -81,4 +98,4 @@ def block(model: Any, step: dict[str, Any], decoded: int) -> None:
             f"without any key in layer {step['layer']}; leave it out of the queries, or leave it "
             "itself among the keys"
         )
-    site.inputs = (args, {**kwargs, "attention_mask": after})
+    return after

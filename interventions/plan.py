@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,14 +11,16 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from ..lens.anatomy import Anatomy
 from ..lens.errors import InputError
 from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
-from ..lens.run import Pass, Run
+from ..lens.run import Pass, Reach, Run
 from .contradictions import check_declared, check_program
 from .cost import Cost, cost_of
 from .donors import Donor, as_donor, bound, captured, check_names
 from .engine import store_edits
+from .joining import first_layer, joined, stands_alone
 from .operation import Operation
 from .patching import PatchTokens
 from .plan_schema import plan_schema
@@ -180,7 +182,23 @@ class Plan:
     def edit(self, model: VisualLM, batch: Batch, during: Pass) -> Any:
         """The model as an nnsight envoy with this plan's changes stored on it."""
         program = self.resolve(model, batch, during)
-        return store_edits(model.nn, program) if program else model.nn
+        return self.store(model.nn, program)
+
+    def store(self, envoy: Any, program: list[Step]) -> Any:
+        """A copy of an nnsight envoy with a program stored on it; the envoy, if that is empty."""
+        return store_edits(envoy, program) if program else envoy
+
+    def join(self, programs: Sequence[list[Step]], samples: int) -> list[Step]:
+        """One program for a batch of ``samples`` rows that is repeated once per program.
+
+        Raises:
+            Unsupported: A step that cannot share a pass.
+        """
+        return joined(programs, samples)
+
+    def reach(self, program: list[Step], anatomy: Anatomy) -> Reach:
+        """What of a pass a program leaves as it is."""
+        return Reach(first_layer(program, anatomy), stands_alone(program))
 
     def to_fwd_hooks(self, bridge: Any, batch: Batch, *, generating: bool = False) -> list[Hook]:
         """The plan for TransformerLens: ``bridge.run_with_hooks(…, fwd_hooks=…)``.

@@ -117,7 +117,7 @@ def write(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int)
 def carry_out(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
     """Do one step at the current occurrence of its site, the given decoding step (0: prompt)."""
     if step["do"] == "block":
-        block(model, step, decoded)
+        block(model, store, step, decoded)
     elif step["do"] == "remove":
         remove(model, step, decoded)
     elif step["do"] == "cut":

@@ -83,6 +83,14 @@ def zero_weights(model: Any, store: dict[str, Any], step: dict[str, Any], decode
     mask = own_mask(given, step, query, key.shape[-2])
     total = step["queries"].shape[1] + step["behind"] + decoded
     pairs = blocked_pairs(step, mask, total) & is_readable(mask)
+    if mixed.shape[1] != query.shape[2]:
+        refuse(step)
+    # Only the queries that lose something, in any sample, are computed again; and all where
+    # weights are handed on, since another step may mean other queries.
+    losing = pairs[:, 0].any(-1).any(0) | step["takes"] | step["leaves"]
+    at = losing.nonzero()[:, 0]
+    query, pairs, before = query[:, :, at], pairs[:, :, at], mixed[:, at]
+    mask = mask[:, :, at] if mask.shape[2] > 1 else mask
     weights = store["weights"] if step["takes"] else attention_weights(query, key, mask, options)
     kept = weights.masked_fill(pairs, 0.0)
     changed = collapsed(kept, weights - kept, step, total) if step["collapse"] else kept
@@ -92,13 +100,19 @@ def zero_weights(model: Any, store: dict[str, Any], step: dict[str, Any], decode
     rows = pairs[:, 0].any(-1)[..., None, None]
     # Rounding of the type, ten thousandths for float32.
     near = max(1e-4, 4 * torch.finfo(mixed.dtype).eps) * mixed.abs().max()
-    if mixed.shape != made.shape or ((again - mixed) * rows).abs().max() > near:
-        raise ValueError(
-            f"REFUSED: {step['by']}: the attention of layer {step['layer']} could not be computed "
-            "again, because it is no plain softmax of scores: use renormalise=True"
-        )
+    if before.shape != made.shape or (((again - before) * rows).abs() > near).any():
+        refuse(step)
     if step["leaves"]:
         # One place for all layers, so that no more than one layer's weights are kept.
         store["weights"] = changed
-    made = torch.where(rows, made, mixed)
-    call.output = (made, *output[1:]) if isinstance(output, tuple) else made
+    edited = mixed.clone()
+    edited[:, at] = torch.where(rows, made, before)
+    call.output = (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+
+def refuse(step: dict[str, Any]) -> None:
+    """End the run: what the attention function does is not understood."""
+    raise ValueError(
+        f"REFUSED: {step['by']}: the attention of layer {step['layer']} could not be computed "
+        "again, because it is no plain softmax of scores: use renormalise=True"
+    )

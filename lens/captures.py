@@ -66,6 +66,11 @@ def capture_sites(
     return wanted
 
 
+def lowest_layer(wanted: list[dict[str, Any]], n_layers: int) -> int:
+    """The first layer that is read, of sites as :func:`capture_sites` returns them."""
+    return min((int(site["key"].split(".")[1]) for site in wanted), default=n_layers)
+
+
 def capture_positions(
     batch: Batch, tokens: str | NDArray[np.bool_]
 ) -> tuple[Int[Tensor, " selected"], Int[Tensor, " selected"]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import nnsight
 import numpy as np
@@ -13,25 +12,22 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .anatomy.anatomy import Anatomy
-from .captures import by_layer, capture_positions, capture_sites
-from .errors import InputError, Unsupported
+from .captures import by_layer, capture_positions, capture_sites, lowest_layer
 from .inputs.batch import Batch
 from .inputs.encoding import Stated
 from .inputs.images import Images, Videos
-from .loading import Checkpoint, open_checkpoint
-from .opening import OpenModel
+from .opened import Opened
 from .passes import generate_ids, trace_forward
-from .remote import need_weights
+from .progress import Progress, silent
 from .run import Editor, Pass, Run, Scores, Site
 from .scoring import AnswerTokens, check_unseen
 from .sites import read_sites
-from .wrapping import NO_PROCESSOR, envoy_path, origin_of, own_processor, unwrapped
+from .together import Question, ask
 
 nnsight.register(read_sites.__module__)
 
 
-class VisualLM:
+class VisualLM(Opened):
     """A multimodal LLM whose visual tokens can be read and changed.
 
     The model stays as its owner has it: weights, training flags, gradients, hooks, configuration,
@@ -55,159 +51,6 @@ class VisualLM:
         Unsupported: The model does not put visual tokens into a decoder's sequence, or its
             parts could not be found and verified.
     """
-
-    def __init__(
-        self,
-        model: Any,
-        processor: Any = None,
-        *,
-        name: str | None = None,
-        anatomy: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._overrides = dict(anatomy or {})
-        self._opened: OpenModel | None = None
-        self._unseen = False
-        self._checkpoint = model if isinstance(model, Checkpoint) else None
-        if isinstance(model, Checkpoint):
-            self._processor = model.processor if processor is None else processor
-            self.name = name or model.name
-            return
-        hf, envoy = unwrapped(model)
-        self.name = name or origin_of(hf) or type(hf).__name__
-        self._processor = own_processor(processor, hf, envoy)
-        self._opened = OpenModel(hf, self._processor, envoy, self._overrides)
-
-    @classmethod
-    def load(
-        cls,
-        name: str | Path | None = None,
-        *,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        attn_implementation: str | None = None,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-        lazy: bool = False,
-        remote: bool = False,
-        anatomy: Mapping[str, Any] | None = None,
-        **from_pretrained: Any,
-    ) -> VisualLM:
-        """Load a model by name.
-
-        Args:
-            name: Hub id or local folder; None is the small trained model that comes along.
-            device: Where to put it; the first GPU if there is one, else the CPU. Quantised
-                weights stay where transformers puts them unless this says otherwise.
-            dtype: Weights' type; float32 on a CPU, the checkpoint's own on a GPU, with a
-                ``device_map`` or when quantised.
-            attn_implementation: ``sdpa`` or ``eager``; transformers' choice when None.
-            revision: Revision of the hub repository.
-            trust_remote_code: Whether code that comes with the model may run.
-            lazy: Check configuration and processor now, and load the weights when they are first
-                needed, which encoding does: a verified anatomy says which tokens are visual.
-            remote: Load no weights: all runs on the server (``lens/standing_in.py`` says how).
-            anatomy: As for :class:`VisualLM`.
-            **from_pretrained: More for transformers' ``from_pretrained``, for instance
-                ``device_map`` (in place of ``device``) or ``quantization_config``.
-
-        Raises:
-            InputError: No such model, or it cannot be loaded.
-            Unsupported: A model without images, or of a form embedlens cannot read.
-        """
-        checkpoint = open_checkpoint(
-            name,
-            device=device,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            remote=remote,
-            **from_pretrained,
-        )
-        model = cls(checkpoint, anatomy=anatomy)
-        if not lazy:
-            _ = model._open
-        return model
-
-    def __repr__(self) -> str:
-        if self._opened is None:
-            return f"VisualLM({self.name!r}: weights not loaded yet)"
-        return (
-            f"VisualLM({self.name!r}: {type(self.hf).__name__}, {self.n_layers} layers, "
-            f"d={self.anatomy.hidden_size}, {self.dtype}, {self.device}, "
-            f"{self.attn_implementation})"
-        )
-
-    def __reduce__(self) -> NoReturn:
-        raise Unsupported(
-            "a VisualLM does not travel with a remote run: write `layers = model.layers` or "
-            "`nn = model.nn` before the block and use that inside it"
-        )
-
-    @property
-    def hf(self) -> Any:
-        """The transformers model."""
-        return self._open.hf
-
-    @property
-    def nn(self) -> Any:
-        """The nnsight model."""
-        return self._open.nn
-
-    @property
-    def anatomy(self) -> Anatomy:
-        """Where things are in this model.
-
-        Verified on an image at once where there is a processor to make one, otherwise on the
-        first batch that has an image (``anatomy.seen_image`` says which); refused before, if
-        the model cannot do without an image.
-        """
-        return self._open.anatomy
-
-    @property
-    def processor(self) -> Any:
-        """The model's processor, a copy of its owner's; None if it came without one."""
-        return self._processor
-
-    @property
-    def tokenizer(self) -> Any:
-        """The processor's tokenizer, or None."""
-        return None if self._processor is None else self._processor.tokenizer
-
-    @property
-    def n_layers(self) -> int:
-        """Number of decoder layers."""
-        return self.anatomy.n_layers
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs go."""
-        return self._open.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type in which the model computes."""
-        return self._open.dtype
-
-    @property
-    def attn_implementation(self) -> str:
-        """Attention implementation in force, for instance ``sdpa`` or ``eager``."""
-        return str(self.hf.config.get_text_config()._attn_implementation)
-
-    @property
-    def image_placeholder(self) -> str:
-        """The text that stands for an image in a prompt; empty where none is written."""
-        return self._open.placeholder
-
-    @property
-    def layers(self) -> list[Any]:
-        """The decoder layers as nnsight envoys, for use inside a trace."""
-        return [self.nn.get(envoy_path(path)) for path in self.anatomy.layers]
-
-    @property
-    def embeddings(self) -> Float[Tensor, "vocab d"]:
-        """The input embedding matrix."""
-        return need_weights(self.hf, "embeddings").get_input_embeddings().weight  # type: ignore[no-any-return]
 
     def encode(
         self,
@@ -303,17 +146,72 @@ class VisualLM:
         Raises:
             InputError: A site or layer that does not exist.
         """
+        return self.run_many(
+            batch,
+            [plan],
+            capture=capture,
+            layers=layers,
+            tokens=tokens,
+            logits=logits,
+            remote=remote,
+        )[0]
+
+    @torch.no_grad()
+    def run_many(
+        self,
+        batch: Batch,
+        plans: Sequence[Editor | None],
+        *,
+        capture: Site | Collection[Site] = (),
+        layers: Collection[int] | Literal["all"] = "all",
+        tokens: Literal["visual", "all"] | NDArray[np.bool_] = "visual",
+        logits: Literal["last", "all"] | None = "last",
+        at_once: int | None = None,
+        remote: bool | str = False,
+        progress: Progress = silent,
+    ) -> list[Run]:
+        """One run per plan on the same batch, each with the numbers of its own :meth:`run`.
+
+        What the runs have in common is computed once: the vision tower and all else in front of
+        the decoder, and, where it pays, the layers below the first one that a plan touches or
+        that is captured. Several plans go through the model in one pass, stacked along the batch;
+        plans that shorten the sequence have a pass of their own. All of this is compared with a
+        single run when a model does it for the first time, and left out where the numbers differ.
+
+        Args:
+            batch: The inputs.
+            plans: What to change in each run; None leaves the model untouched.
+            capture: As for :meth:`run`, like ``layers``, ``tokens`` and ``logits``.
+            layers: Layers to keep.
+            tokens: Tokens to keep.
+            logits: Which positions' logits to keep.
+            at_once: Most plans in one pass, which bounds the memory. None takes as many as have
+                1024 tokens on a CPU, 16384 elsewhere, and at least one.
+            remote: As in :meth:`trace`; the tower then runs once per pass.
+            progress: Called with what is being done, the plans done, and the plans in all.
+
+        Raises:
+            InputError: A site or layer that does not exist, a plan that cannot be carried out, or
+                ``at_once`` below 1.
+        """
         wanted = capture_sites(self.anatomy, capture, layers)
         rows, columns = capture_positions(batch, tokens)
-        envoy, hf, samples = self.nn, self.hf, len(batch)
-        forward = {} if logits == "all" else self.anatomy.last_logits(1)
-        during = Pass("forward", remote=remote, positions=bool(wanted) or logits == "all")
-        target = self._edited(batch, plan, during)
-        with trace_forward(target, hf, batch.inputs, remote=remote, **forward):
-            found = read_sites(envoy, wanted, samples, rows, columns).save()  # type: ignore[attr-defined]
-            out = envoy.output.logits.save()
-        scores = None if logits is None else out[:, -1] if logits == "last" else out
-        return Run(scores, rows, columns, **by_layer(found, self.anatomy, batch, self.name))
+
+        def read(out: Tensor, found: dict[str, Tensor], _: int) -> Run:
+            scores = None if logits is None else out[:, -1].clone() if logits == "last" else out
+            return Run(scores, rows, columns, **by_layer(found, self.anatomy, batch, self.name))
+
+        question = Question(
+            inputs=batch.inputs,
+            during=Pass("forward", remote=remote, positions=bool(wanted) or logits == "all"),
+            forward={} if logits == "all" else self.anatomy.last_logits(1),
+            wanted=wanted,
+            lowest=lowest_layer(wanted, self.n_layers),
+            rows=rows,
+            columns=columns,
+            read=read,
+        )
+        return ask(self, batch, plans, question, at_once=at_once, progress=progress)
 
     def entry(self, batch: Batch) -> Float[Tensor, "visual d"]:
         """The visual tokens as they enter the language model, rows as in ``batch.visual``."""
@@ -370,31 +268,57 @@ class VisualLM:
             InputError: Not one answer per sample, or an answer without tokens.
             Unsupported: The prompt's tokens would see the answer.
         """
+        return self.score_many(batch, answers, [plan], end=end, remote=remote)[0]
+
+    @torch.no_grad()
+    def score_many(
+        self,
+        batch: Batch,
+        answers: Sequence[str],
+        plans: Sequence[Editor | None],
+        *,
+        end: bool = False,
+        at_once: int | None = None,
+        remote: bool | str = False,
+        progress: Progress = silent,
+    ) -> list[Scores]:
+        """The answers' probabilities under each plan, with the numbers of :meth:`score`.
+
+        Args:
+            batch: The prompts.
+            answers: One per sample.
+            plans: What to change in each run; None leaves the model untouched.
+            end: Whether the end-of-sequence token belongs to the answer.
+            at_once: As for :meth:`run_many`, where the sharing of work is described.
+            remote: As in :meth:`trace`.
+            progress: Called with what is being done, the plans done, and the plans in all.
+
+        Raises:
+            InputError: As for :meth:`score` and :meth:`run_many`.
+            Unsupported: The prompt's tokens would see the answer.
+        """
         tokenizer = self._need_processor().tokenizer
         answered = AnswerTokens.of(tokenizer, answers, len(batch), end=end)
-        inputs = answered.append_to(batch.inputs, self.hf)
-        target = self._edited(batch, plan, Pass("scoring", answered.length, remote))
-        envoy, hf = self.nn, self.hf
-        keep = self.anatomy.last_logits(answered.length + 1)
-        with trace_forward(target, hf, inputs, remote=remote, **keep):
-            out = envoy.output.logits.save()
-        if not self._unseen and "bidirectional_image" in self.anatomy.capabilities:
-            check_unseen(self.run(batch, plan, remote=remote).logits, out, answered.length)
-            self._unseen = True
-        return answered.scores(out)
+        nothing = torch.zeros(0, dtype=torch.long)
 
-    @property
-    def _open(self) -> OpenModel:
-        """The model in memory; loads the weights of a checkpoint, once."""
-        if self._opened is None:
-            assert self._checkpoint is not None
-            self._opened = OpenModel.of(self._checkpoint, self._processor, self._overrides)
-        return self._opened
+        def read(out: Tensor, _: dict[str, Tensor], plan: int) -> Scores:
+            if not self._unseen and "bidirectional_image" in self.anatomy.capabilities:
+                alone = self.run(batch, plans[plan], remote=remote).logits
+                check_unseen(alone, out, answered.length)
+                self._unseen = True
+            return answered.scores(out)
 
-    def _need_processor(self) -> Any:
-        if self._processor is None:
-            raise InputError(NO_PROCESSOR)
-        return self._processor
+        question = Question(
+            inputs=answered.append_to(batch.inputs, self.hf),
+            during=Pass("scoring", answered.length, remote),
+            forward=self.anatomy.last_logits(answered.length + 1),
+            wanted=[],
+            lowest=self.n_layers,
+            rows=nothing,
+            columns=nothing,
+            read=read,
+        )
+        return ask(self, batch, plans, question, at_once=at_once, progress=progress)
 
     def _edited(self, batch: Batch, plan: Editor | None, during: Pass) -> Any:
         return self.nn if plan is None else plan.edit(self, batch, during)

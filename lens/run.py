@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -47,6 +47,36 @@ class Editor(Protocol):
     def edit(self, model: Any, batch: Batch, during: Pass) -> Any:
         """An nnsight envoy of the model with the changes stored on it."""
         ...
+
+    def resolve(self, model: Any, batch: Batch, during: Pass) -> list[dict[str, Any]]:
+        """The program: steps on module paths and tokens, as the editor itself reads them."""
+        ...
+
+    def store(self, envoy: Any, program: list[dict[str, Any]]) -> Any:
+        """A copy of an nnsight envoy with a program stored on it."""
+        ...
+
+    def join(self, programs: Sequence[list[dict[str, Any]]], samples: int) -> list[dict[str, Any]]:
+        """One program for the rows of a batch, ``samples`` of them, repeated once per program."""
+        ...
+
+    def reach(self, program: list[dict[str, Any]], anatomy: Anatomy) -> Reach:
+        """What of a pass a program leaves as it is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a program has to do with the rest of a pass.
+
+    Attributes:
+        first: First layer that it reads or changes anything in: ``n_layers`` where that is behind
+            the last one, -1 where it is something in front of the decoder.
+        alone: Whether it changes the shape of the sequence, which others could not share.
+    """
+
+    first: int
+    alone: bool
 
 
 @dataclass(frozen=True, eq=False)

@@ -165,7 +165,7 @@ def test_without_a_second_image_the_control_is_missing_not_zero(model: VisualLM)
     assert result.meta["unmatched_wrong_images"] == 1
 
 
-def test_files_and_several_images_work_and_every_pass_is_reported(
+def test_files_and_several_images_work_and_progress_is_reported(
     model: VisualLM, tmp_path: Path
 ) -> None:
     tiny.image(0).save(tmp_path / "a.png")
@@ -183,7 +183,11 @@ def test_files_and_several_images_work_and_every_pass_is_reported(
         batch_size=1,
         progress=lambda _, done, total: steps.append((done, total)),
     )
-    assert steps == [(i + 1, 12) for i in range(12)]
+    done = [step for step, _ in steps]
+    assert done == sorted(set(done))
+    # Per example the untouched model, four layers and a wrong image; plans may share a pass.
+    assert {6, 12} <= set(done) <= set(range(1, 13))
+    assert {total for _, total in steps} == {12}
 
 
 def test_classes_select_tokens(model: VisualLM) -> None:

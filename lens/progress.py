@@ -1,4 +1,4 @@
-"""How long analyses report how far they are."""
+"""How long work reports how far it is."""
 
 from collections.abc import Callable
 
