@@ -41,7 +41,7 @@ class Cost:
         frame: One row per layer and part (``attention``, ``ffn``): ``clean`` is what the pass costs
             without a plan; ``saved`` what an implementation that skips the work would save of it;
             ``skipped`` what this engine really does not compute, which takes rows that are taken
-            out; ``spent`` what it computes in addition, such as the first pass of a backward patch.
+            out; ``spent`` what it computes in addition, such as passes over a donor.
     """
 
     frame: pd.DataFrame
@@ -81,7 +81,11 @@ def cost_of(
     """
     model, batch = target.model, target.batch
     sizes = layer_sizes(model)
-    backwards = any(getattr(op, "backwards", False) for op in operations)
+    others = [donor for donor in (*target.donors.values(), target.earlier) if donor is not None]
+    passes = [(len(donor.batch), donor.batch.length, donor.passes) for donor in others]
+    # What enters for a word is measured in a pass over the batch.
+    words = sum(getattr(op, "word", None) is not None for op in operations)
+    passes.append((len(batch), batch.length, words))
     program = _with_absences(Program.of(operations, lowered, target))
     flow = program.follow(operations, until_gone=True)
     removed = _removed(operations, lowered, model.n_layers)
@@ -91,8 +95,8 @@ def cost_of(
         saved = _saved(size, layer, program, flow)
         left = _clean(size, len(batch), removed.get(layer, batch.length))
         spent = _spent(size, layer, program)
+        again = [(_clean(size, samples, tokens), times) for samples, tokens, times in passes]
         for part in PARTS:
-            again = clean[part] if backwards else 0
             rows.append(
                 {
                     "layer": layer,
@@ -100,7 +104,7 @@ def cost_of(
                     "clean": clean[part],
                     "saved": saved[part],
                     "skipped": clean[part] - left[part],
-                    "spent": spent[part] + again,
+                    "spent": spent[part] + sum(costs[part] * times for costs, times in again),
                 }
             )
     return Cost(pd.DataFrame(rows))

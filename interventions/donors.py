@@ -24,6 +24,8 @@ from ..lens.inputs.batch import Batch
 from ..lens.run import SITES, Run, Site
 from .operation import Operation, TokenOperation, Tokens
 from .selector_text import parse_selector
+from .selectors import Selection
+from .telling import Telling
 
 if TYPE_CHECKING:
     from .target import Subject
@@ -65,6 +67,19 @@ class Borrower(TokenOperation, ABC):
         """The prompt tokens of a batch that the states come from, ``[sample, token]``."""
         return parse_selector(self.sources).select(batch).prompt
 
+    def selections(self, batch: Batch) -> dict[str, Selection]:
+        """Per role the tokens of this batch that are meant; those of a donor are not in it."""
+        found = super().selections(batch)
+        if self.states is not None:
+            found.pop("from_tokens", None)
+        return found
+
+    def told_sources(self, telling: Telling) -> str:
+        """Where the states come from, in words."""
+        if self.states is None:
+            return telling.tokens(self.sources)
+        return f"the tokens {self.sources!r} of the donor {self.states!r}"
+
 
 @dataclass(frozen=True, eq=False)
 class Donor:
@@ -74,11 +89,13 @@ class Donor:
         batch: Whose tokens they are.
         run: The captures.
         name: What a plan calls it.
+        passes: How many passes over the batch it took.
     """
 
     batch: Batch
     run: Run
     name: str = ""
+    passes: int = 0
 
     def states(self, site: Site, layer: int, places: Places) -> Tensor:
         """The states of some tokens, ``[token, d]``.
@@ -118,14 +135,15 @@ def captured(
 ) -> Donor:
     """A donor whose states come from a pass of their own, which runs where the next one runs."""
     kept: dict[str, Any] = {site: {} for site in SITES}
-    for site in dict.fromkeys(site for site, _ in needed):
+    kinds = list(dict.fromkeys(site for site, _ in needed))
+    for site in kinds:
         layers = sorted({layer for where, layer in needed if where == site})
         run = model.run(
             batch, plan, capture=site, layers=layers, tokens=tokens, logits=None, remote=remote
         )
         kept[site] = getattr(run, site)
     rows, columns = (torch.as_tensor(axis) for axis in np.nonzero(tokens))
-    return Donor(batch, Run(None, rows, columns, **kept, batch=batch), name)
+    return Donor(batch, Run(None, rows, columns, **kept, batch=batch), name, len(kinds))
 
 
 def as_donor(name: str, given: Any) -> Batch | Run:

@@ -146,11 +146,19 @@ class Program:
         backward = {n for n, op in enumerate(operations) if getattr(op, "backwards", False)}
         for mark in self.marks:
             if mark.operation in backward and "values" in mark.step and mark.used:
-                layer = int(getattr(operations[mark.operation], "source", 0))
-                sources[layer] = sources.get(layer, np.zeros_like(mark.tokens)) | mark.tokens
+                layer, tokens = self._read(operations[mark.operation])
+                sources[layer] = sources.get(layer, np.zeros_like(tokens)) | tokens
         if sources:
             self.without(backward)._backwards(np.zeros_like(_everyone(self.target)), sources)
         return flow
+
+    def _read(self, operation: Any) -> tuple[int, Mask]:
+        """Layer and tokens whose states a backward patch reads.
+
+        What a sublayer adds has gone into the stream that enters the next layer.
+        """
+        tokens = operation.source_mask(self.target.batch)
+        return operation.source + (operation.site != "residual"), _wide(tokens, None, self.target)
 
     def _backwards(self, needed: Mask, sources: dict[int, Mask]) -> Flow:
         """Follow what is needed behind the last layer, and at ``sources``, to the first layer."""

@@ -15,6 +15,7 @@ from ..lens.errors import InputError, Unsupported
 from ..lens.run import Site
 from .donors import Borrower, Donor, matched
 from .target import Step, Target
+from .telling import Telling
 
 
 class PatchTokens(Borrower):
@@ -87,6 +88,37 @@ class PatchTokens(Borrower):
             reading = [target.of_prompt(self, read, at, layer=self.source) for at in found]
         ratio = self._ratio(target, self._scale(self.source, target))
         return [*reading, *({**place, "key": key, **ratio} for place in places)]
+
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+        stream = self.site == "residual"
+        source, target = (telling.layer(at, end=stream) for at in (self.source, self.target))
+        tokens, when = telling.tokens(self.tokens, self.phase), telling.phase(self.phase)
+        if stream:
+            written = f"The residual stream of {tokens} entering {target} is replaced by "
+            read = f"what entered {source}"
+        else:
+            written = f"What {self.site} adds for {tokens} in {target} is replaced by "
+            read = f"what it added in {source}"
+        if self.states or self.from_tokens:
+            read += f" for {self.told_sources(telling)}, matched in order"
+        if self.states:
+            return f"{written}{read}, {when}; nothing is changed in the donor."
+        if self.backwards:
+            return (
+                f"{written}{read} in a first pass over the same batch, {when}; the other operations "
+                "act in both passes."
+            )
+        if not stream or self.from_tokens:
+            return f"{written}{read}, {when}; keys and values below stay readable."
+        skipped = range(self.source, self.target)
+        between = (
+            f": for these tokens what {telling.span(skipped)} would have added is undone, while "
+            "their keys and values there stay readable"
+            if skipped
+            else ", which changes nothing by itself"
+        )
+        return f"{written}{read}{between}, {when}."
 
     def _lent_to(self, place: Step, donor: Donor, target: Target) -> Step:
         """The write at one place, of states from another pass."""

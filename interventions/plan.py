@@ -136,7 +136,7 @@ class Plan:
     def cost(self, model: Subject, batch: Batch) -> Cost:
         """FLOPs of the decoder layers that the plan saves and spends in one pass over the prompt.
 
-        Nothing runs, but for the first pass that a backward patch needs.
+        Nothing runs, but for passes that come first: of donors, and of backward patches.
 
         Args:
             model: The model whose weights are counted.

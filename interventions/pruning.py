@@ -81,6 +81,21 @@ class LeavingTokens(TokenOperation):
         """From ``layer`` on."""
         return range(self.layer, n_layers)
 
+    def departure(self, telling: Telling) -> str:
+        """That the tokens leave, where and how, in words; in a generation, and by themselves."""
+        way = self.way(telling.model)
+        how = "their rows are taken out" if way.method == "remove" else "they are hidden"
+        if self.method == "auto" and way.method == "remove":
+            how += ", or hidden in a pass that needs their places and beside other operations"
+        elif way.reason:
+            how += f", because {way.reason}"
+        left = telling.span(range(self.layer, telling.model.n_layers))
+        below = ", while the layers below have them" if self.layer else ""
+        return (
+            f"In {left} {telling.tokens(self.tokens)} are gone for everybody, for tokens "
+            f"generated later as well{below} ({how})"
+        )
+
     def lower(self, target: Target) -> list[Step]:
         """Take the tokens out before ``layer``, or hide them from all others from there on."""
         gone = _selected(self, target)
@@ -139,9 +154,8 @@ class PruneTokens(LeavingTokens):
 
     def describe(self, telling: Telling) -> str:
         """What this operation does, as one sentence."""
-        how = "their rows are taken out" if self.method == "remove" else "they are hidden"
         places = "count anew from 0" if self.positions == "renumber" else "keep their positions"
-        return f"{_departure(self, self.layer, telling)} ({how}); all others {places}."
+        return f"{self.departure(telling)}; all others {places}."
 
 
 class WithdrawTokens(LeavingTokens):
@@ -158,7 +172,7 @@ class WithdrawTokens(LeavingTokens):
 
     def describe(self, telling: Telling) -> str:
         """What this operation does, as one sentence."""
-        return f"{_departure(self, self.layer, telling)}; all others keep their positions."
+        return f"{self.departure(telling)}; all others keep their positions."
 
 
 class InjectTokens(TokenOperation):
@@ -223,16 +237,6 @@ class InjectTokens(TokenOperation):
             f"{hidden if self.layer else f'Nobody misses {tokens}'}; entering {entering}, they get "
             f"the states with which they entered layer 0, {scale}; all others keep their positions."
         )
-
-
-def _departure(operation: TokenOperation, layer: int, telling: Telling) -> str:
-    telling.layer(layer)
-    left = telling.span(range(layer, telling.model.n_layers))
-    below = ", while the layers below have them" if layer else ""
-    return (
-        f"In {left} {telling.tokens(operation.tokens)} are gone for everybody, for tokens "
-        f"generated later as well{below}"
-    )
 
 
 def _layer(layer: int, model: Subject) -> int:

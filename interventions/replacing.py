@@ -22,6 +22,7 @@ from .donors import Borrower, Donor, Places, matched
 from .layers import Layers, layer_indices
 from .operation import TokenOperation, Tokens
 from .target import Step, Target
+from .telling import Telling
 from .values import means
 from .words import entering_state
 
@@ -126,6 +127,24 @@ class ReplaceTokens(Borrower):
             else:
                 steps += self._means(layer, places, target)
         return steps
+
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+        by = {
+            "zero": "zero",
+            "mean": f"the mean over {self.told_sources(telling)}",
+            "class-mean": f"the mean of the token's class over {self.told_sources(telling)}",
+            "noise": f"noise of the token's own norm, drawn from seed {self.seed}",
+            "word": f"what enters layer 0 for the word {self.word!r}",
+            "other": f"{self.told_sources(telling)}, matched in order",
+        }[self.by]
+        if self.by == "other" and self.states is None:
+            by = f"{by}, in another sample of the batch, drawn from seed {self.seed}"
+        return (
+            f"The residual stream of {telling.tokens(self.tokens, self.phase)} entering "
+            f"{telling.layers(self.layers)} is replaced by {by}, {telling.phase(self.phase)}; all "
+            "other tokens stay, and go on from what they read of these."
+        )
 
     def _seeds(self, place: Step, target: Target) -> Step:
         """Seeds of the selected tokens: a sample's own, and another for every generated token."""
@@ -274,6 +293,17 @@ class ScaleTokens(TokenOperation):
             elif places:
                 steps += self._matched(layer, places, target)
         return steps
+
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+        how = f"multiplied by {self.factor:g}" if self.factor is not None else "scaled"
+        if self.norm_of is not None:
+            how += f" to the median norm of {telling.tokens(self.norm_of)} of the same sample"
+        return (
+            f"The residual stream of {telling.tokens(self.tokens, self.phase)} entering "
+            f"{telling.layers(self.layers)} is {how}, {telling.phase(self.phase)}; its direction "
+            f"stays{' but for the sign' if (self.factor or 0) < 0 else ''}."
+        )
 
     def _matched(self, layer: int, places: list[Step], target: Target) -> list[Step]:
         """Read the norms that are wanted, and scale to each sample's median."""
