@@ -31,6 +31,7 @@ ADMITTED = ("builtins", "collections", "cloudpickle", "nnsight", "numpy", "torch
 # The modules that travel by value.
 SHIPPED = (
     ROOT / "lens/sites.py",
+    ROOT / "lens/spreading.py",
     *(
         ROOT / f"interventions/{name}.py"
         for name in ("steps", "masking", "weights", "removal", "cutting", "shortening", "values")

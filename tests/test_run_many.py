@@ -329,5 +329,22 @@ def test_alike_steps_become_one_and_unknown_ones_are_refused() -> None:
     assert made[2]["rows"].tolist() == made[3]["rows"].tolist() == [4, 5]
     assert {step["samples"] for step in made} == {6}
     assert made[1]["key"] != made[2]["key"]
+    elsewhere = {**zero, "path": "b"}
+    made = joined([[zero, elsewhere], [elsewhere, zero]], 2)
+    assert [step["path"] for step in made] == ["a", "b", "a"]
     with pytest.raises(Unsupported, match="'spice' goes with the rows"):
         joined([[{**zero, "spice": torch.ones(2)}]], 2)
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_a_mask_made_for_one_layer_serves_only_layers_that_receive_the_same(
+    twin: Callable[..., Any], attn: str
+) -> None:
+    """Another operation changes the mask of one layer on the way."""
+    model = twin("llama", attn).model
+    batch = model.encode(tiny.image(0), tiny.PROMPTS["middle"])
+    everywhere = BlockAttention(queries="last", keys="visual")
+    once = BlockAttention(queries="text & ~bos", keys="bos", layers=2)
+    one, other = (model.run(batch, Plan(*ops)) for ops in ((once, everywhere), (everywhere, once)))
+    near(one.logits, other.logits)
+    assert (one.logits - model.run(batch, Plan(everywhere)).logits).abs().max() > MOVED
