@@ -283,7 +283,12 @@ class Hooks:
         handles: list[Any] = []
         kept: dict[Any, Tensor] = {}
         for op in operations:
-            self._attach(op, operations, hidden, handles, kept)
+            if backwards(op):  # a pass of its own, before any hook is there
+                kept[id(op)] = self.logits([o for o in operations if not backwards(o)], op.source)[
+                    1
+                ]
+        for op in operations:
+            self._attach(op, hidden, handles, kept)
         for layer in range(N):
             if hidden[layer].any():
                 handles.append(self._hide(layer, hidden[layer]))
@@ -296,7 +301,7 @@ class Hooks:
             for handle in handles:
                 handle.remove()
 
-    def _attach(self, op: Any, all_: Any, hidden: Tensor, handles: list[Any], kept: Any) -> None:
+    def _attach(self, op: Any, hidden: Tensor, handles: list[Any], kept: Any) -> None:
         if isinstance(op, AblateAttention | ZeroFFN):
             part = "self_attn" if isinstance(op, AblateAttention) else "mlp"
             for layer in numbers(op.layers):
@@ -305,9 +310,7 @@ class Hooks:
         elif isinstance(op, BlockAttention):
             pairs = self.mask(op.queries)[:, :, None] & self.mask(op.keys)[:, None]
             hidden[numbers(op.layers)] |= pairs
-        elif isinstance(op, PatchTokens) and op.source > op.target:
-            others = [o for o in all_ if not (isinstance(o, PatchTokens) and o.source > o.target)]
-            kept[id(op)] = self.logits(others, op.source)[1]
+        elif backwards(op):
             handles.append(self._write(op.target, kept, id(op), self.mask(op.tokens)))
         elif isinstance(op, PatchTokens):
             handles.append(self._read(op.source, kept, id(op)))
@@ -344,6 +347,10 @@ class Hooks:
             return args, {**kwargs, "attention_mask": seen[:, None]}
 
         return self.layers[layer].self_attn.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def backwards(op: Any) -> bool:
+    return isinstance(op, PatchTokens) and op.source > op.target
 
 
 def numbers(layers: str) -> list[int]:
