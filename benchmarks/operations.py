@@ -175,7 +175,7 @@ CASES: dict[str, tuple[Plan, Hooked]] = {
     "patched back": (Plan(PatchTokens(source=HIGH, target=LOW)), going_back),
     "pruned, masked": (Plan(PruneTokens(tokens="dead", method="mask")), masking(dead=True)),
     "pruned, removed": (Plan(PruneTokens(tokens="dead", method="remove")), removing),
-    "withdrawn": (Plan(WithdrawTokens(layer=HIGH)), masking(first=HIGH)),
+    "withdrawn": (Plan(WithdrawTokens(layer=HIGH, method="mask")), masking(first=HIGH)),
     "injected": (Plan(InjectTokens(layer=HIGH)), writing(0, HIGH, before=masking(last=HIGH))),
 }
 

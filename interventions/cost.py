@@ -149,10 +149,19 @@ def _spent(size: LayerSizes, layer: int, program: Program) -> dict[str, int]:
     """FLOPs of attention that is computed again to zero weights: scores once, values twice."""
     samples, tokens = len(program.target.batch), program.target.batch.length
     zeroed = [m for m in program.marks if m.step["do"] == "zero-weights" and m.layer == layer]
-    return {
-        "attention": int(len(zeroed) * samples * tokens * tokens * size.pair * 3 // 2),
-        "ffn": 0,
-    }
+    queries = sum(_queries_again(mark, program.target) for mark in zeroed)
+    return {"attention": samples * queries * tokens * size.pair * 3 // 2, "ffn": 0}
+
+
+def _queries_again(mark: Mark, target: Target) -> int:
+    """Positions whose attention is computed again: those that lose a key in some sample."""
+    if mark.step["takes"] or mark.step["leaves"]:
+        return target.batch.length
+    assert mark.keys is not None
+    visible = np.logical_or.accumulate(mark.keys, axis=1)
+    if "bidirectional_image" in target.model.anatomy.capabilities:
+        visible = np.broadcast_to(mark.keys.any(1, keepdims=True), mark.keys.shape)
+    return int((mark.tokens & visible)[:, :-1].any(0).sum())
 
 
 def _with_absences(program: Program) -> Program:

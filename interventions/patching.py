@@ -106,8 +106,8 @@ class PatchTokens(Borrower):
             return f"{written}{read}, {when}; nothing is changed in the donor."
         if self.backwards:
             return (
-                f"{written}{read} in a first pass over this batch, {when}; the other operations "
-                "act in both passes."
+                f"{written}{read} in a first pass over the same batch, {when}; the other "
+                "operations act in both passes."
             )
         if not stream or self.from_tokens:
             return f"{written}{read}, {when}; keys and values below stay readable."

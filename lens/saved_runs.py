@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .classes import MARKER_KINDS, TokenClasses
+from .classes import MARKER_KINDS, NearestWords, TokenClasses
 from .errors import InputError
 from .inputs.batch import Batch
 from .visual_tokens import KINDS, VisualTokens
@@ -114,8 +114,11 @@ def _table(batch: Batch) -> dict[str, Tensor]:
             values = np.array([KINDS.index(kind) for kind in values.tolist()], dtype=np.int64)
         found[f"visual.{field.name}"] = torch.tensor(values)
     if batch.classes is not None:
-        for kind in MARKER_KINDS:
-            found[f"classes.{kind}"] = torch.tensor(batch.classes.membership[kind])
+        for kind, mask in batch.classes.membership.items():
+            found[f"classes.{kind}"] = torch.tensor(mask)
+        if batch.classes.nearest is not None:
+            found["nearest.ids"] = torch.tensor(batch.classes.nearest.ids)
+            found["nearest.vocabulary"] = torch.tensor(batch.classes.nearest.vocabulary)
     return found
 
 
@@ -125,11 +128,6 @@ def _batch(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Batch:
         field.name: tensors[f"visual.{field.name}"].numpy() for field in fields(VisualTokens)
     }
     columns["kind"] = np.array(KINDS)[columns["kind"]]
-    masks = {
-        kind: tensors[f"classes.{kind}"].numpy()
-        for kind in MARKER_KINDS
-        if f"classes.{kind}" in tensors
-    }
     inputs = {
         name.partition(".")[2]: tensor
         for name, tensor in tensors.items()
@@ -142,9 +140,23 @@ def _batch(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Batch:
         prompts,
         ((),) * len(prompts),
         tuple(record["images_per_row"]),
-        TokenClasses(masks) if masks else None,
+        _classes(tensors),
         tuple(record["videos_per_row"]),
     )
+
+
+def _classes(tensors: Mapping[str, Tensor]) -> TokenClasses | None:
+    """The classes of a saved run's batch, if it had any."""
+    masks = {
+        kind: tensors[f"classes.{kind}"].numpy()
+        for kind in MARKER_KINDS
+        if f"classes.{kind}" in tensors
+    }
+    nearest = None
+    if "nearest.ids" in tensors:
+        ids, vocabulary = tensors["nearest.ids"].numpy(), int(tensors["nearest.vocabulary"])
+        nearest = NearestWords(ids, vocabulary)
+    return TokenClasses(masks, nearest) if masks or nearest is not None else None
 
 
 def _version(package: str) -> str | None:

@@ -32,7 +32,8 @@ nnsight.register(spread.__module__)
 T = TypeVar("T")
 Program = list[dict[str, Any]]
 
-# Tokens up to which a pass over more of them is faster than several passes: benchmarks/README.md.
+# Tokens in one pass. On a CPU more of them are no faster (benchmarks/README.md); elsewhere it is a
+# guess that keeps memory bounded.
 TOKENS_AT_ONCE = {"cpu": 1024, "elsewhere": 16384}
 
 

@@ -250,6 +250,7 @@ def test_the_schema_refuses_what_is_no_plan(data: Any) -> None:
         ("'üüü' & alive", "^"),
         ("alive | 'üüü' & deed", "        ^"),
         ("ü | deed", "^"),
+        ("\uff44ead & deed", "       ^"),
         ("box[:2, 0:3]", "    ^"),
         ("box[0:2, 3:1]", "         ^"),
         ("box[0:2]", "^"),

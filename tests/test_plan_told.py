@@ -16,6 +16,8 @@ from embedlens import (
     PatchTokens,
     Plan,
     PruneTokens,
+    ReplaceTokens,
+    ScaleTokens,
     VisualLM,
     WithdrawTokens,
     ZeroFFN,
@@ -77,6 +79,37 @@ SENTENCES: dict[str, tuple[Any, str]] = {
         "gather from all other keys grows to make up for it; every other token sees those as "
         "before.",
     ),
+    "patch-attention": (
+        PatchTokens(source=1, target=2, site="attention", tokens="bos"),
+        "What attention adds for the tokens 'bos' (1 in each sample) in layer 2 is replaced by "
+        "what it added in layer 1, while the prompt is read",
+    ),
+    "patch-donor": (
+        PatchTokens(source=1, target=2, tokens="bos", states="other"),
+        "by what entered layer 1 for the tokens 'bos' of the donor 'other', matched in order, "
+        "while the prompt is read; nothing is changed in the donor.",
+    ),
+    "replace": (
+        ReplaceTokens(by="class-mean"),
+        "The residual stream of the tokens 'visual' (16 in sample 0, 32 in sample 1) entering "
+        "layer 0 (1 of 4) is replaced by the mean of the token's class over the tokens 'visual'",
+    ),
+    "replace-noise": (
+        ReplaceTokens(by="noise", seed=5, layers="1-2"),
+        "layers 1 to 2 (2 of 4) is replaced by noise of the token's own norm, drawn from seed 5",
+    ),
+    "replace-word": (ReplaceTokens(by="word", word="red"), "enters layer 0 for the word 'red'"),
+    "replace-other": (
+        ReplaceTokens(by="other", seed=2),
+        "matched in order, in another sample of the batch, drawn from seed 2, while",
+    ),
+    "scale": (ScaleTokens(factor=0.01), "is multiplied by 0.01, while the prompt is read; its"),
+    "scale-sign": (ScaleTokens(factor=-2), "direction stays but for the sign."),
+    "scale-norm": (
+        ScaleTokens(norm_of="text"),
+        "is scaled to the median norm of the tokens 'text' (7 in sample 0, 8 in sample 1) of the "
+        "same sample",
+    ),
     "weights": (
         BlockAttention(queries="text", keys="visual", renormalise=False),
         "their weights sum to less than 1",
@@ -86,10 +119,15 @@ SENTENCES: dict[str, tuple[Any, str]] = {
         "goes to the first of those keys",
     ),
     "prune": (
-        PruneTokens(layer=2),
+        PruneTokens(layer=2, method="mask"),
         "In layers 2 to 3 (2 of 4) the tokens 'visual' (16 in sample 0, 32 in sample 1) are gone "
         "for everybody, for tokens generated later as well, while the layers below have them (they "
         "are hidden); all others keep their positions.",
+    ),
+    "prune-somehow": (
+        PruneTokens(layer=2),
+        "as well, while the layers below have them (their rows are taken out, or hidden in a pass "
+        "that needs their places and beside other operations)",
     ),
     "remove": (
         PruneTokens(method="remove", positions="renumber"),

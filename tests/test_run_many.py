@@ -57,7 +57,7 @@ PLANS: dict[str, Plan | None] = {
         BlockAttention(queries="last", keys="dead", layers=0, renormalise=False, collapse=True)
     ),
     "pruned": Plan(PruneTokens(tokens="dead", layer=1, method="mask")),
-    "withdrawn": Plan(WithdrawTokens(tokens="visual", layer=1)),
+    "withdrawn": Plan(WithdrawTokens(tokens="visual", layer=1, method="mask")),
     "injected": Plan(InjectTokens(layer=1, norm="matched")),
     "injected-dead": Plan(InjectTokens(tokens="dead", layer=1, norm="rescaled")),
     "patched": Plan(PatchTokens(source=0, target=1, tokens="dead")),
