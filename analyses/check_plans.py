@@ -10,8 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ..interventions import AblateAttention, PatchTokens, Plan, ZeroFFN
-from ..interventions.operation import Operation
+from ..interventions import AblateAttention, Operation, PatchTokens, Plan, ZeroFFN
 from ..lens.errors import Unsupported
 from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM

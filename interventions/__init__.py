@@ -1,17 +1,30 @@
-"""TOUCH: what to change: selectors, operations, plans, and the engine that runs them."""
+"""TOUCH: what to change: selectors, operations, plans, and the engines that run them."""
 
-from . import paper
-from .attention import BlockAttention
-from .cost import Cost
-from .operation import Operation
-from .operations import AblateAttention, ZeroFFN
-from .paper_selectors import Control, Near
-from .patching import PatchTokens
-from .plan import Plan
-from .pruning import InjectTokens, PruneTokens, WithdrawTokens
-from .replacing import ReplaceTokens, ScaleTokens
-from .selector_text import parse_selector
-from .selectors import Box, FrameIs, ImageIs, Name, Random, Selector, TileIs
+from .operations import (
+    AblateAttention,
+    BlockAttention,
+    InjectTokens,
+    Operation,
+    PatchTokens,
+    PruneTokens,
+    ReplaceTokens,
+    ScaleTokens,
+    WithdrawTokens,
+    ZeroFFN,
+)
+from .plans import Cost, Plan, paper
+from .selectors import (
+    Box,
+    Control,
+    FrameIs,
+    ImageIs,
+    Name,
+    Near,
+    Random,
+    Selector,
+    TileIs,
+    parse_selector,
+)
 
 __all__ = [
     "AblateAttention",

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import tiny
 from embedlens import Batch, BlockAttention, InputError, Plan, Unsupported, VisualLM
-from embedlens.interventions.engine import store_edits
+from embedlens.interventions.engines.tracing import store_edits
 from families.zoo import READABLE, built
 
 N = tiny.LAYERS

@@ -21,8 +21,8 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.interventions import Operation
-from embedlens.interventions.contradictions import check_program
-from embedlens.interventions.target import Target
+from embedlens.interventions.operations.target import Target
+from embedlens.interventions.plans.contradictions import check_program
 from embedlens.lens.run import Pass
 
 N = tiny.LAYERS

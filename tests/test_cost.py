@@ -30,8 +30,8 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.interventions import parse_selector
-from embedlens.interventions.flow import Program
-from embedlens.interventions.target import Target
+from embedlens.interventions.operations.target import Target
+from embedlens.interventions.plans.flow import Program
 from embedlens.lens.run import Pass
 from families.family import FAMILIES
 from families.zoo import built, visual_lm

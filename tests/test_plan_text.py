@@ -21,8 +21,8 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.interventions import Box, FrameIs, ImageIs, Name, Random, TileIs, parse_selector
-from embedlens.interventions.plan_schema import PUBLISHED, schema_text
-from embedlens.interventions.reading import BY_NAME
+from embedlens.interventions.plans.reading import BY_NAME
+from embedlens.interventions.plans.schema import PUBLISHED, schema_text
 
 PLAN = Plan(
     AblateAttention(layers="0-2", tokens="image[0]"),

@@ -24,10 +24,10 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.interventions import parse_selector
-from embedlens.interventions.operation import TokenOperation
-from embedlens.interventions.reading import BY_NAME
-from embedlens.interventions.target import Step, Target
-from embedlens.interventions.telling import Telling
+from embedlens.interventions.operations.operation import TokenOperation
+from embedlens.interventions.operations.target import Step, Target
+from embedlens.interventions.operations.telling import Telling
+from embedlens.interventions.plans.reading import BY_NAME
 
 N = tiny.LAYERS
 

@@ -28,7 +28,7 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.interventions import Box, ImageIs, Name, Random, Selector, parse_selector
-from embedlens.interventions.layers import canonical_layers, layer_indices
+from embedlens.interventions.operations.layers import canonical_layers, layer_indices
 
 NAMES = ("visual", "text", "bos", "last", "generated", "sink", "vit-sink", "dead", "alive")
 

@@ -31,9 +31,9 @@ ADMITTED = ("builtins", "collections", "cloudpickle", "nnsight", "numpy", "torch
 # The modules that travel by value.
 SHIPPED = (
     ROOT / "lens/sites.py",
-    ROOT / "lens/spreading.py",
+    ROOT / "lens/together/spreading.py",
     *(
-        ROOT / f"interventions/{name}.py"
+        ROOT / f"interventions/steps/{name}.py"
         for name in ("steps", "masking", "weights", "removal", "cutting", "shortening", "values")
     ),
 )

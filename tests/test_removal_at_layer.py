@@ -28,7 +28,7 @@ from embedlens import (
     WithdrawTokens,
     ZeroFFN,
 )
-from embedlens.interventions.cutting import cut
+from embedlens.interventions.steps.cutting import cut
 from embedlens.lens.passes import undisturbed
 from embedlens.lens.run import Pass
 from families.family import FAMILIES, noise, random_model

@@ -38,8 +38,8 @@ from embedlens import (
     VisualLM,
     ZeroFFN,
 )
-from embedlens.interventions.replacing import derangement
-from embedlens.interventions.values import means
+from embedlens.interventions.operations.replacing import derangement
+from embedlens.interventions.steps.values import means
 from embedlens.lens.run import Pass
 from families.family import FAMILIES
 from families.family import noise as picture

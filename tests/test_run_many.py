@@ -29,9 +29,9 @@ from embedlens import (
     WithdrawTokens,
     ZeroFFN,
 )
-from embedlens.interventions.joining import joined
+from embedlens.interventions.engines.joining import joined
 from embedlens.lens import sharing
-from embedlens.lens.sharing import LAYERS, MODULES, ROWS, seen_of
+from embedlens.lens.together.sharing import LAYERS, MODULES, ROWS, seen_of
 from families.family import noise
 from families.zoo import built
 
@@ -251,7 +251,7 @@ def test_what_does_not_come_out_equal_is_not_shared(
     expected = [fresh.run(batch, plan) for plan in SWEEP]
     for broken in (swapped, failing):
         sharing._SEEN.pop(fresh.hf, None)
-        monkeypatch.setattr("embedlens.lens.together.spread", broken)
+        monkeypatch.setattr("embedlens.lens.together.passes.spread", broken)
         for found, single in zip(fresh.run_many(batch, SWEEP, at_once=4), expected, strict=True):
             assert_equal(found, single)
         (wrong,) = seen_of(fresh.hf).wrong.values()

@@ -1,0 +1,82 @@
+"""What enters the decoder for a word, measured.
+
+The hazard: a row of the embedding matrix is not always what enters layer 0: some models scale it,
+some normalise it, some add the position. So the word is put in the place of the prompt's ordinary
+words and what enters there is read; it must be the same everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...lens.errors import InputError, Unsupported
+from .operation import Operation
+from .target import Target
+
+# Largest difference between two places, in units of the largest entry; rounding alone leaves less.
+ALIKE = 1e-4
+
+
+def word_id(operation: Operation, word: str, target: Target) -> int:
+    """The id of a word that is one token.
+
+    Raises:
+        InputError: No tokenizer, several tokens, an unknown one, or a visual one.
+    """
+    tokenizer = target.model.tokenizer
+    if tokenizer is None:
+        raise InputError(f"{operation!r}: without a tokenizer it is not known which token is meant")
+    ids = [int(i) for i in tokenizer(word, add_special_tokens=False)["input_ids"]]
+    if len(ids) != 1:
+        raise InputError(
+            f"{operation!r}: {word!r} is {len(ids)} tokens "
+            f"({tokenizer.convert_ids_to_tokens(ids)}), and one is needed"
+        )
+    if ids[0] == tokenizer.unk_token_id:
+        raise InputError(f"{operation!r}: {word!r} is no token of this model's tokenizer")
+    if ids[0] in target.model.anatomy.visual_ids:
+        raise InputError(f"{operation!r}: {word!r} stands for visual tokens and is no word")
+    return ids[0]
+
+
+def entering_state(operation: Operation, word: str, target: Target) -> Tensor:
+    """The state with which a word enters layer 0, ``[1, d]``, from a pass of its own.
+
+    Raises:
+        InputError: The word is not one token, or the prompts have no ordinary words.
+        Unsupported: What enters depends on more than the word.
+    """
+    wanted = word_id(operation, word, target)
+    batch, model = target.batch, target.model
+    ids = batch.inputs["input_ids"]
+    # Markers of images may steer how a prompt is taken apart, so they stay.
+    marks = {*model.tokenizer.all_special_ids, *model.tokenizer.added_tokens_encoder.values()}
+    ordinary = target.selected("text") & ~np.isin(ids.cpu().numpy(), list(marks))
+    if ordinary.sum() < 2:
+        raise InputError(
+            f"{operation!r}: this prompt has not two ordinary words in whose place {word!r} could "
+            "be looked at: take a longer prompt"
+        )
+    changed = torch.where(torch.as_tensor(ordinary, device=ids.device), wanted, ids)
+    probe = replace(batch, inputs={**batch.inputs, "input_ids": changed})
+    run = model.run(
+        probe,
+        None,
+        capture="residual",
+        layers=[0],
+        tokens=ordinary,
+        logits=None,
+        remote=target.during.remote,
+    )
+    states = run.residual[0].cpu()
+    apart = float((states - states[0]).abs().max())
+    if apart > ALIKE * float(states[0].abs().max()):
+        raise Unsupported(
+            f"{operation!r}: what enters layer 0 of this model for a word depends on more than the "
+            f"word (it differs by {apart:.2g} from place to place), so no state is that word's"
+        )
+    return states[:1]

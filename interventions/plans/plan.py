@@ -1,0 +1,268 @@
+"""An ordered set of operations: composable, hashable, readable from and written to text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from ...lens.anatomy import Anatomy
+from ...lens.errors import InputError
+from ...lens.inputs.batch import Batch
+from ...lens.model import VisualLM
+from ...lens.run import Pass, Reach, Run
+from ..engines.joining import first_layer, joined, stands_alone
+from ..engines.tracing import store_edits
+from ..engines.transformer_lens import Hook, attached, fwd_hooks
+from ..operations.donors import Donor, as_donor, bound, captured, check_names
+from ..operations.operation import Operation
+from ..operations.patching import PatchTokens
+from ..operations.target import Step, Subject, Target
+from ..operations.telling import told
+from .contradictions import check_declared, check_program
+from .cost import Cost, cost_of
+from .reading import read_operations, written
+from .schema import plan_schema
+from .table import chosen, plan_frame, plan_html, plan_text
+
+
+@dataclass(frozen=True, init=False)
+class Plan:
+    """What to change in a forward pass or a generation.
+
+    Operations on the same site act in the order given, so a state read by a later operation has
+    the earlier ones' changes in it. A plan without operations changes nothing, bit for bit.
+    Operations that contradict each other are refused: here where the plan alone shows it, and when
+    it is resolved where that depends on the model and the batch.
+
+    Attributes:
+        operations: The declared changes, in order.
+        donors: Where states come from that operations take from a donor, by its name: a
+            :class:`Batch` or a :class:`Run`, see :meth:`given`. Plans with the same operations are
+            equal if their donors are the same objects; text holds the names only.
+    """
+
+    operations: tuple[Operation, ...]
+    donors: tuple[tuple[str, Batch | Run], ...] = field(default=())
+
+    def __init__(self, *operations: Operation) -> None:
+        for operation in operations:
+            if not isinstance(operation, Operation):
+                raise InputError(
+                    f"a plan is made of operations, Plan(ZeroFFN(…), …), not of {operation!r}"
+                )
+        check_declared(operations)
+        object.__setattr__(self, "operations", operations)
+
+    def given(self, **donors: Any) -> Plan:
+        """The same plan with donors for the names in its operations' ``states``.
+
+        Args:
+            **donors: By name a :class:`Batch` (a first pass is run on it, without any change,
+                where the plan is run), a :class:`Run` (its captures are used), or the path of a
+                saved run (it is loaded now).
+
+        Raises:
+            InputError: No operation asks for that name, or it is no donor.
+        """
+        check_names(self.operations, donors)
+        loaded = {name: as_donor(name, donor) for name, donor in donors.items()}
+        return self._with({**dict(self.donors), **loaded})
+
+    def _with(self, donors: Mapping[str, Batch | Run]) -> Plan:
+        made = Plan(*self.operations)
+        object.__setattr__(made, "donors", tuple(sorted(donors.items())))
+        return made
+
+    def __add__(self, other: Plan) -> Plan:
+        mine, theirs = dict(self.donors), dict(other.donors)
+        if twice := [name for name in mine if theirs.get(name, mine[name]) is not mine[name]]:
+            raise InputError(f"both plans have a donor {twice[0]!r}, and not the same one")
+        return Plan(*self.operations, *other.operations)._with({**mine, **theirs})
+
+    def __len__(self) -> int:
+        return len(self.operations)
+
+    def __iter__(self) -> Iterator[Operation]:
+        return iter(self.operations)
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}=<{type(donor).__name__}>" for name, donor in self.donors)
+        return f"Plan({', '.join(map(repr, self.operations))})" + f".given({given})" * bool(given)
+
+    def __str__(self) -> str:
+        return plan_text(self.operations)
+
+    def _repr_html_(self) -> str:
+        return plan_html(self.operations)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The plan as a tidy table: step, operation, tokens, layers, phase, settings."""
+        return plan_frame(self.operations)
+
+    def chosen(self, batch: Batch) -> pd.DataFrame:
+        """Which tokens of a batch the plan means, random draws included.
+
+        Args:
+            batch: The batch whose tokens are meant.
+
+        Returns:
+            One row per sample, position, step (the operation's number) and role (``tokens``,
+            ``queries``, ``keys``). Tokens still to be generated have no position.
+
+        Raises:
+            InputError: A selector that this batch has no answer to.
+        """
+        return chosen(self.operations, batch)
+
+    def describe(self, model: Subject, batch: Batch | None = None) -> str:
+        """The plan in words, one numbered line per operation.
+
+        Args:
+            model: The model whose layers are meant.
+            batch: A batch whose tokens are counted, per sample; without one they are only named.
+
+        Raises:
+            InputError: A layer that the model does not have.
+        """
+        return told(self.operations, model, batch)
+
+    def cost(self, model: Subject, batch: Batch) -> Cost:
+        """FLOPs of the decoder layers that the plan saves and spends in one pass over the prompt.
+
+        Nothing runs, but for passes that come first: of donors, and of backward patches.
+
+        Args:
+            model: The model whose weights are counted.
+            batch: The batch whose tokens are counted.
+
+        Raises:
+            InputError: An operation that cannot be carried out or would do nothing.
+            Unsupported: Layers whose cost is not known, with the reason.
+        """
+        prompt = Plan(*(op for op in self.operations if op.phase != "decode"))._with(
+            dict(self.donors)
+        )
+        target, lowered = prompt._lowered(model, batch, Pass("forward"))
+        return cost_of(prompt.operations, lowered, target)
+
+    def resolve(self, model: Subject, batch: Batch, during: Pass | None = None) -> list[Step]:
+        """The program: steps on module paths and token indices, in the plan's order.
+
+        Args:
+            model: The model whose layers are meant.
+            batch: The batch whose tokens are meant.
+            during: Kind of pass; a single forward when None.
+
+        Raises:
+            InputError: An operation that cannot be carried out or would do nothing.
+        """
+        _, lowered = self._lowered(model, batch, during or Pass("forward"))
+        return [step for steps in lowered for step in steps]
+
+    def _lowered(
+        self, model: Subject, batch: Batch, during: Pass
+    ) -> tuple[Target, list[list[Step]]]:
+        """Each operation's steps, and what they were resolved against."""
+        target = Target(model, batch, during, alone=len(self.operations) == 1)
+        target.donors = bound(self.operations, dict(self.donors), model, during.remote)
+        backwards = [op for op in self.operations if isinstance(op, PatchTokens) and op.backwards]
+        if backwards:
+            target.earlier = self._first_pass(target, backwards)
+        lowered = [operation.lower(target) for operation in self.operations]
+        check_program(self.operations, lowered, target)
+        return target, lowered
+
+    def edit(self, model: VisualLM, batch: Batch, during: Pass) -> Any:
+        """The model as an nnsight envoy with this plan's changes stored on it."""
+        program = self.resolve(model, batch, during)
+        return self.store(model.nn, program)
+
+    def store(self, envoy: Any, program: list[Step]) -> Any:
+        """A copy of an nnsight envoy with a program stored on it; the envoy, if that is empty."""
+        return store_edits(envoy, program) if program else envoy
+
+    def join(self, programs: Sequence[list[Step]], samples: int) -> list[Step]:
+        """One program for a batch of ``samples`` rows that is repeated once per program.
+
+        Raises:
+            Unsupported: A step that cannot share a pass.
+        """
+        return joined(programs, samples)
+
+    def reach(self, program: list[Step], anatomy: Anatomy) -> Reach:
+        """What of a pass a program leaves as it is."""
+        return Reach(first_layer(program, anatomy), stands_alone(program))
+
+    def to_fwd_hooks(self, bridge: Any, batch: Batch, *, generating: bool = False) -> list[Hook]:
+        """The plan for TransformerLens: ``bridge.run_with_hooks(…, fwd_hooks=…)``.
+
+        Args:
+            bridge: A TransformerBridge of the model that the batch was made for. It changes the
+                transformers model it is booted from, so let it have a copy.
+            batch: The batch the hooks are for; they refuse any other length of prompt.
+            generating: Whether the hooks are for ``bridge.generate`` under ``bridge.hooks``.
+
+        Returns:
+            Pairs of hook name and function, in the plan's order.
+
+        Raises:
+            InputError: An operation that cannot be carried out, or another model's bridge.
+            Unsupported: TransformerLens would discard the edit, or takes it only in
+                :meth:`attached`.
+        """
+        return fwd_hooks(self, bridge, batch, generating=generating)
+
+    def attached(
+        self, bridge: Any, batch: Batch, *, generating: bool = False
+    ) -> AbstractContextManager[None]:
+        """The plan in force on a TransformerBridge, attention masks included, while inside.
+
+        Arguments and errors as for :meth:`to_fwd_hooks`.
+        """
+        return attached(self, bridge, batch, generating=generating)
+
+    def _first_pass(self, target: Target, backwards: list[PatchTokens]) -> Donor:
+        """What backward patches read, with all but these in force."""
+        kept = [op for op in self.operations if op not in backwards and op.phase != "decode"]
+        forward = Plan(*kept)._with({name: donor.run for name, donor in target.donors.items()})
+        needed = [place for op in backwards for place in op.lent(target.model.n_layers)]
+        remote = target.during.remote
+        return captured(target.model, target.batch, forward, needed, target.real, remote)
+
+    def to_json(self) -> str:
+        """The plan as JSON, defaults left out."""
+        return json.dumps(written(self.operations), indent=2)
+
+    def to_yaml(self) -> str:
+        """The plan as YAML, defaults left out."""
+        return str(yaml.safe_dump(written(self.operations), sort_keys=False, allow_unicode=True))
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """The plan that :meth:`to_json` wrote; see :meth:`from_yaml`."""
+        return Plan.from_yaml(text)
+
+    @staticmethod
+    def from_yaml(text: str) -> Plan:
+        """Read a plan; strict, and errors name the path to the fault (``operations.2.layers``).
+
+        Raises:
+            InputError: No plan, an unknown operation or key, or an impossible value.
+        """
+        return Plan(*read_operations(text))
+
+    @staticmethod
+    def json_schema() -> dict[str, Any]:
+        """The JSON schema (draft 2020-12) of a plan's YAML and JSON, for editors and other tools.
+
+        It comes with the package as ``interventions/plan.schema.json``. What it cannot say, how a
+        selector is built and what contradicts what, :meth:`from_yaml` checks.
+        """
+        return plan_schema()

@@ -1,0 +1,115 @@
+"""A plan as a table, and the tokens that its operations mean in one batch.
+
+The hazard: a random control that is not written down cannot be checked. What was drawn is a
+function of the batch and the plan, so it is listed here and not kept anywhere else.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ...lens.inputs.batch import Batch
+from ..operations.operation import Operation
+
+COLUMNS = ("step", "operation", "tokens", "layers", "phase", "settings")
+# Settings that say where an operation acts; their columns are of their own.
+PLACES = ("layers", "layer", "source", "target")
+WIDTH = 110
+
+
+def plan_frame(operations: Sequence[Operation]) -> pd.DataFrame:
+    """One row per operation, columns :data:`COLUMNS`; steps are counted as ``operations.0`` is."""
+    rows = [_row(number, operation) for number, operation in enumerate(operations)]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def plan_text(operations: Sequence[Operation]) -> str:
+    """The table as plain text."""
+    if not operations:
+        return "a plan that changes nothing"
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold", justify="right" if column == "step" else "left")
+    for row in plan_frame(operations).itertuples(index=False):
+        # Selectors have brackets, which rich would take for styles.
+        table.add_row(*(str(cell).replace("[", "\\[") for cell in row))
+    out = io.StringIO()
+    Console(file=out, width=WIDTH, color_system=None, emoji=False, highlight=False).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+
+
+def plan_html(operations: Sequence[Operation]) -> str:
+    """The table for a notebook."""
+    if not operations:
+        return f"<p>{html.escape(plan_text(operations))}</p>"
+    return str(plan_frame(operations).to_html(index=False, border=0))
+
+
+def chosen(operations: Sequence[Operation], batch: Batch) -> pd.DataFrame:
+    """One row per operation, role and token that it means; see :meth:`.plan.Plan.chosen`."""
+    parts = [
+        pd.DataFrame(
+            {
+                "sample": pd.Series(samples, dtype="int64"),
+                "position": pd.array(positions, dtype="Int64"),
+                "step": number,
+                "operation": operation.op,
+                "role": role,
+            }
+        )
+        for number, operation in enumerate(operations)
+        for role, samples, positions in _meant(operation, batch)
+    ]
+    columns = ["sample", "position", "step", "operation", "role"]
+    if not parts:
+        empty = {"sample": "int64", "position": "Int64", "step": "int64"}
+        return pd.DataFrame({name: pd.Series(dtype=empty.get(name, "str")) for name in columns})
+    return pd.concat(parts, ignore_index=True)[columns]
+
+
+def _meant(operation: Operation, batch: Batch) -> list[tuple[str, list[int], list[int | None]]]:
+    """Per role the (sample, position) pairs; generated tokens have no position yet."""
+    found = []
+    for role, selection in operation.selections(batch).items():
+        samples, positions = selection.prompt.nonzero()
+        later = selection.generated.nonzero()[0]
+        found.append(
+            (
+                role,
+                [*samples.tolist(), *later.tolist()],
+                [*positions.tolist(), *[None] * len(later)],
+            )
+        )
+    return found
+
+
+def _row(number: int, operation: Operation) -> dict[str, Any]:
+    given = operation.model_dump(exclude_defaults=True)
+    all_roles = {name: getattr(operation, name) for name in operation.roles()}
+    roles = {name: text for name, text in all_roles.items() if text is not None}
+    tokens = (
+        list(roles.values())
+        if list(roles) == ["tokens"]
+        else [f"{n}: {t}" for n, t in roles.items()]
+    )
+    spelled = {name: getattr(operation, name, None) for name in PLACES}
+    layers = spelled["layers"] if spelled["layers"] is not None else spelled["layer"]
+    if spelled["source"] is not None:
+        layers = f"{spelled['source']} → {spelled['target']}"
+    apart = {"op", "phase", *all_roles, *PLACES}
+    return {
+        "step": number,
+        "operation": operation.op,
+        "tokens": "; ".join(tokens),
+        "layers": "" if layers is None else str(layers),
+        "phase": operation.phase,
+        "settings": ", ".join(f"{n}={v}" for n, v in given.items() if n not in apart),
+    }

@@ -1,0 +1,130 @@
+"""What the paper's target ids mean, as selectors: nearest words, and the matched control.
+
+The hazard: a token may have several of the ids among its nearest words, so that only their union
+and what is left of the image are well defined; and the control of the paper's code draws as many
+tokens as were removed only where so many are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...lens.errors import InputError
+from ...lens.inputs.batch import Batch
+from .selectors import CLASSES, And, Name, Not, Or, Random, Selection, Selector
+
+
+@dataclass(frozen=True)
+class Near(Selector):
+    """``near[1141]``: visual tokens that have a vocabulary id among their nearest words.
+
+    Nearest by cosine to the input embeddings at the language model's entry, the three nearest in
+    the paper's code: what its ``target_ids`` name (method.md a2).
+    """
+
+    word: int
+
+    def __post_init__(self) -> None:
+        _check_number(self, self.word)
+
+    def __str__(self) -> str:
+        return f"near[{self.word}]"
+
+    def select(self, batch: Batch) -> Selection:
+        """Tokens near the word.
+
+        Raises:
+            InputError: Nobody has looked at the nearest words of this batch, or no such id.
+        """
+        nearest = None if batch.classes is None else batch.classes.nearest
+        if nearest is None:
+            raise InputError(
+                f"{self} needs the nearest words of the visual tokens, and this batch has none: "
+                "batch = paper.with_ids(model, batch)"
+            )
+        chosen, visual = nearest.mask(self.word), batch.visual
+        mask = np.zeros((len(batch), batch.length), dtype=bool)
+        mask[visual.sample[chosen], visual.position[chosen]] = True
+        return Selection(mask, np.zeros(len(batch), dtype=bool))
+
+
+@dataclass(frozen=True)
+class Control(Selector):
+    r"""``control(of=A, seed=0)``: the random control of the paper's pruning (method.md a3).
+
+    With $R$ the visual tokens of a sample that are not in $A$: $\min(|A|, |R|)$ tokens of $R$,
+    drawn uniformly without replacement, and all of $R$ where the sample has no token of $A$. The
+    paper's code draws without a seed; here the draw is that of ``random(like=A, within=visual &
+    ~A)`` with the same seed wherever $0 < |A| \le |R|$.
+    """
+
+    of: Selector
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_number(self, self.seed)
+
+    def __str__(self) -> str:
+        return f"control(of={self.of}, seed={self.seed})"
+
+    def select(self, batch: Batch) -> Selection:
+        """One draw per sample.
+
+        Raises:
+            InputError: ``of`` holds tokens that are not visual.
+        """
+        visual, of = Name("visual").select(batch).prompt, self.of.select(batch).prompt
+        if (of & ~visual).any():
+            raise InputError(
+                f"{self}: some of {self.of} are no visual tokens, and the control is drawn from "
+                "the rest of the image: write visual & (…)"
+            )
+        drawn = visual & ~of
+        for sample in np.flatnonzero(of.any(1)).tolist():
+            pool = np.flatnonzero(drawn[sample])
+            wanted = min(int(of[sample].sum()), len(pool))
+            generator = np.random.default_rng([self.seed, sample])
+            drawn[sample] = False
+            drawn[sample, generator.choice(pool, wanted, replace=False)] = True
+        return Selection(drawn, np.zeros(len(batch), dtype=bool))
+
+
+def may_miss(selector: Selector | None) -> bool:
+    """Whether it names classes or words, of which an image need not have any."""
+    leaves = [] if selector is None else list(_leaves(selector))
+    return any(isinstance(x, Near) or (isinstance(x, Name) and x.name in CLASSES) for x in leaves)
+
+
+def visual_only(selector: Selector) -> bool:
+    """Whether it can hold visual tokens only, whatever the batch."""
+    match selector:
+        case Name(name):
+            return name not in ("text", "bos", "last", "generated")
+        case And(left, right):
+            return visual_only(left) or visual_only(right)
+        case Or(left, right):
+            return visual_only(left) and visual_only(right)
+        case Not():
+            return False
+        case Random(within=within):
+            return visual_only(within)
+    return True
+
+
+def _leaves(selector: Selector) -> Iterator[Selector]:
+    match selector:
+        case And(left, right) | Or(left, right):
+            yield from _leaves(left)
+            yield from _leaves(right)
+        case Not(inner):
+            yield from _leaves(inner)
+        case _:
+            yield selector
+
+
+def _check_number(selector: Selector, number: int) -> None:
+    if isinstance(number, bool) or number < 0:
+        raise InputError(f"{selector}: a whole number, 0 or larger, is needed, not {number!r}")
