@@ -28,6 +28,8 @@ from embedlens import (
     PatchTokens,
     Plan,
     PruneTokens,
+    ReplaceTokens,
+    ScaleTokens,
     WithdrawTokens,
     ZeroFFN,
 )
@@ -98,6 +100,45 @@ def writing(low: int, high: int, before: Hooked | None = None) -> Hooked:
         stack.callback(decoder[high].register_forward_pre_hook(write_back).remove)
 
     return hook
+
+
+def entering(change: Callable[[Tensor, Tensor], Tensor]) -> Hooked:
+    """Change visual states before a layer, given those and the text's."""
+
+    def hook(plain: Any, made: Setup, stack: ExitStack) -> None:
+        visual = made.inputs["input_ids"][0] == IMAGE_ID
+
+        def edit(_: Any, args: Any) -> Any:
+            states = args[0].clone()
+            states[:, visual] = change(states[:, visual], states[:, ~visual])
+            return states, *args[1:]
+
+        stack.callback(layers_of(plain)[LOW].register_forward_pre_hook(edit).remove)
+
+    return hook
+
+
+def to_norm_of_text(visual: Tensor, text: Tensor) -> Tensor:
+    """Visual states with the median norm of the text's."""
+    return visual * (text.norm(dim=-1).median() / visual.norm(dim=-1, keepdim=True))
+
+
+def between_sublayers(plain: Any, made: Setup, stack: ExitStack) -> None:
+    """Carry what attention returns for visual tokens from a layer to a higher one."""
+    visual = made.inputs["input_ids"][0] == IMAGE_ID
+    kept: list[Tensor] = []
+
+    def read(_: Any, __: Any, output: Any) -> None:
+        kept[:] = [output[0][:, visual].clone()]
+
+    def write_back(_: Any, __: Any, output: Any) -> Any:
+        states = output[0].clone()
+        states[:, visual] = kept[0]
+        return states, *output[1:]
+
+    decoder = layers_of(plain)
+    stack.callback(decoder[LOW].self_attn.register_forward_hook(read).remove)
+    stack.callback(decoder[HIGH].self_attn.register_forward_hook(write_back).remove)
 
 
 def going_back(plain: Any, made: Setup, stack: ExitStack) -> None:
@@ -173,6 +214,19 @@ CASES: dict[str, tuple[Plan, Hooked]] = {
     ),
     "patched": (Plan(PatchTokens(source=LOW, target=HIGH)), writing(LOW, HIGH)),
     "patched back": (Plan(PatchTokens(source=HIGH, target=LOW)), going_back),
+    "patched attention": (
+        Plan(PatchTokens(source=LOW, target=HIGH, site="attention")),
+        between_sublayers,
+    ),
+    "replaced by their mean": (
+        Plan(ReplaceTokens(by="mean", layers=LOW)),
+        entering(lambda visual, _: visual.mean(1, keepdim=True)),
+    ),
+    "scaled": (
+        Plan(ScaleTokens(factor=0.1, layers=LOW)),
+        entering(lambda visual, _: visual * 0.1),
+    ),
+    "scaled to a norm": (Plan(ScaleTokens(norm_of="text", layers=LOW)), entering(to_norm_of_text)),
     "pruned, masked": (Plan(PruneTokens(tokens="dead", method="mask")), masking(dead=True)),
     "pruned, removed": (Plan(PruneTokens(tokens="dead", method="remove")), removing),
     "withdrawn": (Plan(WithdrawTokens(layer=HIGH, method="mask")), masking(first=HIGH)),
