@@ -23,7 +23,7 @@ STAND_INS = {
     'device="cuda"': 'device="cpu"',
     'layers="4-7"': 'layers="2-3"',  # it has four layers
 }
-OURS, THEIRS, TRACE, MEMORY = range(4)
+OURS, THEIRS, TRACE, ASKING, MEMORY = range(5)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def run_snippet(
 
 
 def test_the_snippets_are_the_ones_known_here() -> None:
-    assert len(PYTHON) == 4
+    assert len(PYTHON) == 5
     assert set(COMMANDS) == {"demo", "tests", "analyze", "check"}
     assert TEXT.count("```bash") == len(COMMANDS)
 
@@ -91,6 +91,16 @@ def test_both_models_take_the_same_lines() -> None:
 
 def test_the_trace_snippet_runs(run_snippet: Callable[[str], str]) -> None:
     assert "torch.Size" in run_snippet(PYTHON[TRACE])
+
+
+def test_the_snippet_that_asks_a_plan_runs(run_snippet: Callable[[str], str]) -> None:
+    printed = run_snippet(PYTHON[ASKING])
+    # One answer for each of the untouched model, the two plans and the means at eight layers.
+    answers = printed.splitlines()[-11:]
+    assert all(answer.isalpha() for answer in answers)
+    assert answers[0] != answers[1]
+    assert "random(like=box[0:4, 0:8]" in printed
+    assert "layers 4 to 7 (4 of 8)" in printed
 
 
 def test_the_snippet_for_a_model_in_memory_runs(run_snippet: Callable[[str], str]) -> None:
