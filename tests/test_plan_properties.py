@@ -31,6 +31,8 @@ from embedlens import (
     PatchTokens,
     Plan,
     PruneTokens,
+    ReplaceTokens,
+    ScaleTokens,
     TokenClasses,
     VisualLM,
     WithdrawTokens,
@@ -159,7 +161,25 @@ LATER = {"layer": st.integers(0, 9), "tokens": SELECTORS, "allow_empty": st.bool
 FIELDS: dict[Any, dict[str, st.SearchStrategy[Any]]] = {
     AblateAttention: {"layers": LAYERS, "tokens": SELECTORS, "phase": PHASES},
     ZeroFFN: {"layers": LAYERS, "tokens": SELECTORS, "allow_empty": st.booleans()},
-    PatchTokens: {"source": st.integers(0, 9), "target": st.integers(0, 9), "tokens": SELECTORS},
+    PatchTokens: {
+        "source": st.integers(0, 9),
+        "target": st.integers(0, 9),
+        "tokens": SELECTORS,
+        "site": st.sampled_from(["residual", "attention", "ffn"]),
+        "from_tokens": st.none() | SELECTORS,
+        "states": st.none() | st.sampled_from(["donor", "other"]),
+    },
+    ReplaceTokens: {
+        "by": st.sampled_from(["zero", "mean", "class-mean", "noise", "other"]),
+        "tokens": SELECTORS,
+        "layers": LAYERS,
+    },
+    ScaleTokens: {
+        "factor": st.floats(-9, 9, allow_nan=False),
+        "tokens": SELECTORS,
+        "layers": LAYERS,
+        "phase": PHASES,
+    },
     BlockAttention: {
         "queries": SELECTORS,
         "keys": SELECTORS,
@@ -237,6 +257,8 @@ ACTS: dict[Any, dict[str, st.SearchStrategy[Any]]] = {
     AblateAttention: {"layers": SOME, "tokens": TOKENS},
     ZeroFFN: {"layers": SOME, "tokens": TOKENS},
     PatchTokens: {"source": st.integers(0, N), "target": st.integers(0, N), "tokens": TOKENS},
+    ReplaceTokens: {"by": st.sampled_from(["zero", "mean"]), "layers": SOME, "tokens": TOKENS},
+    ScaleTokens: {"factor": st.sampled_from([-1.0, 0.25, 3.0]), "layers": SOME, "tokens": TOKENS},
     BlockAttention: {"queries": TOKENS, "keys": PRUNED, "layers": SOME},
     WithdrawTokens: {"layer": st.integers(0, N - 1), "tokens": PRUNED},
     InjectTokens: {"layer": st.integers(1, N - 1), "tokens": PRUNED},
@@ -310,6 +332,10 @@ class Hooks:
         elif isinstance(op, BlockAttention):
             pairs = self.mask(op.queries)[:, :, None] & self.mask(op.keys)[:, None]
             hidden[numbers(op.layers)] |= pairs
+        elif isinstance(op, ReplaceTokens | ScaleTokens):
+            edit = overwriting(op, self.mask(op.tokens), self.mask("visual"))
+            for layer in numbers(op.layers):
+                handles.append(self.layers[layer].register_forward_pre_hook(edit))
         elif backwards(op):
             handles.append(self._write(op.target, kept, id(op), self.mask(op.tokens)))
         elif isinstance(op, PatchTokens):
@@ -366,6 +392,18 @@ def zeroing(where: Tensor) -> Any:
         states = output[0] if isinstance(output, tuple) else output
         made = torch.where(where[..., None], 0.0, states)
         return (made, *output[1:]) if isinstance(output, tuple) else made
+
+    return hook
+
+
+def overwriting(op: Any, where: Tensor, sources: Tensor) -> Any:
+    def hook(_: Any, args: Any) -> Any:
+        states = args[0]
+        if isinstance(op, ScaleTokens):
+            instead = states * op.factor
+        else:
+            instead = states[sources].mean(0) * (op.by == "mean")
+        return (torch.where(where[..., None], instead, states), *args[1:])
 
     return hook
 
