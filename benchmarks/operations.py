@@ -78,21 +78,27 @@ def masking(first: int = 0, last: int = 12, dead: bool = False, own: bool = True
     return hook
 
 
+def carriers(made: Setup) -> tuple[Callable[..., None], Callable[..., Any]]:
+    """Two hooks before layers: one keeps the visual states, the other puts them in."""
+    visual = made.inputs["input_ids"][0] == IMAGE_ID
+    kept: list[Tensor] = []
+
+    def read(_: Any, args: Any) -> None:
+        kept[:] = [args[0][:, visual].clone()]
+
+    def write_back(_: Any, args: Any) -> Any:
+        states = args[0].clone()
+        states[:, visual] = kept[0]
+        return states, *args[1:]
+
+    return read, write_back
+
+
 def writing(low: int, high: int, before: Hooked | None = None) -> Hooked:
     """Carry visual states from the entrance of one layer to that of a higher one."""
 
     def hook(plain: Any, made: Setup, stack: ExitStack) -> None:
-        visual = made.inputs["input_ids"][0] == IMAGE_ID
-        kept: list[Tensor] = []
-
-        def read(_: Any, args: Any) -> None:
-            kept[:] = [args[0][:, visual].clone()]
-
-        def write_back(_: Any, args: Any) -> Any:
-            states = args[0].clone()
-            states[:, visual] = kept[0]
-            return states, *args[1:]
-
+        read, write_back = carriers(made)
         if before is not None:
             before(plain, made, stack)
         decoder = layers_of(plain)
@@ -143,17 +149,7 @@ def between_sublayers(plain: Any, made: Setup, stack: ExitStack) -> None:
 
 def going_back(plain: Any, made: Setup, stack: ExitStack) -> None:
     """Carry visual states to a lower layer: a whole pass before the one that is measured on."""
-    visual = made.inputs["input_ids"][0] == IMAGE_ID
-    kept: list[Tensor] = []
-
-    def read(_: Any, args: Any) -> None:
-        kept[:] = [args[0][:, visual].clone()]
-
-    def write_back(_: Any, args: Any) -> Any:
-        states = args[0].clone()
-        states[:, visual] = kept[0]
-        return states, *args[1:]
-
+    read, write_back = carriers(made)
     decoder = layers_of(plain)
     handle = decoder[HIGH].register_forward_pre_hook(read)
     made.clean()
