@@ -27,7 +27,9 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run_python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_python(
+    *arguments: str, cwd: Path, timeout: float = 240, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """This interpreter in a process of its own, which sees no PYTHONPATH but the given one."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
@@ -37,7 +39,7 @@ def run_python(*arguments: str, cwd: Path, **environment: str) -> subprocess.Com
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=timeout,
     )
 
 

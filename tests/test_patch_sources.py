@@ -531,7 +531,7 @@ def test_text_holds_the_names_and_equality_the_donors(pairs: Any) -> None:
     assert bound.given(x=batch) == plan.given(x=batch)
     assert "x=<Batch>" in repr(bound)
     assert plan.donors == ()
-    both = bound + Plan(ZeroFFN(layers=1))
+    both = bound + Plan(ZeroFFN(layers=0))
     assert both.donors == bound.donors
     assert (Plan() + bound) == bound
     with pytest.raises(InputError, match="both plans have a donor 'x'"):

@@ -6,20 +6,22 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, run_python
 
 PARTS = ("remote_cases.py", "fakendif.py", "tiny.py")
 
 
+# One test to pytest, and dozens in the process that it starts.
+@pytest.mark.timeout(900)
 def test_every_case_holds_between_an_installed_package_and_a_server(
     wheel: Path, tmp_path: Path
 ) -> None:
     for part in PARTS:
         shutil.copy(ROOT / "tests" / part, tmp_path)
     options = ("-q", "-p", "no:cacheprovider", "-W", "error", "-rA")
-    done = run_python(
-        *("-m", "pytest", "remote_cases.py", *options), cwd=tmp_path, PYTHONPATH=str(wheel)
-    )
+    command = ("-m", "pytest", "remote_cases.py", *options)
+    done = run_python(*command, cwd=tmp_path, timeout=880, PYTHONPATH=str(wheel))
     assert done.returncode == 0, done.stdout
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed

@@ -441,7 +441,7 @@ def test_a_decoder_that_embeds_its_input_is_cut_between_layers_only(name: str) -
 def test_layers_that_share_earlier_keys_keep_the_rows() -> None:
     """Every family that does so counts rows too, so that this is asked of a changed anatomy."""
     model = opened("llava", "sdpa")
-    parts = ("n_layers", "hf", "nn", "attn_implementation", "run")
+    parts = ("n_layers", "hf", "nn", "attn_implementation", "tokenizer", "run")
     sharing = SimpleNamespace(
         anatomy=replace(model.anatomy, last_token_layers=(2,)),
         **{name: getattr(model, name) for name in parts},
