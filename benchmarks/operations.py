@@ -126,7 +126,8 @@ def entering(change: Callable[[Tensor, Tensor], Tensor]) -> Hooked:
 
 def to_norm_of_text(visual: Tensor, text: Tensor) -> Tensor:
     """Visual states with the median norm of the text's."""
-    return visual * (text.norm(dim=-1).median() / visual.norm(dim=-1, keepdim=True))
+    factors: Tensor = text.norm(dim=-1).median() / visual.norm(dim=-1, keepdim=True)
+    return visual * factors
 
 
 def between_sublayers(plain: Any, made: Setup, stack: ExitStack) -> None:
@@ -215,14 +216,17 @@ CASES: dict[str, tuple[Plan, Hooked]] = {
         between_sublayers,
     ),
     "replaced by their mean": (
-        Plan(ReplaceTokens(by="mean", layers=LOW)),
+        Plan(ReplaceTokens(by="mean", layers=str(LOW))),
         entering(lambda visual, _: visual.mean(1, keepdim=True)),
     ),
     "scaled": (
-        Plan(ScaleTokens(factor=0.1, layers=LOW)),
+        Plan(ScaleTokens(factor=0.1, layers=str(LOW))),
         entering(lambda visual, _: visual * 0.1),
     ),
-    "scaled to a norm": (Plan(ScaleTokens(norm_of="text", layers=LOW)), entering(to_norm_of_text)),
+    "scaled to a norm": (
+        Plan(ScaleTokens(norm_of="text", layers=str(LOW))),
+        entering(to_norm_of_text),
+    ),
     "pruned, masked": (Plan(PruneTokens(tokens="dead", method="mask")), masking(dead=True)),
     "pruned, removed": (Plan(PruneTokens(tokens="dead", method="remove")), removing),
     "withdrawn": (Plan(WithdrawTokens(layer=HIGH, method="mask")), masking(first=HIGH)),
