@@ -332,6 +332,15 @@ def test_progress_counts_plans_and_results_keep_their_order(fresh: VisualLM) -> 
         fresh.run_many(batch, plans, at_once=0)
 
 
+def test_a_plan_that_cannot_be_carried_out_is_named(fresh: VisualLM) -> None:
+    batch = fresh.encode(tiny.image(0), "<image> a")
+    wrong = Plan(ZeroFFN(layers=99))
+    with pytest.raises(InputError, match=r"^plans\.1: no layer 99"):
+        fresh.run_many(batch, [None, wrong])
+    with pytest.raises(InputError, match=r"^no layer 99"):
+        fresh.run(batch, wrong)
+
+
 def test_alike_steps_become_one_and_unknown_ones_are_refused() -> None:
     rows = {"rows": torch.tensor([0, 1]), "columns": torch.tensor([4, 5]), "samples": 2}
     zero = {"do": "zero", "path": "a", "when": "prefill", **rows}

@@ -16,7 +16,7 @@ import nnsight
 import torch
 from torch import Tensor
 
-from ..errors import InputError, RemoteRunFailed
+from ..errors import InputError, RemoteRunFailed, Unsupported
 from ..inputs.batch import Batch
 from ..passes import trace_forward
 from ..progress import Progress, silent
@@ -116,7 +116,8 @@ def ask(
     if at_once is not None and at_once < 1:
         raise InputError(f"at_once={at_once}: at least one condition per pass")
     conditions = [
-        _condition(model, batch, plan, question, index) for index, plan in enumerate(plans)
+        _condition(model, batch, plan, question, index, many=len(plans) > 1)
+        for index, plan in enumerate(plans)
     ]
     results: dict[int, T] = {}
     for part, answers in Together(model, question, at_once).run(conditions):
@@ -128,9 +129,20 @@ def ask(
 
 
 def _condition(
-    model: Any, batch: Batch, plan: Editor | None, question: Question[T], index: int
+    model: Any,
+    batch: Batch,
+    plan: Editor | None,
+    question: Question[T],
+    index: int,
+    *,
+    many: bool,
 ) -> Condition:
-    program = [] if plan is None else plan.resolve(model, batch, question.during)
+    try:
+        program = [] if plan is None else plan.resolve(model, batch, question.during)
+    except (InputError, Unsupported) as error:
+        if not many:
+            raise
+        raise type(error)(f"plans.{index}: {error}") from None
     if plan is None or not program:
         return Condition(index, None, [], question.lowest)
     reach = plan.reach(program, model.anatomy)
