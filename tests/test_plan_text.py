@@ -35,7 +35,7 @@ PLAN = Plan(
 def test_a_plan_prints_as_a_table_and_its_repr_can_be_typed() -> None:
     lines = str(PLAN).splitlines()
     assert lines[0].split() == ["step", "operation", "tokens", "layers", "phase", "settings"]
-    rows = lines[2:]
+    rows = lines[1:]
     for number, words in enumerate(
         (
             ("ablate-attention", "image[0]", "0-2", "prefill"),
@@ -46,7 +46,10 @@ def test_a_plan_prints_as_a_table_and_its_repr_can_be_typed() -> None:
     ):
         (row,) = [line for line in rows if line.strip().startswith(str(number))]
         assert all(word in row for word in words)
-    assert max(map(len, lines)) <= 110
+    assert (
+        len({line.index(word) for line, word in zip(rows, (op.op for op in PLAN), strict=True)})
+        == 1
+    )
     assert "nothing" in str(Plan())
     assert eval(repr(PLAN)) == PLAN
 

@@ -7,14 +7,10 @@ function of the batch and the plan, so it is listed here and not kept anywhere e
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from ...lens.inputs.batch import Batch
 from ..operations.operation import Operation
@@ -22,7 +18,6 @@ from ..operations.operation import Operation
 COLUMNS = ("step", "operation", "tokens", "layers", "phase", "settings")
 # Settings that say where an operation acts; their columns are of their own.
 PLACES = ("layers", "layer", "source", "target")
-WIDTH = 110
 
 
 def plan_frame(operations: Sequence[Operation]) -> pd.DataFrame:
@@ -35,15 +30,11 @@ def plan_text(operations: Sequence[Operation]) -> str:
     """The table as plain text."""
     if not operations:
         return "a plan that changes nothing"
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, overflow="fold", justify="right" if column == "step" else "left")
-    for row in plan_frame(operations).itertuples(index=False):
-        # Selectors have brackets, which rich would take for styles.
-        table.add_row(*(str(cell).replace("[", "\\[") for cell in row))
-    out = io.StringIO()
-    Console(file=out, width=WIDTH, color_system=None, emoji=False, highlight=False).print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+    frame = plan_frame(operations).astype(str)
+    widths = {name: max(len(cell) for cell in (name, *frame[name])) for name in COLUMNS}
+    left = {name: f"{{:<{width}}}".format for name, width in widths.items()}
+    text = frame.to_string(index=False, justify="left", formatters=left)
+    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 def plan_html(operations: Sequence[Operation]) -> str:
