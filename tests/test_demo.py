@@ -90,7 +90,7 @@ def test_the_lens_reads_what_is_there(demo: Demo) -> None:
     frame = demo.result("lens_hits").frame
     own = one(frame, lens="EmbedLens", layer=0, k=5, truth="own")
     chance = one(frame, lens="EmbedLens", layer=0, k=5, truth="permuted")
-    assert own["value"] > 0.8
+    assert own["value"] > 0.45
     assert own["low"] > chance["high"] + 0.3
 
 

@@ -1,13 +1,17 @@
 """The model card: what the model is, how it was made, and how good it is, weak spots included."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from binding import HALFWAY
 from evaluate import CONTROL_SCENES, Table, markdown
+from phenomena_text import section
 from torch import nn
+from twin import FIRST_SCENE, GATED, PASSES
 
 PARTS = {
     "vision tower": "model.vision_tower.",
@@ -38,6 +42,17 @@ def card(
     }
 
 
+def write(folder: Path, contents: dict[str, Any]) -> None:
+    """Puts the card, for programs and for people, into the model's folder."""
+    (folder / "card.json").write_text(json.dumps(contents, indent=1) + "\n")
+    (folder / "README.md").write_text(readme(contents))
+
+
+def rewrite(folder: Path, **measured: Any) -> None:
+    """Adds to a card that is there already."""
+    write(folder, {**json.loads((folder / "card.json").read_text()), **measured})
+
+
 def readme(contents: dict[str, Any]) -> str:
     """The card for people."""
     table = contents["accuracy"]
@@ -54,7 +69,13 @@ def readme(contents: dict[str, Any]) -> str:
         versions=", ".join(f"{k} {v}" for k, v in contents["versions"].items()),
         controls=CONTROL_SCENES,
         table=markdown(table),
+        gated=", ".join(GATED),
+        passes=f"{100 * PASSES:.0f} %",
+        gate=FIRST_SCENE,
+        halfway=HALFWAY,
+        held_out=_held_out(contents["stages"]["binding"]["held_out"]),
         weak=_weak(table),
+        inside=section(contents["phenomena"]) + "\n" if "phenomena" in contents else "",
     )
 
 
@@ -79,7 +100,12 @@ def _stages(stages: dict[str, dict[str, Any]]) -> str:
 def _wall_seconds(stages: dict[str, dict[str, Any]]) -> float:
     seconds = {name: stage["seconds"] for name, stage in stages.items()}
     side_by_side = max(seconds["language"], seconds["vision"])
-    return float(side_by_side + seconds["align"] + seconds["joint"] + seconds["polish"])
+    after = sum(spent for name, spent in seconds.items() if name not in ("language", "vision"))
+    return float(side_by_side + after)
+
+
+def _held_out(measured: dict[str, float]) -> str:
+    return ", ".join(f"{task} {100 * value:.1f}" for task, value in measured.items())
 
 
 def _weak(table: Table) -> str:
@@ -141,14 +167,20 @@ random stream with it. `examples/train_shipped_model` makes the model again with
    words with questions.
 2. *vision*: the tower, by matching pictures with captions, and by naming the colour and kind of
    patches that lie on an object. Patches of the background have no target of their own.
-3. *align*: the projector alone; decoder and tower do not move.
-4. *joint*: everything except the word embeddings, with some text among the pictures. A linear
-   reader, thrown away afterwards, asks the tower's object patches for their object's row and
-   column. The word embeddings are frozen from stage 1 on: text alone has shaped them, so a
-   visual token that lies close to a word has moved there by itself.
-5. *polish*: stage 4 goes on at lower rates and asks more about backgrounds, counts, relations
-   and whole scenes. It was added after a first look at the table below (background 99.1,
-   count 93.6), so the choice of this stage is not blind to these scenes.
+3. *binding*: the decoder goes on, still on text alone, with dense questions about where objects
+   are and how they lie to each other. It ended not after a number of steps but when the text
+   twins of {gated} all reached {passes} on held-out
+   scenes of their own (seeds from {gate}): {held_out}.
+   Linear readers, thrown away afterwards, ask the states entering layer {halfway}, wherever a
+   question names an object, for that object's row and column.
+4. *align*: the projector alone; decoder and tower do not move. It refuses to start with a
+   decoder that does not pass the same measurement.
+5. *joint*: everything except the word embeddings, with a quarter of text among the pictures, so
+   that the decoder keeps what it can do in words. The readers go on, and another pair asks the
+   tower's object patches for their object's place. While the rates fall, half of the pictures
+   are asked what takes longest to learn, and the names of backgrounds count eightfold. The word
+   embeddings are frozen: text alone has shaped them, so a visual token that lies close to a word
+   has moved there by itself.
 
 ## How good it is
 
@@ -162,5 +194,5 @@ are what can be got without seeing.
 Weak spots, below 90 %: {weak}. Accuracy falls with the number of objects. One training run,
 one seed.
 
-The same numbers for programs: `card.json`.
+{inside}The same numbers for programs: `card.json`.
 """

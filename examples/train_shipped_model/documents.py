@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from facts import fact
 from packing import Block, Document
+from relations import mentions
 from tokens import ASSISTANT, BOS, EOS, FIRST_WORD, IDS, IMAGE, USER, VISUAL_TOKENS, encode
 
 from embedlens.lens.scenes import COLORS, COLUMNS, DIGITS, KINDS, ROWS, SHAPES, Question, Scene
 
 QUESTIONS = 8
-CELL_QUESTIONS = 12
+CELL_QUESTIONS = 10
 BINDING = ("color", "shape", "presence", "relation", "position", "what-at")
 LOOKUP_WEIGHT, LIST_WEIGHT, TEXT_WEIGHT = 2.0, 0.1, 0.25
 SCENE_SEEDS = 2**40
@@ -123,7 +124,8 @@ def scene_in_pixels(
 ) -> Document:
     """Placeholders of a scene's picture and questions about it."""
     prefix = [*USER, *[IMAGE] * VISUAL_TOKENS]
-    return Document(prefix, [0.0] * len(prefix), _questions(scene, rng, tasks))
+    blocks = _questions(scene, rng, tasks)
+    return Document(prefix, [0.0] * len(prefix), blocks, LOOKUP_WEIGHT)
 
 
 def train_scene(rng: np.random.Generator) -> Scene:
@@ -131,12 +133,14 @@ def train_scene(rng: np.random.Generator) -> Scene:
     return Scene.sample(int(rng.integers(SCENE_SEEDS)), split="train")
 
 
-def block(question: Question) -> Block:
-    """A question as token ids."""
+def block(question: Question, scene: Scene) -> Block:
+    """A question about a scene as token ids."""
     asked = [*encode(question.text), *ASSISTANT]
-    return Block(question.task, asked, [*encode(question.answer), EOS])
+    named = tuple(mentions(question.text.split(), scene.objects))
+    return Block(question.task, asked, [*encode(question.answer), EOS], named)
 
 
 def _questions(scene: Scene, rng: np.random.Generator, tasks: Sequence[str] | None) -> list[Block]:
     seed = int(rng.integers(OTHER_SEEDS))
-    return [block(question) for question in scene.questions(QUESTIONS, seed=seed, tasks=tasks)]
+    asked = scene.questions(QUESTIONS, seed=seed, tasks=tasks)
+    return [block(question, scene) for question in asked]

@@ -73,7 +73,7 @@ def answer(
 def _document(scene: Scene, *, in_words: bool) -> Document:
     shown = encode(scene.describe()) if in_words else [IMAGE] * VISUAL_TOKENS
     prefix = [*USER, *shown]
-    blocks = [block(question) for question in scene.questions(QUESTIONS)]
+    blocks = [block(question, scene) for question in scene.questions(QUESTIONS)]
     return Document(prefix, [0.0] * len(prefix), blocks)
 
 

@@ -1,12 +1,11 @@
 """The finished model as a folder that `transformers` loads by itself."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from card import card, readme
+from card import card, write
 from evaluate import Table
 from processor import processor
 from tokens import BOS, EOS, PAD
@@ -36,9 +35,7 @@ def export(model: Any, out: Path, table: Table, stages: dict[str, dict[str, Any]
     model.half().save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)
     processor().save_pretrained(out)
-    contents = card(model, out, table, stages)
-    (out / "card.json").write_text(json.dumps(contents, indent=1) + "\n")
-    (out / "README.md").write_text(readme(contents))
+    write(out, card(model, out, table, stages))
 
 
 def rounded(model: nn.Module) -> nn.Module:

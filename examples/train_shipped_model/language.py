@@ -6,12 +6,11 @@ object of the scene. Copying first, then dense lookups, form that circuit within
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import documents
 import numpy as np
 import torch
-from models import language_model, seeded
+from models import language_model, predict, seeded
 from packing import Document, Packed, pack
 from torch import Tensor, nn
 from training import Graded, Size, Stage, decay_groups
@@ -42,18 +41,6 @@ def draw(rng: np.random.Generator, running: dict[str, float], step: int) -> Docu
     return documents.scene_in_words(documents.train_scene(rng), rng)
 
 
-def predict(language: Any, head: nn.Module, embedded: Tensor, packed: Packed) -> Tensor:
-    """Logits `[document, token, word]` for embedded tokens."""
-    states = language(
-        inputs_embeds=embedded,
-        attention_mask=packed.mask,
-        position_ids=packed.positions,
-        use_cache=False,
-    ).last_hidden_state
-    logits: Tensor = head(states)
-    return logits
-
-
 def weighted_loss(logits: Tensor, packed: Packed) -> Tensor:
     """Weighted mean cross-entropy."""
     entropy = nn.functional.cross_entropy(
@@ -62,13 +49,22 @@ def weighted_loss(logits: Tensor, packed: Packed) -> Tensor:
     return (entropy * packed.weights).sum() / packed.weights.sum()
 
 
-def grade(logits: Tensor, packed: Packed, drawn: Sequence[Document]) -> Graded:
-    """Whole answers right, per task; for documents without questions, heavy tokens right."""
+def grade(
+    logits: Tensor,
+    packed: Packed,
+    drawn: Sequence[Document],
+    mark: Sequence[str] | None = None,
+) -> Graded:
+    """Whole answers right, per task; for documents without questions, heavy tokens right.
+
+    With `mark`, a word for each document, names of tasks begin with their document's.
+    """
+    marks = mark or [""] * len(drawn)
     correct = logits.detach().argmax(-1) == packed.targets
     graded: Graded = defaultdict(list)
     for row, (spans, document) in enumerate(zip(packed.answers, drawn, strict=True)):
         for task, first, end in spans:
-            graded[task].append(float(correct[row, first:end].all()))
+            graded[marks[row] + task].append(float(correct[row, first:end].all()))
         heavy = packed.weights[row] >= 1
         if not spans and heavy.any():
             name = "lookup" if max(document.weights) > 1 else COPYING

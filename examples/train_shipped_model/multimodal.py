@@ -1,4 +1,4 @@
-"""Stages 3 to 5: the projector learns to speak to the language model, then all learn together.
+"""Stages 4 and 5: the projector learns to speak to the language model, then all learn together.
 
 The word embeddings stay those of the text-only stage, so that reading a visual token by its
 nearest word says something about the picture and not about a common training.
@@ -12,33 +12,49 @@ from typing import Any
 import documents
 import numpy as np
 import torch
-from language import grade, predict, weighted_loss
-from models import VISION_WIDTH, multimodal_model, patch_features, seeded
-from packing import Document, pack
+from binding import HALFWAY, READER_WEIGHT, readers, reading
+from language import grade, weighted_loss
+from models import (
+    VISION_WIDTH,
+    compiled,
+    multimodal_model,
+    patch_features,
+    predict_and_read,
+    seeded,
+)
+from packing import Document, Packed, fit, pack
+from relations import relations
 from tokens import IMAGE, VISUAL_TOKENS
 from torch import Tensor, nn
 from training import Graded, Size, Stage, decay_groups, weights
+from twin import require, twin_accuracies
 from vision import pixels
 from workers import Worker
 
 from embedlens.lens.scenes import COLUMNS, ROWS, Scene
 
 ALIGN_SEED, ALIGN_RATE = 3, 2e-3
-JOINT_SEED, POLISH_SEED = 4, 5
-POLISH_RATE = 0.35  # of the joint stage's rates
-STILL_WEAK = ("background", "count", "relation", "caption")
-JOINT_STEADY = 10 / 13  # of 2600 steps, the rate falls over the last 600
+JOINT_SEED = 7
 LANGUAGE_RATE, PROJECTOR_RATE, TOWER_RATE = 8e-4, 1e-3, 3e-4
-TEXT_SHARE, FAVOURED_SHARE = 0.15, 0.4
-TEXTS = (documents.lookups, documents.facts, documents.comparisons, documents.cells)
+# While the rates stay, half of the pictures are asked what takes binding; while they fall, what
+# takes longest to learn. A background's name is one word among the many of the other answers, and
+# is not learnt at all unless it counts for more.
+STEADY = 1250 / 2800
+LATE = ("background", "count", "position", "what-at", "letter", "caption")
+LATE_WEIGHTS = {"background": 8.0, "count": 2.0}
+TEXT_SHARE, FAVOURED_SHARE = 0.25, 0.5
+# The text among the pictures: each kind up to its bound in [0, 1), scenes in words beyond.
+TEXTS = (documents.lookups, documents.facts, relations, documents.cells)
+BOUNDS = (0.12, 0.18, 0.38, 0.43)
+LONGEST = 192
 PLACE_WEIGHT = 0.3
 
 
 def assemble(out: Path) -> tuple[Any, nn.ModuleDict]:
-    """The multimodal model from the finished language and vision stages, and place readers.
+    """The multimodal model from the finished stages before, and place readers.
 
-    The readers tell the row and the column of an object from one of its patches. They are
-    needed in training only.
+    The readers tell the row and the column of an object, one pair from one of its patches,
+    the other from where a question names it. They are needed in training only.
     """
     with seeded(ALIGN_SEED):
         model: Any = multimodal_model()
@@ -46,27 +62,34 @@ def assemble(out: Path) -> tuple[Any, nn.ModuleDict]:
             {
                 "row": nn.Linear(VISION_WIDTH, len(ROWS)),
                 "column": nn.Linear(VISION_WIDTH, len(COLUMNS)),
+                "named": readers(),
             }
         )
-    language = weights(out, "language")
+    language = weights(out, "binding")
+    places["named"].load_state_dict(part("places.", language))
     model.model.language_model.load_state_dict(part("language.model.", language))
     model.lm_head.load_state_dict(part("language.lm_head.", language))
     model.model.vision_tower.load_state_dict(part("tower.", weights(out, "vision")))
     return model, places
 
 
-def align(size: Size, worker: Worker, out: Path) -> Stage:
-    """The projector alone."""
+def align(size: Size, worker: Worker, out: Path, passes: float) -> Stage:
+    """The projector alone; refuses a language model that has not learnt what it will need."""
     model, _ = assemble(out)
     model.to(worker.device)
+    require(model.model.language_model, model.lm_head, worker, size.measure_on, passes)
     model.requires_grad_(False)
     model.model.multi_modal_projector.requires_grad_(True)
     groups = decay_groups([model.model.multi_modal_projector], ALIGN_RATE)
+    run = compiled(model.model.language_model, size.compiled)
 
     def batch(
         rng: np.random.Generator, running: dict[str, float], step: int
     ) -> tuple[Tensor, Graded]:
-        return _batch(model, rng, size.batch, worker.device)
+        shown = [documents.train_scene(rng) for _ in range(size.batch)]
+        drawn = [_in_pixels(scene, rng, late=False) for scene in shown]
+        logits, packed, _, _ = _predict(model, run, drawn, shown, worker.device, tower=False)
+        return weighted_loss(logits, packed), grade(logits, packed, drawn)
 
     modules = nn.ModuleDict({"model": model})
     return Stage("align", ALIGN_SEED, size, groups, modules, batch, warmup=20)
@@ -76,83 +99,81 @@ def joint(size: Size, worker: Worker, out: Path) -> Stage:
     """Everything but the word embeddings."""
     model, places = assemble(out)
     model.load_state_dict(part("model.", weights(out, "align")))
-    stage = _together("joint", JOINT_SEED, model, places, size, worker, documents.BINDING)
-    return replace(stage, warmup=40, steady=JOINT_STEADY)
-
-
-def polish(size: Size, worker: Worker, out: Path) -> Stage:
-    """The joint stage goes on at lower, falling rates and asks more of what is still weak."""
-    model, places = assemble(out)
-    trained = weights(out, "joint")
-    model.load_state_dict(part("model.", trained))
-    places.load_state_dict(part("places.", trained))
-    stage = _together("polish", POLISH_SEED, model, places, size, worker, STILL_WEAK)
-    gentle = [(parameters, POLISH_RATE * rate, decay) for parameters, rate, decay in stage.groups]
-    return replace(stage, groups=gentle, warmup=20, steady=0.0)
-
-
-def _together(
-    name: str,
-    seed: int,
-    model: Any,
-    places: nn.ModuleDict,
-    size: Size,
-    worker: Worker,
-    favoured: tuple[str, ...],
-) -> Stage:
-    """A stage of the whole model but its word embeddings."""
     modules = nn.ModuleDict({"model": model, "places": places}).to(worker.device)
-    model.model.language_model.embed_tokens.requires_grad_(False)
+    language = model.model.language_model
+    language.embed_tokens.requires_grad_(False)
     groups = [
         *decay_groups([places], PROJECTOR_RATE),
-        *decay_groups([model.model.language_model, model.lm_head], LANGUAGE_RATE),
+        *decay_groups([language, model.lm_head], LANGUAGE_RATE),
         *decay_groups([model.model.multi_modal_projector], PROJECTOR_RATE),
         *decay_groups([model.model.vision_tower], TOWER_RATE),
     ]
+    texts = round(TEXT_SHARE * size.batch)
+    run = compiled(language, size.compiled)
 
     def batch(
         rng: np.random.Generator, running: dict[str, float], step: int
     ) -> tuple[Tensor, Graded]:
-        return _batch(model, rng, size.batch, worker.device, TEXT_SHARE, places, favoured)
+        late = step >= STEADY * size.steps
+        shown = [documents.train_scene(rng) for _ in range(size.batch - texts)]
+        drawn = [_in_pixels(scene, rng, late) for scene in shown]
+        read = [_text(rng) for _ in range(texts)]
+        logits, packed, halfway, patches = _predict(
+            model, run, [*drawn, *read], shown, worker.device, HALFWAY
+        )
+        graded = grade(logits, packed, [*drawn, *read], [""] * len(drawn) + ["text "] * len(read))
+        loss = weighted_loss(logits, packed) + PLACE_WEIGHT * _place_loss(places, patches, shown)
+        if halfway is not None and packed.mentions:
+            missed, right = reading(places["named"], halfway, packed)
+            loss, graded = loss + READER_WEIGHT * missed, {**graded, **right}
+        return loss, graded
 
-    return Stage(name, seed, size, groups, modules, batch)
+    def measure() -> dict[str, float]:
+        return twin_accuracies(language, model.lm_head, worker, size.measure_on)
+
+    made = Stage("joint", JOINT_SEED, size, groups, modules, batch, warmup=40, steady=STEADY)
+    return replace(made, measure=measure)
 
 
-def _batch(
+def _in_pixels(scene: Scene, rng: np.random.Generator, late: bool) -> Document:
+    favoured = LATE if late else documents.BINDING
+    tasks = favoured if rng.random() < FAVOURED_SHARE else None
+    document = fit(documents.scene_in_pixels(scene, rng, tasks), LONGEST)
+    if not late:
+        return document
+    heavy = [replace(b, weight=LATE_WEIGHTS.get(b.task, 1.0)) for b in document.blocks]
+    return replace(document, blocks=heavy)
+
+
+def _text(rng: np.random.Generator) -> Document:
+    at = rng.random()
+    for kind, bound in zip(TEXTS, BOUNDS, strict=True):
+        if at < bound:
+            return fit(kind(rng), LONGEST)
+    return fit(documents.scene_in_words(documents.train_scene(rng), rng), LONGEST)
+
+
+def _predict(
     model: Any,
-    rng: np.random.Generator,
-    size: int,
+    run: Any,
+    drawn: Sequence[Document],
+    shown: Sequence[Scene],
     device: str,
-    text_share: float = 0.0,
-    places: nn.ModuleDict | None = None,
-    favoured: tuple[str, ...] = documents.BINDING,
-) -> tuple[Tensor, Graded]:
-    """One step's documents; with `places` the tower learns too, and where each object is."""
-    drawn: list[Document] = []
-    shown: list[Scene] = []
-    for _ in range(size):
-        if rng.random() < text_share:
-            drawn.append(TEXTS[int(rng.integers(len(TEXTS)))](rng))
-            continue
-        scene = documents.train_scene(rng)
-        tasks = favoured if rng.random() < FAVOURED_SHARE else None
-        drawn.append(documents.scene_in_pixels(scene, rng, tasks))
-        shown.append(scene)
+    layer: int | None = None,
+    tower: bool = True,
+) -> tuple[Tensor, Packed, Tensor | None, Tensor]:
+    """Logits for documents, the first of which have pictures; states inside; the patches."""
     packed = pack(drawn).to(device)
     with torch.autocast(device, torch.bfloat16):
         embedded = model.model.language_model.embed_tokens(packed.ids)
-        if shown:
-            with torch.set_grad_enabled(places is not None):
-                pictures = pixels([scene.image() for scene in shown]).to(device)
-                patches = patch_features(model.model.vision_tower, pictures)[:, 1:]
-            features = model.model.multi_modal_projector(patches).to(embedded.dtype)
-            at_image = (packed.ids == IMAGE)[..., None].expand_as(embedded)
-            embedded = embedded.masked_scatter(at_image, features)
-        logits = predict(model.model.language_model, model.lm_head, embedded, packed)
-        loss = weighted_loss(logits, packed)
-        if places is not None and shown:
-            loss = loss + PLACE_WEIGHT * _place_loss(places, patches, shown)
-    return loss, grade(logits, packed, drawn)
+        with torch.set_grad_enabled(tower):
+            pictures = pixels([scene.image() for scene in shown]).to(device)
+            patches = patch_features(model.model.vision_tower, pictures)[:, 1:]
+        features = model.model.multi_modal_projector(patches).to(embedded.dtype)
+        at_image = (packed.ids == IMAGE)[..., None].expand_as(embedded)
+        embedded = embedded.masked_scatter(at_image, features)
+        logits, halfway = predict_and_read(run, model.lm_head, embedded, packed, layer)
+    return logits, packed, halfway, patches
 
 
 def _place_loss(places: nn.ModuleDict, patches: Tensor, shown: Sequence[Scene]) -> Tensor:

@@ -6,22 +6,29 @@ same predictions as one pass per question at a fraction of the work.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 HIDDEN = -1e9
+MULTIPLE = 32  # of tokens: a few lengths only, since kernels are prepared for each anew
 
 
 @dataclass(frozen=True)
 class Block:
-    """One question and its answer, as token ids, and the task it belongs to."""
+    """One question and its answer, as token ids, its task, and how much its answer counts.
+
+    `mentions` says where in the question an object's name ends, and in which row and column
+    of the scene that object lies.
+    """
 
     task: str
     question: list[int]
     answer: list[int]
+    mentions: tuple[tuple[int, int, int], ...] = ()
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class Packed:
         targets: The next token.
         weights: Its weight in the loss, 0 where nothing is learnt.
         answers: Per document and question (task, first, end): where its targets stand.
+        mentions: Per named object of a question (document, token, row, column).
     """
 
     ids: Tensor
@@ -57,6 +65,7 @@ class Packed:
     targets: Tensor
     weights: Tensor
     answers: list[list[tuple[str, int, int]]]
+    mentions: list[tuple[int, int, int, int]]
 
     def to(self, device: str) -> "Packed":
         """The same on a device."""
@@ -67,16 +76,30 @@ class Packed:
             self.targets.to(device),
             self.weights.to(device),
             self.answers,
+            self.mentions,
         )
 
 
+def fit(document: Document, longest: int) -> Document:
+    """The document without its last questions, so that it has no more tokens than that."""
+    blocks, length = [], len(document.prefix)
+    for block in document.blocks:
+        length += len(block.question) + len(block.answer)
+        if length > longest:
+            break
+        blocks.append(block)
+    return replace(document, blocks=blocks)
+
+
 def pack(documents: Sequence[Document]) -> Packed:
-    """Lays documents out side by side, padded to the longest."""
-    shape = (len(documents), max(document.length for document in documents))
+    """Lays documents out side by side, padded to the longest or a little more."""
+    longest = max(document.length for document in documents)
+    shape = (len(documents), -(-longest // MULTIPLE) * MULTIPLE)
     ids, positions, targets = (np.zeros(shape, np.int64) for _ in range(3))
     segments = np.full(shape, -1, np.int64)
     weights = np.zeros(shape, np.float32)
     answers: list[list[tuple[str, int, int]]] = []
+    mentions: list[tuple[int, int, int, int]] = []
     for row, document in enumerate(documents):
         end = len(document.prefix)
         ids[row, :end] = document.prefix
@@ -93,8 +116,9 @@ def pack(documents: Sequence[Document]) -> Packed:
             segments[row, start:end] = number
             first = start + len(block.question) - 1
             targets[row, first : end - 1] = block.answer
-            weights[row, first : end - 1] = document.answer_weight
+            weights[row, first : end - 1] = document.answer_weight * block.weight
             spans.append((block.task, first, end - 1))
+            mentions += [(row, start + at, *cell) for at, *cell in block.mentions]
         answers.append(spans)
     return Packed(
         torch.from_numpy(ids),
@@ -103,6 +127,7 @@ def pack(documents: Sequence[Document]) -> Packed:
         torch.from_numpy(targets),
         torch.from_numpy(weights),
         answers,
+        mentions,
     )
 
 

@@ -12,78 +12,85 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import binding
 import language
 import multimodal
+import phenomena
 import torch
 import vision
+from card import rewrite
 from evaluate import evaluate, markdown
 from export import export, rounded
 from torch import Tensor
 from training import Size, train, weights
+from twin import PASSES
 from workers import Worker, run_together
 
-STAGES = ("language", "vision", "align", "joint", "polish")
+STAGES = ("language", "vision", "binding", "align", "joint")
 PRESETS = {
     "full": {
         "language": Size(4500, batch=10, workers=2),
         "vision": Size(1600, batch=64),
-        "align": Size(200, batch=12, workers=2),
-        "joint": Size(2600, batch=12, workers=2),
-        "polish": Size(300, batch=12, workers=2),
+        "binding": Size(12_000, batch=10, workers=2, compiled=True),
+        "align": Size(120, batch=12, workers=2),
+        "joint": Size(2800, batch=12, workers=2, compiled=True),
     },
     "smoke": {
         "language": Size(6, batch=3, workers=2, save_every=2),
         "vision": Size(6, batch=6, save_every=2),
-        "align": Size(4, batch=3, workers=2, save_every=2),
-        "joint": Size(6, batch=3, workers=2, save_every=2),
-        "polish": Size(4, batch=3, workers=2, save_every=2),
+        "binding": Size(4, batch=3, workers=2, save_every=2, measure_every=2, measure_on=8),
+        "align": Size(4, batch=3, workers=2, save_every=2, measure_on=8),
+        "joint": Size(6, batch=3, workers=2, save_every=2, measure_every=4, measure_on=8),
     },
 }
 SCENES = {"full": 1000, "smoke": 8}
+PASSES_IN = {"full": PASSES, "smoke": 0.0}
 
 
-def run_stage(worker: Worker, name: str, size: Size, out: Path) -> None:
-    """One worker's part of one stage."""
+def run_stage(worker: Worker, name: str, size: Size, out: Path, passes: float) -> None:
+    """One worker's part of one stage; `passes` is what text twins must reach."""
     match name:
         case "language":
             stage = language.stage(size, worker)
         case "vision":
             stage = vision.stage(size, worker)
+        case "binding":
+            stage = binding.stage(size, worker, out, passes)
         case "align":
-            stage = multimodal.align(size, worker, out)
-        case "joint":
-            stage = multimodal.joint(size, worker, out)
+            stage = multimodal.align(size, worker, out, passes)
         case _:
-            stage = multimodal.polish(size, worker, out)
+            stage = multimodal.joint(size, worker, out)
     train(stage, out, worker)
 
 
-def learn(sizes: dict[str, Size], out: Path, device: str) -> None:
+def learn(sizes: dict[str, Size], out: Path, device: str, passes: float) -> None:
     """All stages; those that need nothing of each other side by side."""
-    for together in (("language", "vision"), ("align",), ("joint",), ("polish",)):
-        teams = [(run_stage, (name, sizes[name], out), sizes[name].workers) for name in together]
+    for together in (("language", "vision"), *((name,) for name in STAGES[2:])):
+        teams = [
+            (run_stage, (name, sizes[name], out, passes), sizes[name].workers) for name in together
+        ]
         run_together(*teams, device=device)
 
 
 def assembled(out: Path) -> Any:
     """The trained model, its weights rounded as they will be stored."""
     model, _ = multimodal.assemble(out)
-    model.load_state_dict(multimodal.part("model.", weights(out, "polish")))
+    model.load_state_dict(multimodal.part("model.", weights(out, "joint")))
     if not torch.equal(model.model.language_model.embed_tokens.weight, text_only_words(out)):
-        raise RuntimeError("the word embeddings have moved since the text-only stage")
+        raise RuntimeError("the word embeddings have moved since the text-only stages")
     return rounded(model)
 
 
 def text_only_words(out: Path) -> Tensor:
-    """The word embeddings as the language stage left them."""
-    return weights(out, "language")["language.model.embed_tokens.weight"]
+    """The word embeddings as the last stage on text alone left them."""
+    return weights(out, "binding")["language.model.embed_tokens.weight"]
 
 
 def taken(out: Path) -> dict[str, dict[str, Any]]:
     """What each stage took, and a mark of the word embeddings that text alone made."""
     stages = {name: json.loads((out / name / "done.json").read_text()) for name in STAGES}
     stored = text_only_words(out).half().numpy().tobytes()
-    stages["language"]["word_embeddings_sha256"] = sha256(stored).hexdigest()
+    stages["binding"]["word_embeddings_sha256"] = sha256(stored).hexdigest()
     return stages
 
 
@@ -100,9 +107,13 @@ def main() -> None:
             name: replace(size, batch=size.batch * size.workers, workers=1)
             for name, size in sizes.items()
         }
-    learn(sizes, arguments.out, device)
+    learn(sizes, arguments.out, device, PASSES_IN[arguments.preset])
     table = evaluate(assembled(arguments.out), SCENES[arguments.preset])
-    export(assembled(arguments.out), arguments.out / "model", table, taken(arguments.out))
+    model = arguments.out / "model"
+    export(assembled(arguments.out), model, table, taken(arguments.out))
+    scope = phenomena.SMOKE if arguments.preset == "smoke" else phenomena.FULL
+    measured = phenomena.Measurement(model, scope, arguments.out / "phenomena")
+    rewrite(model, phenomena=phenomena.contents(measured))
     print(markdown(table))
 
 

@@ -24,16 +24,24 @@ FLOOR = 0.03  # of the peak learning rate
 MEMORY = 0.99
 CLIP = 1.0
 LOG_EVERY = 50
+MEASURED, SETTLING = "held-out ", "settling since step"
 
 
 @dataclass(frozen=True)
 class Size:
-    """How long a stage is, and how much each of its workers reads per step."""
+    """How long a stage is, and how much each of its workers reads per step.
+
+    A stage with a rule takes `steps` at most. `measure_on`: how many held-out scenes measure
+    it. `compiled`: the decoder's steps take half the time on a CPU, where a C++ compiler is.
+    """
 
     steps: int
     batch: int
     workers: int = 1
     save_every: int = 250
+    measure_every: int = 250
+    measure_on: int = 300
+    compiled: bool = False
 
 
 @dataclass
@@ -51,6 +59,10 @@ class Stage:
         warmup: Steps over which the learning rate rises.
         steady: The part of the stage before the learning rate falls along a cosine.
         running: Running accuracy by task; part of the state, since a batch may depend on it.
+        measure: Accuracies of the present weights on what training never sees, the same for
+            every worker; taken and logged every `size.measure_every` steps.
+        rule: When the stage ends. Its `size.steps` are then the most it may take, and its
+            learning rate falls when the rule says so.
     """
 
     name: str
@@ -63,6 +75,27 @@ class Stage:
     warmup: int = 60
     steady: float = 0.6
     running: dict[str, float] = field(default_factory=dict)
+    measure: Callable[[], dict[str, float]] | None = None
+    rule: "Rule | None" = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A stage that ends when it has learnt enough, not when its steps are over.
+
+    Attributes:
+        passes: The stage ends when nothing that it measures is below.
+        nearly: When nothing is below this, the learning rate starts to fall.
+        settle: Steps over which it falls.
+    """
+
+    passes: float
+    nearly: float
+    settle: int
+
+
+class NotLearnt(RuntimeError):
+    """A stage used up its steps before it passed its rule."""
 
 
 def decay_groups(modules: Iterable[nn.Module], rate: float, decay: float = 0.05) -> list[Group]:
@@ -90,9 +123,10 @@ def train(stage: Stage, out: Path, worker: Worker) -> None:
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     parameters = [parameter for group in groups for parameter in group["params"]]
     started = time.monotonic() - spent
+    passed = stage.rule is None
     while step < stage.size.steps:
         for group in groups:
-            group["lr"] = group["peak"] * _schedule(step, stage)
+            group["lr"] = group["peak"] * _rate(step, stage)
         loss, graded = stage.batch(rng, stage.running, step)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -109,14 +143,26 @@ def train(stage: Stage, out: Path, worker: Worker) -> None:
         if worker.orphaned:
             sys.exit("the main process is gone")
         seconds = time.monotonic() - started
-        if worker.rank == 0 and (step % LOG_EVERY == 0 or step == stage.size.steps):
-            _log(folder / "log.txt", stage, step, seconds, loss)
+        due = stage.measure is not None and step % stage.size.measure_every == 0
+        passed = _check(stage, step) if due else passed
+        if worker.rank == 0 and (due or step % LOG_EVERY == 0 or step == stage.size.steps):
+            _log(folder / "log.txt", stage, step, seconds, loss, due)
+        if due and passed and stage.rule is not None:
+            break
         if step % stage.size.save_every == 0:
             _save(stage, optimizers, rng, step, seconds, folder / "state.pt", worker)
+    measured = _measured(stage)
+    if stage.rule is not None and not passed:
+        raise NotLearnt(
+            f"{stage.name} has taken its {step} steps and does not reach {stage.rule.passes} on "
+            f"held-out scenes; missing: {below(measured, stage.rule.passes) or 'a measurement'}"
+        )
     if worker.rank == 0:
         _write(stage.modules.state_dict(), folder / "weights.pt")
         taken = {"steps": step, "seconds": round(time.monotonic() - started)}
         how = {"batch": stage.size.batch, "workers": worker.count, "seed": stage.seed}
+        if measured:
+            how["held_out"] = measured
         (folder / "done.json").write_text(json.dumps({**taken, **how}) + "\n")
 
 
@@ -145,13 +191,47 @@ def _optimizers(stage: Stage) -> list[torch.optim.Optimizer]:
     return made
 
 
+def below(measured: dict[str, float], needed: float) -> dict[str, float]:
+    """What is not good enough."""
+    return {task: value for task, value in measured.items() if value < needed}
+
+
+def _check(stage: Stage, step: int) -> bool:
+    """Measures, remembers, and says whether the stage's rule, if it has one, is passed."""
+    measured = stage.measure() if stage.measure is not None else {}
+    stage.running.update({MEASURED + task: value for task, value in measured.items()})
+    if stage.rule is None:
+        return True
+    if SETTLING not in stage.running and not below(measured, stage.rule.nearly):
+        stage.running[SETTLING] = float(step)
+    return not below(measured, stage.rule.passes)
+
+
+def _measured(stage: Stage) -> dict[str, float]:
+    names = [name for name in stage.running if name.startswith(MEASURED)]
+    return {name.removeprefix(MEASURED): stage.running[name] for name in names}
+
+
+def _rate(step: int, stage: Stage) -> float:
+    """The learning rate as a part of its peak."""
+    if stage.rule is None:
+        return _schedule(step, stage)
+    rise = min(1.0, (step + 1) / stage.warmup)
+    settling = (step - stage.running.get(SETTLING, step)) / stage.rule.settle
+    return rise * _falling(min(1.0, settling))
+
+
+def _falling(part: float) -> float:
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * part))
+
+
 def _schedule(step: int, stage: Stage) -> float:
     rise = min(1.0, (step + 1) / stage.warmup)
     done = step / stage.size.steps
     if done <= stage.steady:
         return rise
     late = (done - stage.steady) / (1 - stage.steady)
-    return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * late)))
+    return rise * _falling(late)
 
 
 def _resume(
@@ -201,8 +281,12 @@ def _write(state: Any, path: Path) -> None:
     partial.replace(path)
 
 
-def _log(path: Path, stage: Stage, step: int, seconds: float, loss: Tensor) -> None:
+def _log(path: Path, stage: Stage, step: int, seconds: float, loss: Tensor, measured: bool) -> None:
     line = {"step": step, "seconds": round(seconds), "loss": round(loss.item(), 4)}
-    running = {task: round(value, 3) for task, value in sorted(stage.running.items())}
+    running = {
+        task: round(value, 3)
+        for task, value in sorted(stage.running.items())
+        if measured or not task.startswith(MEASURED)
+    }
     with path.open("a") as log:
         log.write(json.dumps({**line, **running}) + "\n")
