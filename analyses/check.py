@@ -18,10 +18,10 @@ from PIL.Image import Image
 from ..lens.errors import EmbedlensError, InputError, Unsupported
 from ..lens.inputs.batch import Batch
 from ..lens.inputs.images import ImageLike, read_image
-from ..lens.inputs.probing import probe_image
+from ..lens.inputs.probe_prompt import probe_image
 from ..lens.model import VisualLM
+from ..lens.opening.wrapping import NO_PROCESSOR
 from ..lens.progress import Progress, silent
-from ..lens.wrapping import NO_PROCESSOR
 from .agreement import Differs
 from .check_inputs import INPUT_CHECKS, prompt_for
 from .check_passes import PASS_CHECKS

@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from ..lens.errors import Unsupported
 from ..lens.inputs.batch import Batch
-from ..lens.inputs.probing import PROMPT
+from ..lens.inputs.probe_prompt import PROMPT
 from ..lens.model import VisualLM
 from .agreement import Differs, agree
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
-from ..lens.passes import undisturbed
 from ..lens.readouts.embed_lens import EmbedLens
 from ..lens.readouts.logit_lens import LogitLens
+from ..lens.runs.tracing import undisturbed
 from .agreement import Differs, agree
 
 NEW_TOKENS = 3

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..lens.classes import CLASS_NAMES
 from ..lens.errors import InputError
 from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
+from ..lens.token_classes import CLASS_NAMES
 from .bootstrap import bootstrap_mean
 from .provenance import provenance
 from .result import Result

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..lens.classes import CLASS_NAMES
+from ..lens.token_classes import CLASS_NAMES
 from .result import Result
 from .rows import one, select
 from .wording import apart, depth, difference, estimate, listing, number, share

@@ -10,11 +10,11 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..lens.classes import CLASS_NAMES
 from ..lens.errors import InputError
 from ..lens.inputs.batch import Batch
 from ..lens.markers.markers import Markers
 from ..lens.model import VisualLM
+from ..lens.token_classes import CLASS_NAMES
 from .bootstrap import Estimate, bootstrap_mean, bootstrap_pairs
 from .provenance import provenance
 from .result import Result

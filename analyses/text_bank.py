@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..lens.errors import InputError
 from ..lens.model import VisualLM
-from ..lens.readouts.cosine import NearestRows
-from ..lens.readouts.text_passes import text_passes
+from ..lens.readouts.nearest_rows import NearestRows
+from ..lens.readouts.text_states import text_passes
 from ..lens.readouts.top_k import read_in_blocks
 
 

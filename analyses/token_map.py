@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
-from ..lens.classes import CLASS_NAMES
 from ..lens.errors import InputError
 from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
 from ..lens.readouts.embed_lens import EmbedLens
+from ..lens.token_classes import CLASS_NAMES
 from .provenance import provenance
 from .result import Result
 

@@ -1,14 +1,14 @@
 """SEE: the model, its inputs, its visual tokens, and reading them."""
 
 from .anatomy import Anatomy
-from .classes import CLASS_NAMES, TokenClasses
 from .errors import EmbedlensError, InputError, RemoteRunFailed, Unsupported
 from .inputs import Batch
 from .layout import Block, Layout
 from .markers import Markers
 from .model import VisualLM
 from .readouts import ContextLens, ContextReadout, EmbedLens, LogitLens, Readout, TextBank
-from .run import Run, Scores
+from .runs.run import Run, Scores
+from .token_classes import CLASS_NAMES, TokenClasses
 from .visual_tokens import VisualTokens
 
 __all__ = [

@@ -12,17 +12,17 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .captures import by_layer, capture_positions, capture_sites, lowest_layer
 from .inputs.batch import Batch
-from .inputs.encoding import Stated
+from .inputs.encoder import Stated
 from .inputs.images import Images, Videos
 from .opened import Opened
-from .passes import generate_ids, trace_forward
 from .progress import Progress, silent
-from .run import Editor, Pass, Run, Scores, Site
-from .scoring import AnswerTokens, check_unseen
-from .sites import read_sites
-from .together import Question, ask
+from .runs.captures import by_layer, capture_positions, capture_sites, lowest_layer
+from .runs.many import Question, ask
+from .runs.reading import read_sites
+from .runs.run import Editor, Pass, Run, Scores, Site
+from .runs.scoring import AnswerTokens, check_unseen
+from .runs.tracing import generate_ids, trace_forward
 
 nnsight.register(read_sites.__module__)
 
@@ -33,7 +33,7 @@ class VisualLM(Opened):
     The model stays as its owner has it: weights, training flags, gradients, hooks, configuration,
     and what a forward pass would leave behind. Every pass happens in evaluation mode. What does
     stay on each module, and does nothing outside a trace, are the two entries by which nnsight
-    reaches it (``lens/wrapping.py`` names them).
+    reaches it (``lens/opening/wrapping.py`` names them).
 
     Args:
         model: A multimodal model of transformers, in memory; an nnsight model around one, which

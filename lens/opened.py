@@ -16,10 +16,10 @@ from torch import Tensor
 
 from .anatomy.anatomy import Anatomy
 from .errors import InputError, Unsupported
-from .loading import Checkpoint, open_checkpoint
-from .opening import OpenModel
-from .remote import need_weights
-from .wrapping import NO_PROCESSOR, envoy_path, origin_of, own_processor, unwrapped
+from .opening.checkpoint import Checkpoint, open_checkpoint
+from .opening.open_model import OpenModel
+from .opening.wrapping import NO_PROCESSOR, envoy_path, origin_of, own_processor, unwrapped
+from .runs.remote import need_weights
 
 M = TypeVar("M", bound="Opened")
 
@@ -76,7 +76,7 @@ class Opened:
             trust_remote_code: Whether code that comes with the model may run.
             lazy: Check configuration and processor now, and load the weights when they are first
                 needed, which encoding does: a verified anatomy says which tokens are visual.
-            remote: Load no weights: all runs on the server (``lens/standing_in.py`` says how).
+            remote: Load no weights: all runs on the server (:mod:`.opening.invented_weights`).
             anatomy: As for :class:`VisualLM`.
             **from_pretrained: More for transformers' ``from_pretrained``, for instance
                 ``device_map`` (in place of ``device``) or ``quantization_config``.

@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ...lens.classes import CLASS_NAMES
+from ...lens.token_classes import CLASS_NAMES
 from ..result import Result
 from ..rows import one, select
 from .style import CLASS_COLORS, new_figure, style, tidy

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...lens.anatomy import Anatomy
-from ...lens.captures import by_layer, capture_positions, capture_sites
 from ...lens.errors import InputError, Unsupported
 from ...lens.inputs.batch import Batch
-from ...lens.run import Pass, Run, Site
-from ...lens.sites import by_sample
+from ...lens.runs.captures import by_layer, capture_positions, capture_sites
+from ...lens.runs.reading import by_sample
+from ...lens.runs.run import Pass, Run, Site
 from ..operations.target import Step
-from ..steps.steps import carry_out
+from .payload.carry_out import carry_out
 
 Hook = tuple[str, Callable[[Tensor, Any], Tensor]]
 

@@ -1,11 +1,11 @@
 """What is declared: operations, each of which lowers itself to steps on one model and batch."""
 
-from .attention import BlockAttention
-from .freezing import AblateAttention, ZeroFFN
+from .ablate_attention import AblateAttention, ZeroFFN
+from .block_attention import BlockAttention
 from .operation import Operation
-from .patching import PatchTokens
-from .pruning import InjectTokens, PruneTokens, WithdrawTokens
-from .replacing import ReplaceTokens, ScaleTokens
+from .patch_tokens import PatchTokens
+from .prune_tokens import InjectTokens, PruneTokens, WithdrawTokens
+from .replace_tokens import ReplaceTokens, ScaleTokens
 
 __all__ = [
     "AblateAttention",

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .attention import BlockAttention
-from .freezing import AblateAttention, ZeroFFN
-from .patching import PatchTokens
-from .pruning import InjectTokens, PruneTokens, WithdrawTokens
-from .replacing import ReplaceTokens, ScaleTokens
+from .ablate_attention import AblateAttention, ZeroFFN
+from .block_attention import BlockAttention
+from .patch_tokens import PatchTokens
+from .prune_tokens import InjectTokens, PruneTokens, WithdrawTokens
+from .replace_tokens import ReplaceTokens, ScaleTokens
 
 AnyOperation = Annotated[
     AblateAttention

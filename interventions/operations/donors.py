@@ -21,11 +21,11 @@ from torch import Tensor
 
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
-from ...lens.run import SITES, Run, Site
+from ...lens.runs.run import SITES, Run, Site
+from ..selectors.parser import parse_selector
 from ..selectors.selectors import Selection
-from ..selectors.text import parse_selector
 from .operation import Operation, TokenOperation, Tokens
-from .telling import Telling
+from .wording import Telling
 
 if TYPE_CHECKING:
     from .target import Subject

@@ -15,10 +15,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, Wi
 
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
+from ..selectors.parser import parse_selector
 from ..selectors.selectors import NAMES, Selection, Selector
-from ..selectors.text import parse_selector
 from .target import Step, Target
-from .telling import Telling
+from .wording import Telling
 
 Phase = Literal["prefill", "decode", "all"]
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from ...lens.anatomy import Anatomy
 from ...lens.errors import InputError, Unsupported
 from ...lens.inputs.batch import Batch
-from ...lens.run import Pass, Run
-from ...lens.wrapping import envoy_path
+from ...lens.opening.wrapping import envoy_path
+from ...lens.runs.run import Pass, Run
+from ..selectors.parser import parse_selector
 from ..selectors.selectors import Selection
-from ..selectors.text import parse_selector
 
 if TYPE_CHECKING:
     from .donors import Donor

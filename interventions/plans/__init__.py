@@ -1,7 +1,7 @@
 """Operations together: a plan as object, text, table and words, its cost and its contradictions."""
 
+from ..program.cost import Cost
 from . import paper
-from .cost import Cost
 from .plan import Plan
 
 __all__ = ["Cost", "Plan", "paper"]

@@ -38,19 +38,19 @@ from collections.abc import Collection, Sequence
 from functools import reduce
 from typing import Any, Literal
 
-from ...lens.classes import TokenClasses
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.markers.markers import nearest_words
 from ...lens.model import VisualLM
-from ..operations.attention import BlockAttention
-from ..operations.freezing import AblateAttention, ZeroFFN
-from ..operations.layers import canonical_layers
+from ...lens.token_classes import TokenClasses
+from ..operations.ablate_attention import AblateAttention, ZeroFFN
+from ..operations.block_attention import BlockAttention
 from ..operations.operation import Operation
-from ..operations.pruning import InjectTokens, PruneTokens, WithdrawTokens
-from ..selectors.paper import Control, Near, may_miss, visual_only
+from ..operations.prune_tokens import InjectTokens, PruneTokens, WithdrawTokens
+from ..selectors.layers import canonical_layers
+from ..selectors.nearest_words import Control, Near, may_miss, visual_only
+from ..selectors.parser import parse_selector
 from ..selectors.selectors import And, Name, Not, Or, Selector
-from ..selectors.text import parse_selector
 from .plan import Plan
 
 # Words near which LLaVA-1.5-7B puts the tokens of a class; another checkpoint has others or none.

@@ -15,20 +15,20 @@ from ...lens.anatomy import Anatomy
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
-from ...lens.run import Pass, Reach, Run
-from ..engines.joining import first_layer, joined, stands_alone
-from ..engines.tracing import store_edits
+from ...lens.runs.run import Pass, Reach, Run
+from ..engines.nnsight import store_edits
 from ..engines.transformer_lens import Hook, attached, fwd_hooks
 from ..operations.donors import Donor, as_donor, bound, captured, check_names
 from ..operations.operation import Operation
-from ..operations.patching import PatchTokens
+from ..operations.patch_tokens import PatchTokens
 from ..operations.target import Step, Subject, Target
-from ..operations.telling import told
-from .contradictions import check_declared, check_program
-from .cost import Cost, cost_of
-from .reading import read_operations, written
+from ..operations.wording import told
+from ..program.contradictions import check_declared, check_program
+from ..program.cost import Cost, cost_of
+from ..program.stacking import first_layer, joined, stands_alone
 from .schema import plan_schema
 from .table import chosen, plan_frame, plan_html, plan_text
+from .text import read_operations, written
 
 
 @dataclass(frozen=True, init=False)
@@ -262,7 +262,7 @@ class Plan:
     def json_schema() -> dict[str, Any]:
         """The JSON schema (draft 2020-12) of a plan's YAML and JSON, for editors and other tools.
 
-        It comes with the package as ``interventions/plan.schema.json``. What it cannot say, how a
-        selector is built and what contradicts what, :meth:`from_yaml` checks.
+        It comes with the package as ``interventions/plans/plan.schema.json``. What it cannot say,
+        how a selector is built and what contradicts what, :meth:`from_yaml` checks.
         """
         return plan_schema()

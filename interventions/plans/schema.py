@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ..operations.any_operation import AnyOperation
-from .reading import BY_NAME
+from .text import BY_NAME
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 PUBLISHED = Path(__file__).with_name("plan.schema.json")

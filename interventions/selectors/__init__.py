@@ -1,8 +1,8 @@
 """Which tokens: selectors as objects, and the language they are written in."""
 
-from .paper import Control, Near
+from .nearest_words import Control, Near
+from .parser import parse_selector
 from .selectors import Box, FrameIs, ImageIs, Name, Random, Selection, Selector, TileIs
-from .text import parse_selector
 
 __all__ = [
     "Box",

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...lens.classes import MARKER_KINDS
 from ...lens.errors import InputError, Unsupported
 from ...lens.inputs.batch import Batch
+from ...lens.token_classes import MARKER_KINDS
 from ...lens.visual_tokens import KINDS
 
 CLASSES = ("sink", *MARKER_KINDS, "alive")

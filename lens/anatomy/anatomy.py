@@ -16,11 +16,11 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..errors import InputError, Unsupported
-from .capabilities import injections_of, mixer_kinds_of, refusals_of, traits_of
-from .examination import Examination, Given, embedding_scale, examine, text_probe
+from .experiments import last_token_layers
 from .logit_rule import LogitRule
-from .recording import forward_parameters
-from .trials import last_token_layers
+from .recorded_forward import forward_parameters
+from .traits import injections_of, mixer_kinds_of, refusals_of, traits_of
+from .verification import Examination, Given, embedding_scale, examine, text_probe
 from .visual_entry import claimed_positions
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..passes import device_of
-from .locating import Parts
-from .recording import FINGERPRINT, Recording, project
+from ..runs.tracing import device_of
+from .parts import Parts
+from .recorded_forward import FINGERPRINT, Recording, project
 
 # Relative size up to which two rows count as the same row: rounding of the features' own type.
 SAME_ROW = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}

@@ -1,7 +1,7 @@
 """From images and prompts, or the user's own tensors, to a batch with its visual tokens placed."""
 
 from .batch import Batch
-from .encoding import Encoder
+from .encoder import Encoder
 from .images import read_image
 
 __all__ = ["Batch", "Encoder", "read_image"]

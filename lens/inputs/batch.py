@@ -16,10 +16,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ..anatomy.anatomy import Anatomy
-from ..classes import TokenClasses
 from ..errors import InputError, Unsupported
+from ..token_classes import TokenClasses
 from ..visual_tokens import VisualTokens
-from .ownership import Counts, Shares, is_picture, pointed_rows, rows_per_sample, token_axis
+from .image_owners import Counts, Shares, is_picture, pointed_rows, rows_per_sample, token_axis
 
 
 @dataclass(frozen=True, eq=False)

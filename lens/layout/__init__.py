@@ -1,8 +1,8 @@
 """The places of visual tokens: recovered from the inputs, the configuration and the processor."""
 
-from .block import Block, Edges, Layout
+from .layout import Block, Edges, Layout
 from .locate import locate
-from .moving import video_positions
-from .views import Again
+from .measure.painted_images import Again
+from .video_positions import video_positions
 
 __all__ = ["Again", "Block", "Edges", "Layout", "locate", "video_positions"]

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..visual_tokens import VisualTokens
-from .block import Layout
-from .evidence import Evidence, Explanation
-from .films import join_frames
-from .measured import explain_measured
-from .moving import video_positions
-from .rules import explain
-from .table import rows_of, table, unplaced
-from .views import Again
+from .layout import Layout
+from .layout_inputs import Evidence, Explanation
+from .measure.measured_layouts import explain_measured
+from .measure.painted_images import Again
+from .rules.order import explain
+from .rules.video_frames import join_frames
+from .token_table import rows_of, table, unplaced
+from .video_positions import video_positions
 
 _TEXT = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "token_type_ids")
 

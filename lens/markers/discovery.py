@@ -13,10 +13,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..inputs.encoding import ImageLike
+from ..inputs.encoder import ImageLike
 from ..model import VisualLM
-from ..passes import undisturbed
 from ..readouts.embed_lens import EmbedLens
+from ..runs.tracing import undisturbed
 
 # A robust z-score of the vision tower's token norms that counts as outlying, and the least
 # ratio to the median: register tokens stand out by factors, not by a few per cent.

@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..classes import MARKER_KINDS, NearestWords, TokenClasses
 from ..errors import InputError
 from ..inputs.batch import Batch
-from ..inputs.encoding import ImageLike
+from ..inputs.encoder import ImageLike
 from ..model import VisualLM
 from ..readouts.embed_lens import EmbedLens
+from ..token_classes import MARKER_KINDS, NearestWords, TokenClasses
 from .discovery import Evidence, find_recurring, gather, judge
 
 _FORMAT = "embedlens.markers"

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model import VisualLM
-from .cosine import NearestRows
 from .embed_lens import refuse_zeros
+from .nearest_rows import NearestRows
 from .readout import ranks, word_of
 from .text_bank import TextBank
 from .top_k import read_in_blocks

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model import VisualLM
-from ..remote import need_weights
-from .cosine import NearestRows
+from ..runs.remote import need_weights
+from .embedding_rows import embedding_rows, listed
+from .nearest_rows import NearestRows
 from .readout import Readout
 from .top_k import read_in_blocks
-from .vocabulary import embedding_rows, listed
 
 
 class EmbedLens:

@@ -15,12 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..model import VisualLM
-from ..passes import device_of
-from ..remote import need_weights
-from .cosine import LAST, put
+from ..runs.remote import need_weights
+from ..runs.tracing import device_of
+from .embedding_rows import called, listed, plain_weight
+from .nearest_rows import LAST, put
 from .readout import Readout
 from .top_k import STATES_AT_ONCE, WORDS_AT_ONCE, TopK, products, read_in_blocks
-from .vocabulary import called, listed, plain_weight
 
 # exp(-80) of the largest is nothing next to it; smaller ones are denormal and slow to compute.
 _NOTHING = -80.0

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model import VisualLM
-from .text_passes import TextPass, text_passes
+from .text_states import TextPass, text_passes
 
 _FORMAT = "embedlens.text_bank"
 _ARRAYS = ("ids", "text", "position", "span")

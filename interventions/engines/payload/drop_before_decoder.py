@@ -1,0 +1,147 @@
+"""Taking rows out of the sequence before the decoder, inside a trace.
+
+The hazard: the decoder receives the sequence in several arguments that must be cut alike, and what
+it is not given it makes up for itself: positions without gaps, and a mask that takes gaps between
+positions for the seams of packed sequences. So positions and a mask are always handed over, and an
+argument that is not understood is refused.
+
+Rows of a batch that lose different numbers of tokens keep some of them as padding on the left.
+Shipped by value to remote runs, like :mod:`.steps`: imports nothing but torch.
+"""
+
+from __future__ import annotations  # a remote run is spared the annotations' modules
+
+from typing import Any
+
+import torch
+
+from .shorter_tensors import is_mask, key_columns, left_over, made_mask, shorter_mask, taken
+
+
+def taken_positions(positions: torch.Tensor, take: torch.Tensor) -> torch.Tensor:
+    """Columns of position ids ``[sample, token]`` or ``[axis, sample, token]``."""
+    if positions.ndim == 3:
+        return torch.stack([taken(axis, take) for axis in positions])
+    return taken(positions, take)
+
+
+def taken_features(
+    features: Any, mask: torch.Tensor, take: torch.Tensor, kept: torch.Tensor
+) -> Any:
+    """Rows of features, one for each True in a mask ``[sample, token]``, of those that are kept."""
+    number = (mask.flatten().long().cumsum(0) - 1).view_as(mask)
+    rows = taken(number, take)[taken(mask, take) & kept]
+    return type(features)(part[rows] for part in features)
+
+
+def finished_mask(
+    step: dict[str, Any], left: dict[str, Any], mask: Any, columns: int, whole: bool
+) -> Any:
+    """What a decoder is given in place of a mask that was made before it.
+
+    Args:
+        step: On whose behalf.
+        left: Which tokens are left.
+        mask: ``[sample, head, query, key]``, or one by each kind of layer.
+        columns: Keys that its layers are going to have.
+        whole: Whether the pass is over the whole sequence.
+    """
+    if isinstance(mask, dict):
+        return {
+            kind: finished_mask(step, left, value, columns, whole) for kind, value in mask.items()
+        }
+    if mask is None:
+        # The kernel's own, which knows of no padding.
+        queries = left["take"].shape[1] if whole else 1
+        return None if bool(left["kept"].all()) else made_mask(left, queries, columns, causal=whole)
+    if not is_mask(mask, left, left["total"] if whole else 1):
+        refuse_mask(step)
+    if whole:
+        return shorter_mask(left, mask, columns)
+    # One made while decoding is as long as the first layer's cache, which is shorter already.
+    readable = made_mask(left, 1, columns, causal=False)
+    if mask.dtype == torch.bool:
+        return readable
+    hidden = torch.finfo(mask.dtype).min
+    return torch.zeros_like(readable, dtype=mask.dtype).masked_fill(~readable, hidden)
+
+
+def refuse_mask(step: dict[str, Any]) -> None:
+    """End the run."""
+    raise ValueError(
+        f"REFUSED: {step['by']}: this model's decoder receives masks that are not understood: use "
+        "method='mask'"
+    )
+
+
+def remove(model: Any, step: dict[str, Any], decoded: int) -> None:
+    """Cut the decoder's arguments to the step's tokens and whatever came after the prompt.
+
+    Args:
+        model: The traced model.
+        step: Path of the decoder, which tokens to take, which of these are no padding, and whether
+            positions are counted anew.
+        decoded: Which decoding step this is; 0 for the prompt.
+    """
+    site = model.get(step["path"])
+    args, given = site.inputs
+    embeds, ids = given.get("inputs_embeds"), given.get("input_ids")
+    # A decoder may embed what it has written itself; of what is cut nothing is left there.
+    entering = ids if embeds is None and decoded else embeds
+    if args or entering is None or (ids is not None and not decoded):
+        raise ValueError(
+            f"REFUSED: {step['by']}: this model's decoder embeds its input itself, so rows cannot "
+            "be taken out before it: use method='mask'"
+        )
+    device = entering.device
+    left = left_over(step, entering.shape[0], decoded, device)
+    take, kept, total = left["take"], left["kept"], left["total"]
+    # Without a cache every decoding step is over the whole sequence again.
+    whole = not decoded or entering.shape[1] != 1
+    expected = (len(take), total if whole else 1)
+    if entering.shape[:2] != expected or (whole and embeds is None):
+        raise ValueError(
+            f"REFUSED: {step['by']}: this model's decoder receives {list(entering.shape)}, where "
+            f"{expected[0]} sequences of {expected[1]} tokens were expected: use method='mask'"
+        )
+    cut = dict(given)
+    mask = given.get("attention_mask")
+    if mask is None:
+        cut["attention_mask"] = kept.long()
+    elif isinstance(mask, torch.Tensor) and mask.ndim == 2:
+        cut["attention_mask"] = taken(mask, take) * kept.to(mask.dtype)
+    elif given.get("position_ids") is not None:
+        queries = take.shape[1] if whole else 1
+        columns = key_columns(given.get("past_key_values"), 0, queries, left)
+        cut["attention_mask"] = finished_mask(step, left, mask, columns, whole)
+    else:
+        refuse_mask(step)
+    if given.get("position_ids") is None:
+        # What a decoder counts for itself when it is given none: from the first token that is no
+        # padding, where positions are absolute; where they are relative, from anywhere.
+        real = torch.ones(expected[0], total, device=device) if mask is None else mask
+        counted = (real.long().cumsum(1) - 1).clamp_min(0)
+        cut["position_ids"] = taken(counted, take) if whole else counted[:, -1:]
+    if step["renumber"]:
+        counted = (kept.long().cumsum(1) - 1).clamp_min(0)
+        cut["position_ids"] = counted if whole else counted[:, -1:]
+    if whole:
+        cut["inputs_embeds"] = taken(embeds, take)
+        if given.get("position_ids") is not None and not step["renumber"]:
+            cut["position_ids"] = taken_positions(given["position_ids"], take)
+        visual = given.get("visual_pos_masks")
+        if visual is not None:
+            cut["visual_pos_masks"] = taken(visual, take) & kept
+            features = given["deepstack_visual_embeds"]
+            cut["deepstack_visual_embeds"] = taken_features(features, visual, take, kept)
+        known = {"inputs_embeds", "position_ids", "attention_mask", "visual_pos_masks"}
+        for name, value in given.items():
+            if name in known or not isinstance(value, torch.Tensor):
+                continue
+            if value.shape[:2] != expected:
+                raise ValueError(
+                    f"REFUSED: {step['by']}: it is not known how to cut the decoder's argument "
+                    f"{name!r}: use method='mask'"
+                )
+            cut[name] = taken(value, take)
+    site.inputs = (args, cut)

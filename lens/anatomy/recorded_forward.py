@@ -1,0 +1,319 @@
+"""One short forward pass with everything written down that the anatomy is verified against.
+
+The hazard: a real model's forward makes gigabytes of activations. Only a sample of token rows is
+kept from the decoder, and of the modules before it only a fingerprint of each row.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import Unsupported
+from ..runs.tracing import undisturbed
+from .parts import Parts
+
+# Token rows kept of every activation: half of them visual, when there is an image.
+ROWS_KEPT = 64
+FINGERPRINT = 2
+
+
+@dataclass
+class LayerRecord:
+    """What went into and came out of one decoder layer, at the kept rows.
+
+    Attributes:
+        entering: Stream entering the layer, ``[row, d]`` float64.
+        leaving: Stream leaving it.
+        outputs: Output of every submodule (to depth 2) with one row per token, in the order in
+            which they finished.
+        bare: Submodules that returned a bare tensor rather than a tuple.
+        arguments: Names and values of the keyword arguments each submodule received.
+        own_input: Whether the layer received rows of its own beside the stream.
+    """
+
+    entering: Tensor | None = None
+    leaving: Tensor | None = None
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    bare: set[str] = field(default_factory=set)
+    arguments: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    calls: int = 0
+    own_input: bool = False
+
+
+@dataclass
+class Recording:
+    """One forward pass.
+
+    Attributes:
+        rows: Token positions kept, ``[row]``.
+        layers: One record per decoder layer.
+        final: Stream entering the final norm at the last token, in the model's own dtype, with
+            the shape the norm received; None when the norm never ran.
+        final_rows: The same stream at the kept rows, ``[row, d]`` float64.
+        stacked: Whether the stream has more axes than ``[sample, token, d]``.
+        embeds: The decoder's ``inputs_embeds``, ``[token, d]``; where it takes none, what enters
+            layer 0.
+        decoder_arguments: Keyword arguments of the decoder.
+        fingerprints: Per module outside the decoder that returned rows of width d, two random
+            projections of every row, ``[rows, 2]`` float64, in finishing order.
+        features: Rows that ``get_image_features`` returned, ``[n, d]``, or None.
+        shapes: Last but one dimension of every tensor returned outside the decoder.
+        logits: At the last token, ``[vocab]``.
+    """
+
+    rows: Tensor
+    layers: list[LayerRecord]
+    final: Tensor | None = None
+    final_rows: Tensor | None = None
+    stacked: bool = False
+    embeds: Tensor | None = None
+    decoder_arguments: Mapping[str, Any] = field(default_factory=dict)
+    fingerprints: dict[str, Tensor] = field(default_factory=dict)
+    features: Tensor | None = None
+    shapes: set[int] = field(default_factory=set)
+    logits: Tensor | None = None
+
+
+def forward_parameters(model: nn.Module) -> frozenset[str]:
+    """Names of the arguments that a model's forward takes."""
+    return frozenset(inspect.signature(model.forward).parameters)
+
+
+def tensor_of(output: Any) -> Tensor | None:
+    """The tensor a module returned, which may be the first of a tuple or of a model output."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        return output[0]
+    return None
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """All tensors in an output, however nested."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, tuple | list):
+        return [tensor for item in output for tensor in tensors_of(item)]
+    return []
+
+
+def project(rows: Tensor) -> Tensor:
+    """Two random numbers per row, the same for equal rows, ``[..., d]`` to ``[rows, 2]``."""
+    generator = torch.Generator().manual_seed(0)
+    width = rows.shape[-1]
+    directions = torch.randn(width, FINGERPRINT, generator=generator, dtype=torch.float64)
+    flat = rows.detach().reshape(-1, width)
+    # In blocks: float64 of a whole vision tower's output would be large.
+    parts = [part.to("cpu", torch.float64) @ directions for part in torch.split(flat, 4096)]
+    return torch.cat(parts) if parts else torch.empty(0, FINGERPRINT, dtype=torch.float64)
+
+
+def record(
+    model: nn.Module, parts: Parts, inputs: Mapping[str, Tensor], visual: Tensor
+) -> Recording:
+    """Run the model once on one prompt.
+
+    Args:
+        model: The model; hooks and training flags are put back afterwards.
+        parts: Its parts.
+        inputs: Tensors for the forward; one sample.
+        visual: Which positions are visual, ``[token]`` bool: rows are sampled from both kinds.
+
+    Raises:
+        Unsupported: A layer does not run exactly once.
+    """
+    recording = Recording(_sample_rows(visual), [LayerRecord() for _ in parts.layers])
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(model))
+        stack.enter_context(torch.no_grad())
+        for handle in _decoder_hooks(recording, parts, len(visual)):
+            stack.callback(handle.remove)
+        for handle in _outer_hooks(recording, model, parts):
+            stack.callback(handle.remove)
+        stack.enter_context(_features_of(model, recording))
+        # No logits_to_keep: some models then compute only the last token in their later layers.
+        cache = {"use_cache": False} if "use_cache" in forward_parameters(model) else {}
+        output = model(**inputs, **cache)
+    recording.logits = output.logits[0, -1].detach()
+    wrong = [i for i, layer in enumerate(recording.layers) if layer.calls != 1]
+    if wrong:
+        raise Unsupported(
+            f"{type(model).__name__}: layer {wrong[0]} ran "
+            f"{recording.layers[wrong[0]].calls} times in one forward; every layer must run "
+            "exactly once"
+        )
+    return recording
+
+
+def _sample_rows(visual: Tensor) -> Tensor:
+    kinds = [torch.nonzero(kind).flatten() for kind in (visual, ~visual)]
+    kept = []
+    for positions in kinds:
+        count = min(len(positions), ROWS_KEPT // 2)
+        spread = torch.linspace(0, max(len(positions) - 1, 0), count).round().long()
+        kept.append(positions[spread])
+    return torch.cat(kept).sort().values
+
+
+def stream_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The residual stream among a layer's arguments."""
+    value = args[0] if args else kwargs.get("hidden_states")
+    return value if isinstance(value, Tensor) else None
+
+
+def _rows(tensor: Tensor | None, rows: Tensor, length: int) -> Tensor | None:
+    """The kept rows of ``[1, token, d]`` or of ``[token, d]``, in float64 on the CPU."""
+    if tensor is None or tensor.ndim not in (2, 3) or tensor.shape[:-1].numel() != length:
+        return None
+    flat = tensor.detach().reshape(length, tensor.shape[-1])
+    return flat[rows.to(flat.device)].to("cpu", torch.float64)
+
+
+def _decoder_hooks(recording: Recording, parts: Parts, length: int) -> Iterator[Any]:
+    rows = recording.rows
+
+    def on_decoder(_: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recording.decoder_arguments = dict(kwargs)
+        embeds = kwargs.get("inputs_embeds")
+        if isinstance(embeds, Tensor) and embeds.ndim == 3:
+            recording.embeds = embeds[0].detach().clone()
+
+    def on_norm(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stream = stream_of(args, kwargs)
+        if stream is not None and recording.final is None and stream.ndim == 3:
+            recording.final_rows = _rows(stream, rows, length)
+            recording.final = stream[:, -1:].detach().clone()
+
+    yield parts.decoder.register_forward_pre_hook(on_decoder, with_kwargs=True)
+    yield parts.norm.register_forward_pre_hook(on_norm, with_kwargs=True)
+    for layer, made in zip(parts.layers, recording.layers, strict=True):
+        yield from _layer_hooks(recording, layer, made, length)
+
+
+# The hooks are functions of this module with their first arguments filled in, not functions made
+# anew for every submodule: the tests' type checker would examine each of those again.
+def _layer_hooks(
+    recording: Recording, layer: nn.Module, made: LayerRecord, length: int
+) -> Iterator[Any]:
+    rows = recording.rows
+    entering = partial(_on_entering, recording, made, length)
+    yield layer.register_forward_pre_hook(entering, with_kwargs=True)
+    yield layer.register_forward_hook(partial(_on_leaving, made, rows, length))
+    for name, module in layer.named_modules():
+        if name and name.count(".") <= 1:
+            before = partial(_on_arguments, made, name)
+            yield module.register_forward_pre_hook(before, with_kwargs=True)
+            yield module.register_forward_hook(partial(_on_output, made, name, rows, length))
+
+
+def _on_entering(
+    recording: Recording,
+    made: LayerRecord,
+    length: int,
+    _: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    stream = stream_of(args, kwargs)
+    made.calls += 1
+    recording.stacked |= stream is not None and stream.ndim > 3
+    made.entering = _rows(stream, recording.rows, length)
+    made.own_input = any(
+        isinstance(value, Tensor)
+        and stream is not None
+        and value.is_floating_point()
+        and value.shape[:-1] == stream.shape[:-1]
+        for value in (*args[1:], kwargs.get("per_layer_input"))
+    )
+    if recording.embeds is None and stream is not None and stream.ndim == 3:
+        recording.embeds = stream[0].detach().clone()
+
+
+def _on_leaving(
+    made: LayerRecord, rows: Tensor, length: int, _: nn.Module, __: Any, output: Any
+) -> None:
+    made.leaving = _rows(tensor_of(output), rows, length)
+
+
+def _on_arguments(
+    made: LayerRecord, name: str, _: nn.Module, __: Any, kwargs: dict[str, Any]
+) -> None:
+    made.arguments[name] = dict(kwargs)
+
+
+def _on_output(
+    made: LayerRecord,
+    name: str,
+    rows: Tensor,
+    length: int,
+    _: nn.Module,
+    __: Any,
+    output: Any,
+) -> None:
+    found = _rows(tensor_of(output), rows, length)
+    if found is None or made.entering is None or found.shape != made.entering.shape:
+        return
+    made.outputs.pop(name, None)  # where it runs twice, the last time counts
+    made.outputs[name] = found
+    if isinstance(output, Tensor):
+        made.bare.add(name)
+
+
+def _outer_hooks(recording: Recording, model: nn.Module, parts: Parts) -> Iterator[Any]:
+    """Fingerprints of what the modules outside the decoder return."""
+    width = int(parts.embedding.weight.shape[1])
+    # Some decoders embed the image themselves, so all but the decoder's layers is looked at.
+    inside = {module for layer in parts.layers for module in layer.modules()}
+    around = {m for m in model.modules() if any(child is parts.decoder for child in m.modules())}
+    skipped = {parts.embedding, parts.norm, parts.head, *around}
+    for name, module in model.named_modules():
+        if module not in inside and module not in skipped:
+            yield module.register_forward_hook(partial(_on_outer, recording, name, width))
+
+
+def _on_outer(
+    recording: Recording, name: str, width: int, _: nn.Module, __: Any, output: Any
+) -> None:
+    tensors = [tensor for tensor in tensors_of(output) if tensor.ndim >= 2]
+    recording.shapes.update(int(tensor.shape[-2]) for tensor in tensors)
+    fitting = [tensor for tensor in tensors if tensor.shape[-1] == width]
+    if fitting and all(tensor.is_floating_point() for tensor in fitting):
+        found = torch.cat([project(tensor) for tensor in fitting])
+        earlier = recording.fingerprints.pop(name, None)
+        recording.fingerprints[name] = found if earlier is None else torch.cat([earlier, found])
+
+
+@contextmanager
+def _features_of(model: Any, recording: Recording) -> Iterator[None]:
+    """Note what ``get_image_features`` returns while the forward itself calls it."""
+    owner: Any = getattr(model, "base_model", model)
+    original = getattr(owner, "get_image_features", None)
+    if original is None:
+        yield
+        return
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        pooled = getattr(output, "pooler_output", output)
+        width = model.get_input_embeddings().weight.shape[1]
+        found = [t.reshape(-1, width) for t in tensors_of(pooled) if t.shape[-1] == width]
+        recording.features = torch.cat(found).detach() if found else None
+        return output
+
+    owner.get_image_features = noting
+    try:
+        yield
+    finally:
+        del owner.get_image_features

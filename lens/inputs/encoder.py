@@ -1,0 +1,268 @@
+"""From images and prompts to a Batch, through the model's own processor.
+
+The hazard: that the processor ran says little. Images may have been cut into cells smaller than a
+pixel, and tensors that somebody made without it may lack what the model needs. A Batch exists only
+after these checks; that images and visual tokens fit each other is checked where they are located.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..errors import InputError, Unsupported
+from ..layout import Again, Layout, locate, video_positions
+from ..visual_tokens import VisualTokens
+from .batch import Batch
+from .images import ImageLike, Images, Videos, arrange_images, arrange_videos, read_image
+from .processor import Nested, Processing
+from .prompts import Placeholders, PromptWriter, find_placeholders
+from .tensor_checks import Forward, Needs, check_form, check_pictures
+
+__all__ = ["Encoder", "ImageLike", "Images", "Videos", "arrange_images", "read_image"]
+
+Stated = Layout | Sequence[Sequence[Layout]]
+
+_COMPLETE_SIZES = ((64, 96), (112, 56))
+
+
+class Encoder:
+    """Applies one model's processor and chat template, and finds the visual tokens again.
+
+    Args:
+        processor: The model's processor; None when there is none, and only :meth:`batch` works.
+        config: The model's configuration.
+        anatomy: Says where the visual positions are; may be set later, before a Batch is made.
+        accepts: Names of the inputs that the model's forward takes; None keeps whatever tensors
+            the processor returns.
+        forward: Runs the model on tensors and returns logits ``[sample, token, vocab]``, leaving
+            the model as it was: used to measure which inputs a given batch cannot lack. Without
+            it every input that might matter is demanded.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        config: Any,
+        anatomy: Any = None,
+        accepts: Collection[str] | None = None,
+        forward: Forward | None = None,
+    ) -> None:
+        self.processor = processor
+        self.config = config
+        self.anatomy = anatomy
+        self.accepts = None if accepts is None else frozenset(accepts)
+        self._processing = Processing(processor, self.accepts)
+        self.needs = Needs(self.accepts, forward, None if processor is None else self._complete)
+
+    @cached_property
+    def placeholders(self) -> Placeholders:
+        """How the processor is told where an image belongs, found out by experiment.
+
+        Raises:
+            InputError: There is no processor.
+            Unsupported: The processor accepts no image.
+        """
+        self._need_processor()
+        ids = (getattr(self.config, name, None) for name in ("image_token_id", "image_token_index"))
+        known = [i for i in ids if isinstance(i, int) and i >= 0]
+        found = find_placeholders(self.processor, self._processing.probe, known)
+        self._processing.takes_places = found.image is not None
+        return found
+
+    @property
+    def placeholder(self) -> str:
+        """The text that stands for an image in a prompt, for instance ``<image>``.
+
+        Empty where the processor puts images first by itself.
+        """
+        return self.placeholders.image or ""
+
+    def tensors(
+        self,
+        images: Images | None,
+        prompts: str | Sequence[str],
+        videos: Videos | None = None,
+        template: bool | None = None,
+    ) -> tuple[dict[str, Tensor], list[str], Nested]:
+        """What the model takes for these images and prompts; needs no anatomy.
+
+        Args:
+            images: As for :meth:`VisualLM.encode`; None for text alone.
+            prompts: One or several.
+            videos: As for :meth:`VisualLM.encode`.
+            template: As for :meth:`VisualLM.encode`.
+
+        Returns:
+            The tensors, left-padded; the prompts as the processor got them; the images of each.
+
+        Raises:
+            InputError: There is no processor, or images and prompts do not fit together.
+            Unsupported: The model takes no videos, or no image at all.
+        """
+        inputs, rendered, nested, _ = self._tensors(images, prompts, videos, template)
+        return inputs, rendered, nested
+
+    def encode(
+        self,
+        images: Images | None,
+        prompts: str | Sequence[str],
+        videos: Videos | None = None,
+        template: bool | None = None,
+        layout: Stated | None = None,
+    ) -> Batch:
+        """See :meth:`VisualLM.encode`; ``layout`` as for :func:`embedlens.lens.layout.locate`."""
+        inputs, rendered, nested, films = self._tensors(images, prompts, videos, template)
+
+        def again(
+            others: Sequence[Sequence[Image.Image]], samples: Sequence[int]
+        ) -> Mapping[str, Tensor]:
+            texts = [rendered[i] for i in samples]
+            return self._processing.run(
+                texts, [list(row) for row in others], [films[i] for i in samples]
+            )
+
+        if not any(nested) and not any(films):
+            self.needs.check_text(inputs)
+        frames = [[len(film) for film in row] for row in films] if any(films) else None
+        visual = self._locate(inputs, nested if any(nested) else None, layout, again, frames)
+        _check_sizes(visual, nested)
+        return Batch(
+            inputs,
+            visual,
+            tuple(rendered),
+            tuple(tuple(row) for row in nested),
+            tuple(len(row) for row in nested),
+            videos_per_row=tuple(len(film) for film in films) if any(films) else (),
+            remake=lambda samples: again([nested[i] for i in samples], samples),
+        )
+
+    def batch(self, inputs: Mapping[str, Tensor], layout: Stated | None = None) -> Batch:
+        """See :meth:`VisualLM.batch`; ``layout`` as for :func:`embedlens.lens.layout.locate`."""
+        check_form(inputs, self.accepts)
+        # Labels are for training: with them the model computes a loss.
+        tensors = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+        images, films = self._kinds(tensors)
+        check_pictures(tensors, images, films)
+        try:
+            visual = self._locate(tensors, None, layout)
+        except InputError:
+            # A missing grid is the better reason for a layout that does not fit.
+            self.needs.check(tensors, images, films, 1)
+            raise
+        is_film = films.cpu().numpy()[visual.sample, visual.position]
+        n = len(images)
+        counts, videos = (
+            tuple(
+                len(np.unique(visual.image[(visual.sample == i) & (is_film == film)]))
+                for i in range(n)
+            )
+            for film in (False, True)
+        )
+        self.needs.check(tensors, images, films, max(counts))
+        return Batch(
+            tensors,
+            visual,
+            ("",) * n,
+            ((),) * n,
+            counts,
+            videos_per_row=videos if any(videos) else (),
+        )
+
+    def _tensors(
+        self,
+        images: Images | None,
+        prompts: str | Sequence[str],
+        videos: Videos | None,
+        template: bool | None,
+    ) -> tuple[dict[str, Tensor], list[str], Nested, list[list[NDArray[np.uint8]]]]:
+        self._need_processor()
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not texts:
+            raise InputError("no prompt was given")
+        nested = arrange_images(images, len(texts))
+        films = arrange_videos(videos, len(texts))
+        if any(films) and getattr(self.processor, "video_processor", None) is None:
+            raise Unsupported(
+                f"{type(self.processor).__name__} has no video processor: the model takes no "
+                "videos, or transformers could not load it here (most of them need torchvision)"
+            )
+        writer = PromptWriter(self.processor, self.placeholders)
+        rendered = [
+            writer.write(text, len(row), len(film), template)
+            for text, row, film in zip(texts, nested, films, strict=True)
+        ]
+        return self._processing.run(rendered, nested, films), rendered, nested, films
+
+    def _complete(self, n_samples: int, n_images: int) -> Mapping[str, Tensor]:
+        """Tensors of pictures of different forms and prompts of different lengths."""
+        rng = np.random.default_rng(1)
+        sides = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _COMPLETE_SIZES]
+        rows = [[sides[(i + j) % 2] for j in range(n_images)] for i in range(n_samples)]
+        place = f"{self.placeholder} " * n_images
+        prompts = [f"{place}a" + " b" * (2 * i) for i in range(n_samples)]
+        template = False if self.placeholder else None
+        return self.tensors(rows, prompts, template=template)[0]
+
+    def _kinds(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Visual positions of images and of videos, ``[sample, token]``."""
+        mask = self._visual_mask(inputs)
+        films = video_positions(inputs, mask, self.config)
+        return mask & ~films, films
+
+    def _visual_mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        mask: Tensor = self.anatomy.visual_mask(inputs)
+        return mask
+
+    def _locate(
+        self,
+        inputs: Mapping[str, Tensor],
+        images: Nested | None,
+        layout: Stated | None,
+        again: Again | None = None,
+        films: list[list[int]] | None = None,
+    ) -> VisualTokens:
+        return locate(
+            inputs,
+            self._visual_mask(inputs),
+            images,
+            config=self.config,
+            processor=self.processor,
+            latents="resampler" in self.anatomy.capabilities,
+            layout=layout,
+            again=again,
+            films=films,
+        )
+
+    def _need_processor(self) -> None:
+        if self.processor is None:
+            raise InputError(
+                "this model comes without a processor, which turning images and prompts into "
+                "tensors needs: VisualLM(hf_model, processor), or make the tensors yourself and "
+                "use batch(inputs)"
+            )
+
+
+def _check_sizes(visual: VisualTokens, nested: Nested) -> None:
+    """Refuse images that the model cuts into cells narrower than a pixel."""
+    for sample, row in enumerate(nested):
+        for index, image in enumerate(row):
+            here = visual.placed & (visual.sample == sample) & (visual.image == index)
+            if not here.any():
+                continue
+            cells = visual.col[here].max() + 1, visual.row[here].max() + 1
+            box = visual.box[here]
+            # The largest, because cells at a padded border show less of the image.
+            sides = (box[:, 2:] - box[:, :2])[np.isfinite(box).all(1)]
+            sides = sides.max(0) if len(sides) else np.divide(image.size, cells)
+            if sides.min() < 1 - 1e-6:
+                raise InputError(
+                    f"an image of {image.size[0]}x{image.size[1]} pixels is too small: the model "
+                    f"cuts it into {cells[0]}x{cells[1]} cells"
+                )

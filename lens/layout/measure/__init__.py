@@ -1,0 +1,1 @@
+"""Layouts measured on the processor itself, by showing it painted images."""

@@ -1,0 +1,1 @@
+"""How visual tokens can be laid out, one rule a file."""

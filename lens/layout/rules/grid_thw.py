@@ -1,0 +1,178 @@
+"""Grids that the inputs name: one row of a tensor of whole numbers per image, tile or video.
+
+Processors of variable resolution report how many patches (or pixels) each picture became, as
+(time, height, width) or (height, width). A token covers a square of them whose side is solved for:
+the numbers of tokens must come out exactly, in every sample.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from ..layout import Block, Edges, Layout
+from ..layout_inputs import Evidence, Explanation, integers
+from ..measure.painted_images import patch_edges, patch_side, raster_edges
+from ..measure.pixel_tensor import Pixels
+from .tile_stacks import layouts_of_tiles
+
+_WIDEST = 256  # pixels along a token, larger than any model has used
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One way to read the rows of a grid tensor.
+
+    Attributes:
+        merges: Per row the side of a token.
+        newline: Whether a newline token ends every row of the raster.
+        around: Tokens without a place before and behind it.
+        times: Frames that share their tokens.
+    """
+
+    merges: tuple[int, ...]
+    newline: bool = False
+    around: int = 0
+    times: int = 1
+
+    def blocks(self, index: int, size: Sequence[int]) -> list[Block]:
+        merge = self.merges[index]
+        rows, cols = (math.ceil(side / merge) for side in size[1:])
+        block = Block(rows, cols, self.newline, before=self.around, after=self.around, tile=0)
+        return [replace(block, time=time) for time in range(math.ceil(size[0] / self.times))]
+
+
+def explain(evidence: Evidence) -> Explanation | None:
+    """Rows of a grid tensor; plain or with newline tokens."""
+    for name, tensor in sorted(evidence.tensors.items()):
+        if not _is_grid(name, tensor, evidence.video):
+            continue
+        sizes = [row if len(row) == 3 else [1, *row] for row in integers(tensor)]
+        if any(value < 1 for row in sizes for value in row) or not _seen(evidence, sizes):
+            continue
+        # Time, height and width are given per image or video; bare shapes may be those of tiles.
+        tiled = tensor.shape[-1] == 2 and "image" not in name and "video" not in name
+        for reading in _readings(evidence, sizes):
+            dealt = _deal(evidence, sizes, reading, tiled)
+            if dealt is not None:
+                return dealt
+    return None
+
+
+def _is_grid(name: str, tensor: Tensor, video: bool) -> bool:
+    if tensor.is_floating_point() or tensor.ndim < 2 or tensor.shape[-1] not in (2, 3):
+        return False
+    if ("video" in name) != video or name == "input_ids":
+        return False
+    # A place for every patch is no grid, and neither are masks and type ids.
+    return not any(word in name for word in ("position", "mask", "type_id", "pooling"))
+
+
+def _seen(evidence: Evidence, sizes: Sequence[Sequence[int]]) -> bool:
+    """Whether the pixel tensor has the shape that pictures of these sizes make.
+
+    The sizes of the *original* images are reported by tilers too, and some side divides almost
+    any of them into almost any number of tokens.
+    """
+    pixels = Pixels.of(evidence)
+    if pixels is None:
+        return True
+    shape, cells = tuple(pixels.tensor.shape), sum(math.prod(size) for size in sizes)
+    values, rest = divmod(pixels.tensor.numel(), cells)
+    if not rest and patch_side(values) > 1:  # as many patches as there are, one by one
+        return True
+    if shape[0] != len(sizes):
+        return False
+    if pixels.pictures:
+        return shape[-2:] == tuple(max(size[axis] for size in sizes) for axis in (1, 2))
+    return len(shape) == 3 and max(math.prod(size) for size in sizes) <= shape[1]
+
+
+def _readings(evidence: Evidence, sizes: Sequence[Sequence[int]]) -> Iterator[_Reading]:
+    """From the plainest on: sides that the inputs state, sides that divide all, any side."""
+    merges: list[tuple[int, ...]] = []
+    for name, tensor in evidence.tensors.items():
+        if "merge_size" in name and ("video" in name) == evidence.video:
+            merges.append(tuple(int(side) for side in tensor.flatten()))
+    lengths = [side for _, *grid in sizes for side in grid]
+    shared = min(math.gcd(*lengths), _WIDEST)
+    exact = [side for side in range(1, shared + 1) if math.gcd(*lengths) % side == 0]
+    merges += [(side,) * len(sizes) for side in exact]
+    merges = [sides for sides in merges if len(sides) == len(sizes)]
+    for newline, around in ((False, 0), (True, 0), (True, 1)):
+        yield from (_Reading(sides, newline, around) for sides in merges)
+    if evidence.video:
+        yield from (_Reading(sides, times=2) for sides in merges)
+    ragged = (side for side in range(2, _WIDEST) if side not in exact)
+    yield from (_Reading((side,) * len(sizes)) for side in ragged)
+
+
+def _deal(
+    evidence: Evidence, sizes: Sequence[Sequence[int]], reading: _Reading, tiled: bool
+) -> Explanation | None:
+    pictures = _compressed(
+        evidence, [reading.blocks(index, size) for index, size in enumerate(sizes)]
+    )
+    if sum(len(block) for picture in pictures for block in picture) != evidence.total:
+        return None
+    pixels = Pixels.of(evidence)
+    find = _finder(pixels, sizes, reading)
+    for index, picture in enumerate(pictures):
+        pictures[index] = [replace(block, edges=find(index, block)) for block in picture]
+    if not tiled:
+        return evidence.deal([Layout(tuple(picture)) for picture in pictures])
+    owners = None
+    if pixels is not None and pixels.view is not None and len(pixels.tensor) == len(sizes):
+        owners = pixels.view.owners(1)
+    layouts = layouts_of_tiles(evidence, list(itertools.chain(*pictures)), owners)
+    return None if layouts is None else evidence.deal(layouts)
+
+
+def _compressed(evidence: Evidence, pictures: list[list[Block]]) -> list[list[Block]]:
+    """Without the cells that a mask of tokens says were dropped, as repeating the last frame."""
+    masks = [
+        tensor.flatten().tolist()
+        for name, tensor in evidence.tensors.items()
+        if "compression_mask" in name and ("video" in name) == evidence.video
+    ]
+    cells = sum(block.rows * block.cols for picture in pictures for block in picture)
+    if len(masks) != 1 or len(masks[0]) != cells:
+        return pictures
+    left = iter(masks[0])
+    return [
+        [
+            replace(block, kept=tuple(i for i in range(block.rows * block.cols) if next(left)))
+            for block in picture
+        ]
+        for picture in pictures
+    ]
+
+
+def _finder(
+    pixels: Pixels | None, sizes: Sequence[Sequence[int]], reading: _Reading
+) -> Callable[[int, Block], Edges | None]:
+    """Says where the grid of a picture lies, from the part of the pixel tensor that holds it."""
+    if pixels is None or pixels.view is None:
+        return lambda index, block: None
+    view, shape = pixels.view, tuple(pixels.tensor.shape)
+    starts = np.cumsum([0, *(math.prod(size) for size in sizes)])
+
+    def find(index: int, block: Block) -> Edges | None:
+        _, height, width = sizes[index]
+        if pixels.pictures and shape[0] == len(sizes):
+            seen = min(height, shape[-2]), min(width, shape[-1])
+            return raster_edges(view, (index,), block.rows, block.cols, seen)
+        if shape[0] == starts[-1]:
+            patches = slice(starts[index], starts[index + 1])
+            return patch_edges(view, (patches,), (height, width), reading.merges[index])
+        if len(shape) == 3 and shape[0] == len(sizes) and height * width <= shape[1]:
+            patches = slice(0, height * width)
+            return patch_edges(view, (index, patches), (height, width), reading.merges[index])
+        return None
+
+    return find

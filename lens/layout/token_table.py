@@ -1,0 +1,109 @@
+"""From layouts to the arrays of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ..visual_tokens import EDGES, VisualTokens
+from .layout import Block, Layout
+from .layout_inputs import Evidence, Explanation
+
+Sizes = Sequence[Sequence[tuple[int, int] | None]]
+"""Width and height of every image of every sample."""
+
+_PLACE = ("sample", "image", "tile", "frame", "row", "col")
+
+
+def rows_of(
+    positions: Sequence[NDArray[np.int64]],
+    explained: Explanation,
+    sizes: Sizes | None,
+    shift: Sequence[int] | None = None,
+) -> list[pd.DataFrame]:
+    """One frame per image, with its tokens in order.
+
+    Args:
+        positions: Per sample the positions of its visual tokens.
+        explained: Per sample the layouts of its images.
+        sizes: Of the images, where known.
+        shift: Per sample the index of its first image.
+    """
+    rows = []
+    for sample, layouts in enumerate(explained):
+        start = 0
+        for index, layout in enumerate(layouts):
+            size = sizes[sample][index] if sizes is not None else None
+            frame = _image(layout, size)
+            frame["sample"] = sample
+            frame["image"] = index + (shift[sample] if shift is not None else 0)
+            frame["position"] = positions[sample][start : start + len(frame)]
+            start += len(frame)
+            rows.append(frame)
+    return rows
+
+
+def table(rows: Sequence[pd.DataFrame]) -> VisualTokens:
+    """All images' frames as one table, in (sample, position) order."""
+    empty = pd.DataFrame({name: [] for name in (*_PLACE, "position", "kind", *EDGES)})
+    whole = pd.concat(rows) if rows else empty
+    whole = whole.sort_values(["sample", "position"], kind="stable")
+    # Copies: pandas hands out arrays that must not be written to, of which torch warns.
+    sample, image, tile, time, row, col, position = (
+        np.array(whole[name], dtype=np.int64) for name in (*_PLACE, "position")
+    )
+    kind = np.array(whole["kind"], dtype=np.str_)
+    box = np.array(whole[list(EDGES)], dtype=np.float64)
+    return VisualTokens(sample, image, tile, time, row, col, position, kind, box)
+
+
+def unplaced(evidence: Evidence) -> Explanation:
+    """Tokens whose layout is not understood, shared out among images only if that is certain."""
+    explained = []
+    for sample, positions in enumerate(evidence.positions):
+        runs = [len(run) for run in evidence.runs(sample)]
+        one_each = evidence.counts is not None and evidence.counts[sample] == len(runs)
+        shares = runs if one_each else [len(positions)] if len(positions) else []
+        explained.append([Layout((Block(1, n, kind="unplaced"),)) for n in shares])
+    return explained
+
+
+def _image(layout: Layout, size: tuple[int, int] | None) -> pd.DataFrame:
+    seen: dict[int, int] = {}
+    parts = []
+    for block in layout.blocks:
+        tile = seen.get(block.time, 0) if block.tile is None else block.tile
+        seen[block.time] = seen.get(block.time, 0) + 1
+        parts.append(_tokens(block, tile, size))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _tokens(block: Block, tile: int, size: tuple[int, int] | None) -> pd.DataFrame:
+    cells = block.rows * block.cols
+    placed = block.kind == "patch"
+    row, col = np.divmod(np.arange(cells), block.cols)
+    box = np.full((cells, 4), np.nan)
+    if placed and block.edges is not None and size is not None:
+        box = block.edges.boxes(size)
+    body = np.column_stack([row, col, box]) if placed else np.full((cells, 6), -1.0)
+    if not placed:
+        body[:, 2:] = np.nan
+    if block.kept is not None:
+        body = body[list(block.kept)]
+    kinds = np.full(len(body), block.kind, dtype="<U9")
+    if block.newline:
+        ends = np.arange(block.cols, cells + 1, block.cols)
+        body = np.insert(body, ends, [-1, -1, *[np.nan] * 4], axis=0)
+        kinds = np.insert(kinds, ends, "newline")
+    around = np.array([[-1, -1, *[np.nan] * 4]])
+    body = np.concatenate([around.repeat(block.before, 0), body, around.repeat(block.after, 0)])
+    frame = pd.DataFrame(body, columns=["row", "col", *EDGES])
+    separators = np.array(["separator"], dtype="<U9")
+    frame["kind"] = np.concatenate(
+        [separators.repeat(block.before), kinds, separators.repeat(block.after)]
+    )
+    frame["tile"], frame["frame"] = tile, block.time
+    return frame

@@ -1,0 +1,1 @@
+"""From a name, a folder or a model in memory to a verified model under nnsight."""

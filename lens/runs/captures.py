@@ -1,0 +1,106 @@
+"""What a run is asked to keep: module paths in firing order, and token positions.
+
+The hazard: a module's output is not always what the residual stream receives. Residual
+multipliers, outputs that come back as one long row of tokens and layers that have no attention at
+all are settled here, so that what a run returns is always what was added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..anatomy.anatomy import Anatomy
+from ..errors import InputError, Unsupported
+from ..inputs.batch import Batch
+from ..opening.wrapping import envoy_path
+from .run import SITES
+
+
+def capture_sites(
+    anatomy: Anatomy, capture: str | Collection[str], layers: Collection[int] | Literal["all"]
+) -> list[dict[str, Any]]:
+    """The sites to read, as :func:`~embedlens.lens.sites.read_sites` takes them.
+
+    Raises:
+        InputError: A site or layer that does not exist.
+        Unsupported: A site that this model, or a layer that was named, does not have.
+    """
+    kinds = {capture} if isinstance(capture, str) else set(capture)
+    if unknown := kinds - set(SITES):
+        raise InputError(f"cannot capture {sorted(unknown)}; there are {', '.join(SITES)}")
+    chosen = range(anatomy.n_layers + 1) if layers == "all" else sorted(set(layers))
+    last = anatomy.n_layers if "residual" in kinds else anatomy.n_layers - 1
+    if wrong := [layer for layer in chosen if not 0 <= layer <= anatomy.n_layers]:
+        raise InputError(f"no layer {wrong[0]}: the model has layers 0 to {last}")
+    if "residual" in kinds:
+        anatomy.require("residual")
+    if kinds & {"attention", "ffn"}:
+        anatomy.require("sublayers")
+    paths = {"attention": anatomy.attention, "ffn": anatomy.ffn}
+    scales = {"attention": anatomy.attention_scale, "ffn": anatomy.ffn_scale}
+    wanted: list[dict[str, Any]] = []
+    for layer in chosen:
+        if "residual" in kinds:
+            path = envoy_path(anatomy.residual(layer))
+            wanted.append({"key": f"residual.{layer}", "path": path, "side": "input", "scale": 1.0})
+        for kind in ("attention", "ffn"):
+            if kind not in kinds or layer == anatomy.n_layers:
+                continue
+            anatomy.require(f"sublayers:{layer}")
+            addend = paths[kind][layer]
+            if addend is not None:
+                key, path, scale = f"{kind}.{layer}", envoy_path(addend), scales[kind][layer]
+                wanted.append({"key": key, "path": path, "side": "output", "scale": scale})
+            elif layers != "all":
+                raise Unsupported(
+                    f"layer {layer} adds nothing to the residual stream as {kind}: leave it out, "
+                    "or take layers='all', which skips it"
+                )
+    return wanted
+
+
+def lowest_layer(wanted: list[dict[str, Any]], n_layers: int) -> int:
+    """The first layer that is read, of sites as :func:`capture_sites` returns them."""
+    return min((int(site["key"].split(".")[1]) for site in wanted), default=n_layers)
+
+
+def capture_positions(
+    batch: Batch, tokens: str | NDArray[np.bool_]
+) -> tuple[Int[Tensor, " selected"], Int[Tensor, " selected"]]:
+    """Batch rows and sequence positions of the tokens to keep.
+
+    Raises:
+        InputError: Neither ``visual``, ``all`` nor a mask that fits the batch.
+    """
+    if isinstance(tokens, np.ndarray):
+        if tokens.dtype != bool or tokens.shape != (len(batch), batch.length):
+            raise InputError(
+                f"tokens: a mask must be boolean {(len(batch), batch.length)}, not "
+                f"{tokens.dtype} {tokens.shape}"
+            )
+        rows, columns = np.nonzero(tokens)
+    elif tokens == "visual":
+        rows, columns = batch.visual.sample, batch.visual.position
+    elif tokens == "all":
+        rows, columns = np.nonzero(batch.inputs["attention_mask"].cpu().numpy())
+    else:
+        raise InputError(f"tokens={tokens!r}: run() captures 'visual', 'all' or a mask")
+    return torch.tensor(rows), torch.tensor(columns)
+
+
+def by_layer(
+    found: Mapping[str, Tensor], anatomy: Anatomy | None, batch: Batch, model: str = ""
+) -> dict[str, Any]:
+    """Fields of a :class:`Run`: what was read, as ``site -> layer -> states``, and where."""
+    kept: dict[str, dict[int, Tensor]] = {site: {} for site in SITES}
+    for key, states in found.items():
+        site, layer = key.split(".")
+        kept[site][int(layer)] = states
+    return {**kept, "anatomy": anatomy, "batch": batch, "model": model}

@@ -1,0 +1,110 @@
+"""What modules returned in one pass, kept so that later passes need not compute it again.
+
+The hazard: models write into what their modules return (a tower's output gets its features filled
+in later), and add to states in place. So what is kept and what is handed back are copies, and of a
+module that runs several times nothing is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from .repeated_batch import spread_output
+
+
+def before_decoder(model: nn.Module, decoder: str, apart: Iterable[str]) -> list[str]:
+    """The outermost modules beside a decoder: towers, projectors and what else there is.
+
+    Args:
+        model: The transformers model.
+        decoder: Path of the decoder.
+        apart: Paths to leave out: what is cheap, or stands behind the decoder.
+    """
+    found: list[str] = []
+    path = ""
+    for name in decoder.split("."):
+        inside = model.get_submodule(path)
+        siblings = [child for child, _ in inside.named_children() if child != name]
+        found += [f"{path}.{child}" if path else child for child in siblings]
+        path = f"{path}.{name}" if path else name
+    return [path for path in found if path not in set(apart)]
+
+
+@contextmanager
+def noting(model: nn.Module, decoder: str, paths: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Note what modules return while inside, by path, if they run exactly once.
+
+    Modules that stand beside the decoder are noted up to the moment when the decoder starts: what
+    runs behind it depends on it.
+    """
+    noted: dict[str, Any] = {}
+    several: set[str] = set()
+    started = False
+
+    def start(_: nn.Module, __: Any) -> None:
+        nonlocal started
+        started = True
+
+    def note(path: str, output: Any) -> None:
+        if started and not path.startswith(f"{decoder}."):
+            several.add(path)
+        if path in noted or path in several:
+            several.add(path)
+            noted.pop(path, None)
+        else:
+            noted[path] = copy.deepcopy(output)
+
+    handles = [model.get_submodule(decoder).register_forward_pre_hook(start)]
+    for path in paths:
+        module = model.get_submodule(path)
+        handles.append(module.register_forward_hook(lambda _, __, out, at=path: note(at, out)))
+    try:
+        yield noted
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def store_noted(edited: Any, outputs: Mapping[str, Any]) -> None:
+    """Let modules return on later traces what they returned before, without running.
+
+    Args:
+        edited: A copy of the nnsight model; the edits are stored on it.
+        outputs: What to return, by nnsight path.
+    """
+    for path, output in outputs.items():
+        _return_again(edited, path, output)
+
+
+def store_stream(edited: Any, paths: Iterable[str], output: Any, samples: int, copies: int) -> None:
+    """Let decoder layers return what the last of them returned, once per copy of the batch.
+
+    Args:
+        edited: A copy of the nnsight model; the edits are stored on it.
+        paths: The layers, by nnsight path: only what the last one returns will matter.
+        output: What it returned.
+        samples: Rows of the batch.
+        copies: How many times the batch stands in the pass.
+    """
+    for path in paths:
+        _skip_layer(edited, path, output, samples, copies)
+
+
+def _return_again(edited: Any, path: str, output: Any) -> None:
+    with edited.edit(inplace=True):
+        site = edited.get(path)
+        # Copied when the module is reached: not all copies are alive at once.
+        _ = site.inputs
+        site.skip(copy.deepcopy(output))
+
+
+def _skip_layer(edited: Any, path: str, output: Any, samples: int, copies: int) -> None:
+    with edited.edit(inplace=True):
+        site = edited.get(path)
+        _ = site.inputs
+        site.skip(spread_output(output, samples, copies))

@@ -1,0 +1,164 @@
+"""What one forward pass returns: logits, captured activations, answer scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..anatomy.anatomy import Anatomy
+from ..inputs.batch import Batch
+from .activation_cache import activation_cache
+from .saving import read_run, save_run
+
+Site = Literal["residual", "attention", "ffn"]
+SITES: tuple[Site, ...] = ("residual", "attention", "ffn")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Which kind of pass a plan is applied to.
+
+    Attributes:
+        kind: ``forward`` (one pass over the prompt), ``generation`` (prompt, then one token
+            at a time) or ``scoring`` (prompt and given answer in one pass).
+        continuation: Tokens appended to the prompt when scoring.
+        remote: Where it runs, as for :meth:`VisualLM.trace`; passes that a plan needs before it
+            run there too.
+        positions: Whether states or logits are returned by their position in the prompt.
+        traced: Whether the user may read states in it, in an open trace.
+    """
+
+    kind: Literal["forward", "generation", "scoring"]
+    continuation: int = 0
+    remote: bool | str = False
+    positions: bool = False
+    traced: bool = False
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """What a :class:`VisualLM` asks of a plan (`interventions.Plan` is one)."""
+
+    def edit(self, model: Any, batch: Batch, during: Pass) -> Any:
+        """An nnsight envoy of the model with the changes stored on it."""
+        ...
+
+    def resolve(self, model: Any, batch: Batch, during: Pass) -> list[dict[str, Any]]:
+        """The program: steps on module paths and tokens, as the editor itself reads them."""
+        ...
+
+    def store(self, envoy: Any, program: list[dict[str, Any]]) -> Any:
+        """A copy of an nnsight envoy with a program stored on it."""
+        ...
+
+    def join(self, programs: Sequence[list[dict[str, Any]]], samples: int) -> list[dict[str, Any]]:
+        """One program for the rows of a batch, ``samples`` of them, repeated once per program."""
+        ...
+
+    def reach(self, program: list[dict[str, Any]], anatomy: Anatomy) -> Reach:
+        """What of a pass a program leaves as it is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a program has to do with the rest of a pass.
+
+    Attributes:
+        first: First layer that it reads or changes anything in: ``n_layers`` where that is behind
+            the last one, -1 where it is something in front of the decoder.
+        alone: Whether it changes the shape of the sequence, which others could not share.
+    """
+
+    first: int
+    alone: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Result of one forward pass.
+
+    Attributes:
+        logits: ``[sample, vocab]`` at the last position, ``[sample, token, vocab]`` for all,
+            or None when not asked for.
+        sample: Batch row of every captured state, ``[selected]``.
+        position: Sequence position of every captured state, ``[selected]``.
+        residual: Per layer the residual stream entering it, ``[selected, d]``; the entry
+            ``n_layers`` is the stream after the last layer, before the final norm.
+        attention: Per layer what attention adds to the residual stream, ``[selected, d]``.
+        ffn: Per layer what the FFN adds, ``[selected, d]``.
+        anatomy: Where things are in the model that was run; None after :meth:`load`.
+        batch: What was run.
+        model: Name of the model that was run.
+    """
+
+    logits: Float[Tensor, "..."] | None
+    sample: Int[Tensor, " selected"]
+    position: Int[Tensor, " selected"]
+    residual: Mapping[int, Float[Tensor, "selected d"]]
+    attention: Mapping[int, Float[Tensor, "selected d"]]
+    ffn: Mapping[int, Float[Tensor, "selected d"]]
+    anatomy: Anatomy | None = field(default=None, repr=False)
+    batch: Batch | None = field(default=None, repr=False)
+    model: str = ""
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write everything into one safetensors file, the batch's tensors and classes included.
+
+        Args:
+            path: Where to; its folder must be there.
+            overwrite: Replace a file that is there.
+
+        Raises:
+            InputError: There is a file already, no folder for it, or the run does not know its
+                batch.
+        """
+        save_run(self, Path(path), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """Read what :meth:`save` wrote; nothing is run.
+
+        The batch comes without its images, and neither it nor the run knows the model's anatomy.
+
+        Raises:
+            InputError: No file, none of a run, or a damaged one.
+        """
+        return cls(**read_run(Path(path)))
+
+    def to_activation_cache(self, model: Any = None) -> Any:
+        """What was captured, as an ``ActivationCache`` of TransformerLens.
+
+        Its positions are the captured ones, in their order, and ``hook_embed`` is what enters the
+        first layer there, image features included.
+
+        Args:
+            model: A TransformerBridge for what needs weights (norms, directions); without one,
+                what the cache computes from activations alone works.
+
+        Raises:
+            InputError: Nothing was captured, samples with different numbers of positions, or
+                TransformerLens is not installed.
+            Unsupported: Attention and FFN do not add up to what a layer adds.
+        """
+        return activation_cache(self, model)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """How probable given answers are.
+
+    Attributes:
+        logprob: Log-probability of each answer, in nats, summed over its tokens, ``[sample]``.
+        n_tokens: Tokens that were scored, ``[sample]``.
+        greedy: Whether greedy decoding would write exactly this answer, ``[sample]``.
+    """
+
+    logprob: Float[Tensor, " sample"]
+    n_tokens: Int[Tensor, " sample"]
+    greedy: Bool[Tensor, " sample"]

@@ -1,0 +1,166 @@
+"""A run as one file: its states, and whatever it takes to find tokens in them again.
+
+The hazard: states without their batch are rows without names. So the tensors that were run, the
+table of visual tokens and the classes go along, and with the pixels among them what is loaded can
+be run again. A file that was cut short, or is of something else, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import InputError
+from ..inputs.batch import Batch
+from ..token_classes import MARKER_KINDS, NearestWords, TokenClasses
+from ..visual_tokens import KINDS, VisualTokens
+
+if TYPE_CHECKING:
+    from .run import Run
+
+_FORMAT = "embedlens.run"
+_SITES = ("residual", "attention", "ffn")
+_PACKAGES = ("embedlens", "torch", "transformers", "nnsight", "safetensors")
+
+
+def save_run(run: Run, path: Path, *, overwrite: bool) -> None:
+    """See :meth:`Run.save`."""
+    batch = run.batch
+    if batch is None:
+        raise InputError(
+            "this run does not know its batch, without which its states are rows without names"
+        )
+    if path.exists() and not overwrite:
+        raise InputError(f"{str(path)!r} is there already: overwrite=True replaces it")
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{str(path)!r}: a run is saved as one file, in a folder that is there")
+    tensors = {"sample": run.sample, "position": run.position}
+    if run.logits is not None:
+        tensors["logits"] = run.logits
+    for site in _SITES:
+        kept: Mapping[int, Tensor] = getattr(run, site)
+        tensors |= {f"{site}.{layer}": states for layer, states in kept.items()}
+    tensors |= {f"inputs.{name}": tensor for name, tensor in batch.inputs.items()}
+    tensors |= _table(batch)
+    record = {
+        "model": run.model,
+        "prompts": batch.prompts,
+        "images_per_row": batch.images_per_row,
+        "videos_per_row": batch.videos_per_row,
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+    # Clones, because safetensors refuses tensors that share memory.
+    own = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    # Under its own name only once it is whole.
+    with TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
+        whole = Path(folder) / "run"
+        save_file(own, whole, {"format": _FORMAT, "record": json.dumps(record)})
+        whole.replace(path)
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The fields of a saved run; see :meth:`Run.load`."""
+    if not path.is_file():
+        raise InputError(f"no file {str(path)!r}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = file.metadata() or {}
+            if described.get("format") != _FORMAT:
+                raise InputError(f"{str(path)!r} is a safetensors file, but not one of a run")
+            record = json.loads(described["record"])
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {
+            "logits": tensors.get("logits"),
+            "sample": tensors["sample"],
+            "position": tensors["position"],
+            **{site: _layers(tensors, site) for site in _SITES},
+            "batch": _batch(tensors, record),
+            "model": record["model"],
+        }
+    except (SafetensorError, KeyError, TypeError, IndexError, OSError) as error:
+        raise InputError(f"{str(path)!r} cannot be read as a saved run: {error}") from None
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{str(path)!r} cannot be read as a saved run: {error}") from None
+
+
+def _layers(tensors: Mapping[str, Tensor], site: str) -> dict[int, Tensor]:
+    mine = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{site}.")}
+    found = {int(name.partition(".")[2]): tensor for name, tensor in mine.items()}
+    return {layer: found[layer] for layer in sorted(found)}
+
+
+def _table(batch: Batch) -> dict[str, Tensor]:
+    """Visual tokens and classes as tensors."""
+    found = {}
+    for field in fields(VisualTokens):
+        values = getattr(batch.visual, field.name)
+        if field.name == "kind":
+            values = np.array([KINDS.index(kind) for kind in values.tolist()], dtype=np.int64)
+        found[f"visual.{field.name}"] = torch.tensor(values)
+    if batch.classes is not None:
+        for kind, mask in batch.classes.membership.items():
+            found[f"classes.{kind}"] = torch.tensor(mask)
+        if batch.classes.nearest is not None:
+            found["nearest.ids"] = torch.tensor(batch.classes.nearest.ids)
+            found["nearest.vocabulary"] = torch.tensor(batch.classes.nearest.vocabulary)
+    return found
+
+
+def _batch(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Batch:
+    """The batch of a saved run."""
+    columns = {
+        field.name: tensors[f"visual.{field.name}"].numpy() for field in fields(VisualTokens)
+    }
+    columns["kind"] = np.array(KINDS)[columns["kind"]]
+    inputs = {
+        name.partition(".")[2]: tensor
+        for name, tensor in tensors.items()
+        if name.startswith("inputs.")
+    }
+    prompts = tuple(record["prompts"])
+    return Batch(
+        inputs,
+        VisualTokens(**columns),
+        prompts,
+        ((),) * len(prompts),
+        tuple(record["images_per_row"]),
+        _classes(tensors),
+        tuple(record["videos_per_row"]),
+    )
+
+
+def _classes(tensors: Mapping[str, Tensor]) -> TokenClasses | None:
+    """The classes of a saved run's batch, if it had any."""
+    masks = {
+        kind: tensors[f"classes.{kind}"].numpy()
+        for kind in MARKER_KINDS
+        if f"classes.{kind}" in tensors
+    }
+    nearest = None
+    if "nearest.ids" in tensors:
+        ids, vocabulary = tensors["nearest.ids"].numpy(), int(tensors["nearest.vocabulary"])
+        nearest = NearestWords(ids, vocabulary)
+    return TokenClasses(masks, nearest) if masks or nearest is not None else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
