@@ -19,8 +19,9 @@ from .opened import Opened
 from .progress import Progress, silent
 from .runs.captures import by_layer, capture_positions, capture_sites, lowest_layer
 from .runs.many import Question, ask
+from .runs.program import Intervention, Pass
 from .runs.reading import read_sites
-from .runs.run import Editor, Pass, Run, Scores, Site
+from .runs.run import Run, Scores, Site
 from .runs.scoring import AnswerTokens, check_unseen
 from .runs.tracing import generate_ids, trace_forward
 
@@ -95,7 +96,7 @@ class VisualLM(Opened):
     def trace(
         self,
         batch: Batch,
-        plan: Editor | None = None,
+        plan: Intervention | None = None,
         *,
         remote: bool | str = False,
         grad: bool = False,
@@ -122,7 +123,7 @@ class VisualLM(Opened):
     def run(
         self,
         batch: Batch,
-        plan: Editor | None = None,
+        plan: Intervention | None = None,
         *,
         capture: Site | Collection[Site] = (),
         layers: Collection[int] | Literal["all"] = "all",
@@ -160,7 +161,7 @@ class VisualLM(Opened):
     def run_many(
         self,
         batch: Batch,
-        plans: Sequence[Editor | None],
+        plans: Sequence[Intervention | None],
         *,
         capture: Site | Collection[Site] = (),
         layers: Collection[int] | Literal["all"] = "all",
@@ -221,7 +222,7 @@ class VisualLM(Opened):
     def generate(
         self,
         batch: Batch,
-        plan: Editor | None = None,
+        plan: Intervention | None = None,
         *,
         max_new_tokens: int = 20,
         remote: bool | str = False,
@@ -247,7 +248,7 @@ class VisualLM(Opened):
         self,
         batch: Batch,
         answers: Sequence[str],
-        plan: Editor | None = None,
+        plan: Intervention | None = None,
         *,
         end: bool = False,
         remote: bool | str = False,
@@ -275,7 +276,7 @@ class VisualLM(Opened):
         self,
         batch: Batch,
         answers: Sequence[str],
-        plans: Sequence[Editor | None],
+        plans: Sequence[Intervention | None],
         *,
         end: bool = False,
         at_once: int | None = None,
@@ -320,5 +321,5 @@ class VisualLM(Opened):
         )
         return ask(self, batch, plans, question, at_once=at_once, progress=progress)
 
-    def _edited(self, batch: Batch, plan: Editor | None, during: Pass) -> Any:
-        return self.nn if plan is None else plan.edit(self, batch, during)
+    def _edited(self, batch: Batch, plan: Intervention | None, during: Pass) -> Any:
+        return self.nn if plan is None else plan.compile(self, batch, during).apply(self.nn)

@@ -26,8 +26,9 @@ from ...lens.anatomy import Anatomy
 from ...lens.errors import InputError, Unsupported
 from ...lens.inputs.batch import Batch
 from ...lens.runs.captures import by_layer, capture_positions, capture_sites
+from ...lens.runs.program import Pass
 from ...lens.runs.reading import by_sample
-from ...lens.runs.run import Pass, Run, Site
+from ...lens.runs.run import Run, Site
 from ..operations.target import Step
 from .payload.carry_out import carry_out
 
@@ -225,9 +226,8 @@ def attached(plan: Any, bridge: Any, batch: Batch, *, generating: bool = False) 
 
 
 def _program(plan: Any, model: BridgeModel, batch: Batch, generating: bool) -> list[Step]:
-    program: list[Step] = plan.resolve(
-        model, batch, Pass("generation" if generating else "forward", traced=True)
-    )
+    during = Pass("generation" if generating else "forward", traced=True)
+    program: list[Step] = list(plan.compile(model, batch, during).steps)
     for step in program:
         if step["do"] not in SIDES and step["do"] not in ON_MODULE:
             raise Unsupported(

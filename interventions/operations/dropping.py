@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...lens.errors import InputError, Unsupported
 from ...lens.opening.wrapping import envoy_path
-from ...lens.runs.run import Pass
+from ...lens.runs.program import Pass
 from .block_attention import mask_of
 from .target import Step, Subject, Target
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt, model_validator
 
 from ...lens.errors import InputError
-from ...lens.runs.run import Pass
+from ...lens.runs.program import Pass
 from ..selectors.parser import parse_selector
 from ..selectors.selectors import Selection
 from .block_attention import block_steps

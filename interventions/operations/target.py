@@ -14,7 +14,8 @@ from ...lens.anatomy import Anatomy
 from ...lens.errors import InputError, Unsupported
 from ...lens.inputs.batch import Batch
 from ...lens.opening.wrapping import envoy_path
-from ...lens.runs.run import Pass, Run
+from ...lens.runs.program import Pass
+from ...lens.runs.run import Run
 from ..selectors.parser import parse_selector
 from ..selectors.selectors import Selection
 

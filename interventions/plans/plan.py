@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +11,10 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from ...lens.anatomy import Anatomy
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
-from ...lens.model import VisualLM
-from ...lens.runs.run import Pass, Reach, Run
-from ..engines.nnsight import store_edits
+from ...lens.runs.program import Pass
+from ...lens.runs.run import Run
 from ..engines.transformer_lens import Hook, attached, fwd_hooks
 from ..operations.donors import Donor, as_donor, bound, captured, check_names
 from ..operations.operation import Operation
@@ -25,7 +23,7 @@ from ..operations.target import Step, Subject, Target
 from ..operations.wording import told
 from ..program.contradictions import check_declared, check_program
 from ..program.cost import Cost, cost_of
-from ..program.stacking import first_layer, joined, stands_alone
+from ..program.program import Program
 from .schema import plan_schema
 from .table import chosen, plan_frame, plan_html, plan_text
 from .text import read_operations, written
@@ -38,7 +36,7 @@ class Plan:
     Operations on the same site act in the order given, so a state read by a later operation has
     the earlier ones' changes in it. A plan without operations changes nothing, bit for bit.
     Operations that contradict each other are refused: here where the plan alone shows it, and when
-    it is resolved where that depends on the model and the batch.
+    it is compiled where that depends on the model and the batch.
 
     Attributes:
         operations: The declared changes, in order.
@@ -152,8 +150,8 @@ class Plan:
         target, lowered = prompt._lowered(model, batch, Pass("forward"))
         return cost_of(prompt.operations, lowered, target)
 
-    def resolve(self, model: Subject, batch: Batch, during: Pass | None = None) -> list[Step]:
-        """The program: steps on module paths and token indices, in the plan's order.
+    def compile(self, model: Subject, batch: Batch, during: Pass | None = None) -> Program:
+        """What the plan does on one model and batch: typed steps, in the plan's order.
 
         Args:
             model: The model whose layers are meant.
@@ -164,7 +162,8 @@ class Plan:
             InputError: An operation that cannot be carried out or would do nothing.
         """
         _, lowered = self._lowered(model, batch, during or Pass("forward"))
-        return [step for steps in lowered for step in steps]
+        steps = tuple(step for steps in lowered for step in steps)
+        return Program(steps, model.anatomy, len(batch))
 
     def _lowered(
         self, model: Subject, batch: Batch, during: Pass
@@ -178,27 +177,6 @@ class Plan:
         lowered = [operation.lower(target) for operation in self.operations]
         check_program(self.operations, lowered, target)
         return target, lowered
-
-    def edit(self, model: VisualLM, batch: Batch, during: Pass) -> Any:
-        """The model as an nnsight envoy with this plan's changes stored on it."""
-        program = self.resolve(model, batch, during)
-        return self.store(model.nn, program)
-
-    def store(self, envoy: Any, program: list[Step]) -> Any:
-        """A copy of an nnsight envoy with a program stored on it; the envoy, if that is empty."""
-        return store_edits(envoy, program) if program else envoy
-
-    def join(self, programs: Sequence[list[Step]], samples: int) -> list[Step]:
-        """One program for a batch of ``samples`` rows that is repeated once per program.
-
-        Raises:
-            Unsupported: A step that cannot share a pass.
-        """
-        return joined(programs, samples)
-
-    def reach(self, program: list[Step], anatomy: Anatomy) -> Reach:
-        """What of a pass a program leaves as it is."""
-        return Reach(first_layer(program, anatomy), stands_alone(program))
 
     def to_fwd_hooks(self, bridge: Any, batch: Batch, *, generating: bool = False) -> list[Hook]:
         """The plan for TransformerLens: ``bridge.run_with_hooks(…, fwd_hooks=…)``.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -17,66 +17,6 @@ from .saving import read_run, save_run
 
 Site = Literal["residual", "attention", "ffn"]
 SITES: tuple[Site, ...] = ("residual", "attention", "ffn")
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Which kind of pass a plan is applied to.
-
-    Attributes:
-        kind: ``forward`` (one pass over the prompt), ``generation`` (prompt, then one token
-            at a time) or ``scoring`` (prompt and given answer in one pass).
-        continuation: Tokens appended to the prompt when scoring.
-        remote: Where it runs, as for :meth:`VisualLM.trace`; passes that a plan needs before it
-            run there too.
-        positions: Whether states or logits are returned by their position in the prompt.
-        traced: Whether the user may read states in it, in an open trace.
-    """
-
-    kind: Literal["forward", "generation", "scoring"]
-    continuation: int = 0
-    remote: bool | str = False
-    positions: bool = False
-    traced: bool = False
-
-
-@runtime_checkable
-class Editor(Protocol):
-    """What a :class:`VisualLM` asks of a plan (`interventions.Plan` is one)."""
-
-    def edit(self, model: Any, batch: Batch, during: Pass) -> Any:
-        """An nnsight envoy of the model with the changes stored on it."""
-        ...
-
-    def resolve(self, model: Any, batch: Batch, during: Pass) -> list[dict[str, Any]]:
-        """The program: steps on module paths and tokens, as the editor itself reads them."""
-        ...
-
-    def store(self, envoy: Any, program: list[dict[str, Any]]) -> Any:
-        """A copy of an nnsight envoy with a program stored on it."""
-        ...
-
-    def join(self, programs: Sequence[list[dict[str, Any]]], samples: int) -> list[dict[str, Any]]:
-        """One program for the rows of a batch, ``samples`` of them, repeated once per program."""
-        ...
-
-    def reach(self, program: list[dict[str, Any]], anatomy: Anatomy) -> Reach:
-        """What of a pass a program leaves as it is."""
-        ...
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What a program has to do with the rest of a pass.
-
-    Attributes:
-        first: First layer that it reads or changes anything in: ``n_layers`` where that is behind
-            the last one, -1 where it is something in front of the decoder.
-        alone: Whether it changes the shape of the sequence, which others could not share.
-    """
-
-    first: int
-    alone: bool
 
 
 @dataclass(frozen=True, eq=False)

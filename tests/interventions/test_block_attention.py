@@ -429,7 +429,7 @@ def test_other_attention_implementations_are_refused(
     mixer = model.hf.get_submodule(model.anatomy.mixer[0])
     monkeypatch.setattr(mixer.config, "_attn_implementation_internal", "flex_attention")
     with pytest.raises(Unsupported, match="flex_attention"):
-        Plan(BlockAttention(queries="text", keys="visual")).resolve(model, batch)
+        Plan(BlockAttention(queries="text", keys="visual")).compile(model, batch)
 
 
 @pytest.mark.parametrize("change", [{"boolean": False}, {"window": 4}])
@@ -439,7 +439,7 @@ def test_a_missing_mask_is_refused_where_it_cannot_mean_causal(
     """Eager attention without a mask sees the future; windows exist in masks only."""
     model = twin().model
     batch = encode(model, "middle")
-    program = Plan(BlockAttention(queries="text", keys="visual")).resolve(model, batch)
+    program = Plan(BlockAttention(queries="text", keys="visual")).compile(model, batch).steps
     target = store_edits(model.nn, [{**step, **change} for step in program])
     with pytest.raises(ValueError, match="received no mask"), target.trace(**batch.inputs):
         target.output.logits.save()

@@ -23,7 +23,7 @@ from embedlens import (
 from embedlens.interventions import Operation
 from embedlens.interventions.operations.target import Target
 from embedlens.interventions.program.contradictions import check_program
-from embedlens.lens.runs.run import Pass
+from embedlens.lens.runs.program import Pass
 
 N = tiny.LAYERS
 BACK = {"source": 3, "target": 1}
@@ -77,7 +77,7 @@ def test_entering_and_leaving_contradict_each_other_without_a_model(
 def test_what_can_be_meant_together_is_taken(
     operations: Any, model: VisualLM, batch: Batch
 ) -> None:
-    assert Plan(*operations).resolve(model, batch)
+    assert Plan(*operations).compile(model, batch)
 
 
 # Operation that is lost, in which layers, and the one that undoes it; by number.
@@ -143,14 +143,14 @@ def test_what_another_operation_undoes_is_refused_with_both_paths(
 ) -> None:
     bystander = ZeroFFN(tokens="bos", layers=0)
     with pytest.raises(InputError) as refused:
-        Plan(*operations, bystander).resolve(model, batch)
+        Plan(*operations, bystander).compile(model, batch)
     message = str(refused.value)
     assert message.startswith(f"operations.{lost} ({operations[lost]!r}) would change nothing in ")
     assert f"{layers}:" in message
     assert f"because of operations.{cause} ({operations[cause]!r})" in message
     assert "operations.2" not in message
     for operation in operations:
-        Plan(operation, bystander).resolve(model, batch)
+        Plan(operation, bystander).compile(model, batch)
 
 
 TAKEN: dict[str, tuple[Any, ...]] = {
@@ -212,8 +212,8 @@ TAKEN: dict[str, tuple[Any, ...]] = {
 def test_what_does_not_contradict_is_taken(
     model: VisualLM, batch: Batch, operations: tuple[Any, ...]
 ) -> None:
-    assert Plan(*operations).resolve(model, batch)
-    assert Plan(*operations).resolve(model, batch, Pass("generation"))
+    assert Plan(*operations).compile(model, batch)
+    assert Plan(*operations).compile(model, batch, Pass("generation"))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_states_are_not_read_where_their_tokens_are_not(
     model: VisualLM, batch: Batch, operations: Any
 ) -> None:
     with pytest.raises(InputError, match="reads states") as refused:
-        Plan(*operations).resolve(model, batch)
+        Plan(*operations).compile(model, batch)
     assert "operations.0" in str(refused.value)
     assert "operations.1" in str(refused.value)
 
@@ -237,11 +237,11 @@ def test_phases_are_kept_apart(model: VisualLM, batch: Batch) -> None:
     write = PatchTokens(source=0, target=2, tokens="text")
     during = Pass("generation")
     decode = ZeroFFN(layers=1, tokens="text", phase="decode")
-    assert Plan(decode, write).resolve(model, batch, during)
+    assert Plan(decode, write).compile(model, batch, during)
     both = PatchTokens(source=0, target=2, tokens="text", phase="all")
     for kind in (during, Pass("scoring", 2)):
         with pytest.raises(InputError, match=r"operations\.0.* would change nothing in layer 1"):
-            Plan(decode, both).resolve(model, batch, kind)
+            Plan(decode, both).compile(model, batch, kind)
 
 
 class Foreign(Operation):

@@ -32,7 +32,7 @@ from embedlens import (
 from embedlens.interventions import parse_selector
 from embedlens.interventions.operations.target import Target
 from embedlens.interventions.program.flow import Program
-from embedlens.lens.runs.run import Pass
+from embedlens.lens.runs.program import Pass
 from families.family import FAMILIES
 from families.zoo import built, visual_lm
 

@@ -30,7 +30,7 @@ from embedlens import (
     VisualLM,
     ZeroFFN,
 )
-from embedlens.lens.runs.run import Pass
+from embedlens.lens.runs.program import Pass
 
 N = tiny.LAYERS
 # Largest difference seen over all cases here: 4e-6, with logits of standard deviation 1.
@@ -499,7 +499,7 @@ def test_generation_equals_hooks(twin: Any, attn: str, name: str, edits: list[Ed
     )
     assert texts == [words.strip() for words in spelled]
 
-    target = plan_of(edits).edit(model, batch, Pass("generation"))
+    target = plan_of(edits).compile(model, batch, Pass("generation")).apply(model.nn)
     with (
         torch.no_grad(),
         # An operation on every step waits for one step more than there are: nnsight says so.

@@ -509,7 +509,7 @@ def test_a_plan_without_its_donor_says_what_to_write(pairs: Any) -> None:
 
 def plan_steps(plan: Plan) -> Any:
     def resolve(batch: Batch, _: Plan) -> Any:
-        return plan.resolve(pair("llava", "sdpa")[0], batch)
+        return plan.compile(pair("llava", "sdpa")[0], batch).steps
 
     return resolve
 

@@ -416,7 +416,7 @@ def resolved(model: VisualLM, batch: Batch, operations: Sequence[Any]) -> Plan:
     """The plan if it can be carried out; the example is left out otherwise."""
     try:
         plan = Plan(*operations)
-        plan.resolve(model, batch)
+        plan.compile(model, batch)
     except InputError:
         assume(False)
     return plan
@@ -457,7 +457,7 @@ def test_what_is_refused_as_lost_changes_nothing(
     batch, operations = batch_of(model, rows), built(parts)
     hooks = Hooks(twin().plain, batch.inputs)
     try:
-        Plan(*operations).resolve(model, batch)
+        Plan(*operations).compile(model, batch)
         return
     except InputError as error:
         found = lost(str(error))

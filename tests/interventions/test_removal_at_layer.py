@@ -29,7 +29,7 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.interventions.engines.payload.drop_between_layers import cut
-from embedlens.lens.runs.run import Pass
+from embedlens.lens.runs.program import Pass
 from embedlens.lens.runs.tracing import undisturbed
 from families.family import FAMILIES, noise, random_model
 from families.zoo import built
@@ -234,7 +234,7 @@ def test_pruning_at_a_layer_is_withdrawing_there(twin: Any) -> None:
 
 def decoded(model: VisualLM, plan: Plan, batch: Batch, **generation: Any) -> Any:
     """What transformers' ``generate`` returns under a plan, its cache included."""
-    target = plan.edit(model, batch, Pass("generation"))
+    target = plan.compile(model, batch, Pass("generation")).apply(model.nn)
     settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, **generation}
     arguments = {**batch.inputs, **settings, "return_dict_in_generate": True, "output_logits": True}
     arguments["suppress_tokens"] = list(model.anatomy.visual_ids) or None
@@ -319,7 +319,7 @@ def test_removing_nothing_changes_no_bit(twin: Any, attn: str) -> None:
 
 
 def kinds(plan: Plan, model: VisualLM, batch: Batch, during: Pass | None = None) -> set[str]:
-    return {step["do"] for step in plan.resolve(model, batch, during)}
+    return {step["do"] for step in plan.compile(model, batch, during).steps}
 
 
 @pytest.mark.parametrize("layer", [0, 2])

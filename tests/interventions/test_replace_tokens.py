@@ -40,7 +40,7 @@ from embedlens import (
 )
 from embedlens.interventions.engines.payload.written_values import means
 from embedlens.interventions.operations.replace_tokens import derangement
-from embedlens.lens.runs.run import Pass
+from embedlens.lens.runs.program import Pass
 from families.family import FAMILIES
 from families.family import noise as picture
 from families.zoo import built
@@ -273,7 +273,7 @@ def test_generation_equals_hooks(twin: Any, attn: str, name: str, made: str, pha
     clean = plain.generate(**batch.inputs, **settings, **more)
     with overwritten(edits):
         expected = plain.generate(**batch.inputs, **settings, **more)
-    target = plan.edit(model, batch, Pass("generation"))
+    target = plan.compile(model, batch, Pass("generation")).apply(model.nn)
     with torch.no_grad():
         found = generated(target, batch, {**settings, **more})
     first = 1 if phase == "decode" else 0
@@ -344,7 +344,9 @@ def test_other_families_generate_as_with_hooks(name: str, attn: str, phase: str)
     clean = plain.generate(**batch.inputs, **settings).logits
     with overwritten(edits):
         expected = plain.generate(**batch.inputs, **settings).logits
-    found = generated(plan.edit(model, batch, Pass("generation")), batch, settings).logits
+    found = generated(
+        plan.compile(model, batch, Pass("generation")).apply(model.nn), batch, settings
+    ).logits
     first = 1 if phase == "decode" else 0
     assert (expected[first] - clean[first]).abs().max() > MOVED
     for ours, theirs in zip(found, expected, strict=True):
@@ -645,7 +647,7 @@ def test_empty_is_accepted_where_it_is_said(twin: Any) -> None:
         ScaleTokens(norm_of="text", tokens="image[4]", allow_empty=True),
         ReplaceTokens(by="word", word="star", tokens="image[4]", allow_empty=True),
     )
-    assert plan.resolve(model, batch) == []
+    assert not plan.compile(model, batch)
 
 
 def test_plans_of_these_survive_being_written_and_read() -> None:

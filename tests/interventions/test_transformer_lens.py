@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.interventions import BlockAttention, InjectTokens, Operation, PruneTokens
-from embedlens.lens.runs.run import Pass
+from embedlens.lens.runs.program import Pass
 from families.family import FAMILIES, noise
 from families.zoo import READABLE, built, visual_lm
 
@@ -318,8 +319,9 @@ def test_a_step_without_a_form_in_transformer_lens_is_refused(
 ) -> None:
     batch = tiny_batch(twin().model)
     plan = Plan(ZeroFFN(layers=1))
-    program = plan.resolve(twin().model, batch, Pass("forward"))
-    monkeypatch.setattr(Plan, "resolve", lambda *_: [{**program[0], "do": "remove"}])
+    program = plan.compile(twin().model, batch, Pass("forward"))
+    removing = replace(program, steps=({**program.steps[0], "do": "remove"},))
+    monkeypatch.setattr(Plan, "compile", lambda *_: removing)
     for hooks_of in (plan.to_fwd_hooks, lambda *given: plan.attached(*given).__enter__()):
         with pytest.raises(Unsupported, match="no form in TransformerLens"):
             hooks_of(tiny_bridge(), batch)

@@ -155,7 +155,7 @@ def test_an_answer_that_its_prompt_would_see_is_refused(monkeypatch: pytest.Monk
     assert float(model.score(batch, ["red circle"]).logprob) < 0
     careless = VisualLM(family.model, family.processor)
     monkeypatch.setattr(
-        "embedlens.lens.scoring._generated_type",
+        "embedlens.lens.runs.scoring._generated_type",
         lambda _, __, types: torch.zeros_like(types[:, :1]),
     )
     with pytest.raises(Unsupported, match="see the answer"):

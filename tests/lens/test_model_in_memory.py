@@ -17,8 +17,8 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausa
 
 import tiny
 from embedlens import InputError, Plan, Unsupported, VisualLM, ZeroFFN
-from embedlens.lens.opening import checkpoint
 from embedlens.lens.layout import Block, Layout
+from embedlens.lens.opening import checkpoint
 from embedlens.lens.runs.tracing import undisturbed
 from families.zoo import FAMILIES
 

@@ -265,7 +265,7 @@ def test_what_does_not_come_out_equal_is_not_shared(
     expected = [fresh.run(batch, plan) for plan in SWEEP]
     for broken in (swapped, failing):
         sharing._SEEN.pop(fresh.hf, None)
-        monkeypatch.setattr("embedlens.lens.together.passes.spread", broken)
+        monkeypatch.setattr("embedlens.lens.runs.many.conditions.spread", broken)
         for found, single in zip(fresh.run_many(batch, SWEEP, at_once=4), expected, strict=True):
             assert_equal(found, single)
         (wrong,) = seen_of(fresh.hf).wrong.values()

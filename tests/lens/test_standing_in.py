@@ -77,6 +77,8 @@ def test_a_fact_that_weights_decide_is_refused(
     saved = tiny.build()
     saved.model.save_pretrained(tmp_path)
     saved.processor.save_pretrained(tmp_path)
-    monkeypatch.setattr("embedlens.lens.opening.same_facts", lambda *_: "attention_scale")
+    monkeypatch.setattr(
+        "embedlens.lens.opening.open_model.same_facts", lambda *_: "attention_scale"
+    )
     with pytest.raises(Unsupported, match=r"attention scale of LlavaFor.* trained weights"):
         VisualLM.load(tmp_path, remote=True)

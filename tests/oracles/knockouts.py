@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from embedlens import Batch, Plan, VisualLM
-from embedlens.lens.runs.run import Pass
+from embedlens.lens.runs.program import Pass
 from families.family import FAMILIES, noise
 from families.zoo import built
 
@@ -123,7 +123,7 @@ def knocked_out(
 
 def generated(model: VisualLM, plan: Plan, batch: Batch, count: int) -> tuple[Tensor, list[Tensor]]:
     """Ids ``[sample, new]`` that a model writes under a plan, and the raw logits of each."""
-    target = plan.edit(model, batch, Pass("generation"))
+    target = plan.compile(model, batch, Pass("generation")).apply(model.nn)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", "'.*' was never reached")
         with target.generate(

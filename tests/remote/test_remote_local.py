@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ PLANS = {
 def rehearsal(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("rehearsal")
     script = ROOT / "tests/remote/remote_rehearsal.py"
-    done = run_python(str(script), cwd=folder, PYTHONPATH=str(wheel))
+    done = run_python(
+        str(script), cwd=folder, PYTHONPATH=os.pathsep.join((str(wheel), str(ROOT / "tests")))
+    )
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert Path(report["package"]).is_relative_to(wheel)
@@ -146,7 +149,9 @@ def test_rows_are_taken_out_remotely_as_they_are_here(twin: Any, attn: str, laye
         [tiny.PROMPTS["middle"], tiny.PROMPTS["two"]],
     )
     plan = Plan(PruneTokens(tokens="box[0:2, 0:3]", layer=layer))
-    assert {step["do"] for step in plan.resolve(model, batch)} == {"cut" if layer else "remove"}
+    assert {step["do"] for step in plan.compile(model, batch).steps} == {
+        "cut" if layer else "remove"
+    }
     runs = [model.run(batch, plan, remote=r).logits for r in (False, "local")]
     assert torch.equal(*runs)
     written = [model.generate(batch, plan, max_new_tokens=3, remote=r) for r in (False, "local")]

@@ -20,8 +20,8 @@ from ...errors import InputError, RemoteRunFailed, Unsupported
 from ...inputs.batch import Batch
 from ...opening.wrapping import envoy_path
 from ...progress import Progress, silent
+from ..program import Intervention, Pass, Program
 from ..reading import read_sites
-from ..run import Editor, Pass
 from ..tracing import trace_forward
 from .kept_outputs import before_decoder, noting, store_noted, store_stream
 from .proven_sharing import LAYERS, MODULES, ROWS, Way, is_same, seen_of
@@ -30,7 +30,6 @@ from .repeated_batch import spread
 nnsight.register(spread.__module__)
 
 T = TypeVar("T")
-Program = list[dict[str, Any]]
 
 # Tokens in one pass. On a CPU more of them are no faster (benchmarks/README.md); elsewhere it is a
 # guess that keeps memory bounded.
@@ -68,16 +67,14 @@ class Condition:
 
     Attributes:
         index: Its place among the plans.
-        editor: The plan.
-        program: What it does, resolved on the batch; nothing leaves the model untouched.
+        program: What the plan does on the batch; None leaves the model untouched.
         first: First layer that it touches, or in which something is read.
         alone: Whether no other condition can share its pass.
         private: Whether it can share nothing at all.
     """
 
     index: int
-    editor: Editor | None
-    program: Program
+    program: Program | None
     first: int
     alone: bool = False
     private: bool = False
@@ -94,7 +91,7 @@ class Answer:
 def ask(
     model: Any,
     batch: Batch,
-    plans: Sequence[Editor | None],
+    plans: Sequence[Intervention | None],
     question: Question[T],
     *,
     at_once: int | None = None,
@@ -104,7 +101,7 @@ def ask(
 
     Args:
         model: The VisualLM.
-        batch: The batch that plans are resolved on.
+        batch: The batch that plans are compiled for.
         plans: The conditions; None leaves the model untouched.
         question: What is asked.
         at_once: Most conditions in one pass; None takes what is fast.
@@ -131,23 +128,24 @@ def ask(
 def _condition(
     model: Any,
     batch: Batch,
-    plan: Editor | None,
+    plan: Intervention | None,
     question: Question[T],
     index: int,
     *,
     many: bool,
 ) -> Condition:
     try:
-        program = [] if plan is None else plan.resolve(model, batch, question.during)
+        program = None if plan is None else plan.compile(model, batch, question.during)
     except (InputError, Unsupported) as error:
         if not many:
             raise
         raise type(error)(f"plans.{index}: {error}") from None
-    if plan is None or not program:
-        return Condition(index, None, [], question.lowest)
-    reach = plan.reach(program, model.anatomy)
-    first = min(reach.first, question.lowest)
-    return Condition(index, plan, program, max(first, 0), reach.alone, private=reach.first < 0)
+    if not program:
+        return Condition(index, None, question.lowest)
+    first = min(program.first_layer, question.lowest)
+    return Condition(
+        index, program, max(first, 0), program.changes_length, private=program.first_layer < 0
+    )
 
 
 class Together(Generic[T]):
@@ -206,7 +204,7 @@ class Together(Generic[T]):
         """The untouched model's answer; the states at which conditions start are kept."""
         layers = {first: self.model.anatomy.layers[first - 1] for first in starts}
         with noting(self.model.hf, self.model.anatomy.decoder, layers.values()) as noted:
-            answer = self._single(Condition(-1, None, [], 0))
+            answer = self._single(Condition(-1, None, 0))
         self.streams = {first: noted[path] for first, path in layers.items() if path in noted}
         return answer
 
@@ -265,16 +263,14 @@ class Together(Generic[T]):
         if copies > 1:
             place = {"path": envoy_path(anatomy.decoder), "copies": copies}
             _store_spread(edited, {**place, "samples": self.samples, "tokens": self.tokens})
-        editor = part[0].editor
-        assert editor is not None
-        programs = [condition.program for condition in part]
-        program = programs[0] if copies == 1 else editor.join(programs, self.samples)
-        return self._pass(editor.store(edited, program), copies)
+        program, *others = (c.program for c in part if c.program is not None)
+        stacked = program.stack(others) if others else program
+        return self._pass(stacked.apply(edited), copies)
 
     def _single(self, condition: Condition) -> Answer:
         """The answer of a pass that shares nothing."""
-        envoy, editor = self.model.nn, condition.editor
-        target = envoy if editor is None else editor.store(envoy, condition.program)
+        envoy, program = self.model.nn, condition.program
+        target = envoy if program is None else program.apply(envoy)
         (answer,) = self._pass(target, 1)
         return answer
 

@@ -1,0 +1,70 @@
+"""What a run asks of a plan: compile to a program, which is then applied to a host.
+
+A run knows a program by four things: where it starts, whether it changes the length of the
+sequence, how it stacks with others, and how it is applied. It knows nothing of plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from ..inputs.batch import Batch
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Which kind of pass a plan is compiled for.
+
+    Attributes:
+        kind: ``forward`` (one pass over the prompt), ``generation`` (prompt, then one token
+            at a time) or ``scoring`` (prompt and given answer in one pass).
+        continuation: Tokens appended to the prompt when scoring.
+        remote: Where it runs, as for :meth:`VisualLM.trace`; passes that a plan needs before it
+            run there too.
+        positions: Whether states or logits are returned by their position in the prompt.
+        traced: Whether the user may read states in it, in an open trace.
+    """
+
+    kind: Literal["forward", "generation", "scoring"]
+    continuation: int = 0
+    remote: bool | str = False
+    positions: bool = False
+    traced: bool = False
+
+
+@runtime_checkable
+class Program(Protocol):
+    """What a plan compiled to, for one model, one batch and one kind of pass."""
+
+    @property
+    def first_layer(self) -> int:
+        """First layer that is read or changed: ``n_layers`` behind all, -1 before the decoder."""
+        ...
+
+    @property
+    def changes_length(self) -> bool:
+        """Whether it changes the length of the sequence, which other programs could not share."""
+        ...
+
+    def __len__(self) -> int:
+        """How many steps it has; an empty program changes nothing."""
+        ...
+
+    def stack(self, others: Sequence[Program]) -> Program:
+        """This program and others as one, for the batch repeated once per program."""
+        ...
+
+    def apply(self, host: Any) -> Any:
+        """The host with the program in force; the host itself if the program is empty."""
+        ...
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """What can be in force in a run (`interventions.Plan` is one)."""
+
+    def compile(self, model: Any, batch: Batch, during: Pass) -> Program:
+        """The program for one model, batch and kind of pass."""
+        ...
