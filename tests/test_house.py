@@ -24,7 +24,6 @@ SOURCES = [ROOT / "__init__.py", ROOT / "__main__.py", *MODULES]
 ELSEWHERE = [
     path for room in ("tests", "benchmarks", "examples") for path in (ROOT / room).rglob("*.py")
 ]
-METHOD = "docs/method.md"
 PUBLIC_FACES = ("embedlens", *(f"embedlens.{room}" for room in ROOMS), "embedlens.lens.scenes")
 
 
@@ -278,6 +277,29 @@ def test_every_room_names_its_axes_with_einops(room: str) -> None:
     """A dependency that nothing imports would be one for nothing."""
     files = [path for path in MODULES if path.relative_to(ROOT).parts[0] == room]
     assert any("einops" in name.split(".") for path in files for _, name in imports(path))
+
+
+def test_every_citation_of_the_method_names_a_section_that_is_there() -> None:
+    """A citation reads `docs/method.md (a3)`, or with several labels `docs/method.md (a3, b5)`."""
+    method = (ROOT / "docs/method.md").read_text()
+    there = set(re.findall(r"^#+ ([a-f][0-9]*)\. ", method, re.MULTILINE))
+    wrong = []
+    for path in SOURCES + ELSEWHERE:
+        text = "" if path == Path(__file__) else " ".join(path.read_text().split())
+        for match in re.finditer(r"method\.md", text, re.IGNORECASE):
+            start, end = match.span()
+            found = re.match(r" \(([a-f0-9, ]+)\)", text[end:])
+            labels = set(found[1].split(", ")) if found else {"no label"}
+            if labels - there or not text[:start].endswith("docs/"):
+                wrong.append(f"{label(path)}: {text[start - 5 : end + 15]}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_files_named_in_the_readme_are_there() -> None:
+    rooms = "|".join((*ROOMS, "docs", "examples", "benchmarks", "tests"))
+    named = re.findall(rf"`((?:{rooms})/[\w/.]+)`", (ROOT / "README.md").read_text())
+    assert named
+    assert not [name for name in named if not (ROOT / name).exists()]
 
 
 @pytest.mark.parametrize("face", PUBLIC_FACES)
