@@ -72,7 +72,7 @@ def test_forward_equals_hooks(name: str, edit: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(PADDED))
 def test_padded_forward_equals_hooks(name: str) -> None:
-    batch = padded(name)
+    batch = padded(name, visual_lm(name))
     assert not batch.inputs["attention_mask"].all()
     check(visual_lm(name), name, batch, "both")
 
