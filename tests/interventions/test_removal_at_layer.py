@@ -30,7 +30,7 @@ from embedlens import (
 )
 from embedlens.interventions.engines.payload.drop_between_layers import cut
 from embedlens.lens.runs.program import Pass
-from embedlens.lens.runs.tracing import undisturbed
+from embedlens.lens.runs.undisturbed import undisturbed
 from families.family import FAMILIES, noise, random_model
 from families.zoo import built
 

@@ -19,7 +19,7 @@ import tiny
 from embedlens import InputError, Plan, Unsupported, VisualLM, ZeroFFN
 from embedlens.lens.layout import Block, Layout
 from embedlens.lens.opening import checkpoint
-from embedlens.lens.runs.tracing import undisturbed
+from embedlens.lens.runs.undisturbed import undisturbed
 from families.zoo import FAMILIES
 
 PROMPT = tiny.PROMPTS["middle"]
