@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from ..inputs.batch import Batch
 
@@ -52,8 +52,8 @@ class Program(Protocol):
         """How many steps it has; an empty program changes nothing."""
         ...
 
-    def stack(self, others: Sequence[Self]) -> Self:
-        """This program and others as one, for the batch repeated once per program."""
+    def stack(self, others: Sequence[Any]) -> Program:
+        """This program and others of its kind as one, for the batch repeated once per program."""
         ...
 
     def apply(self, host: Any) -> Any:

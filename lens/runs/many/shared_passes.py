@@ -85,6 +85,23 @@ class SharedPasses:
         for group in sorted(groups, key=lambda group: len(self._possible(group)), reverse=True):
             yield group, self._outputs(group)
 
+    def _shared_pass(self, group: Sequence[Condition], shared: Shared) -> list[Output]:
+        """One pass of all conditions of a group."""
+        copies, anatomy, samples = len(group), self.model.anatomy, self.request.samples
+        host = self.model.nn._shallow_copy()
+        if TOWERS in shared and self.towers:
+            return_kept(host, self.towers)
+        if LAYERS in shared:
+            depth = self._depth(group)
+            skipped = [envoy_path(path) for path in anatomy.layers[:depth]]
+            skip_layers(host, skipped, self.streams[depth], samples, copies)
+        if copies > 1:
+            sizes = {"copies": copies, "samples": samples, "tokens": self.tokens}
+            _store_repeated(host, {"path": envoy_path(anatomy.decoder), **sizes})
+        program, *others = (c.program for c in group if c.program is not None)
+        stacked = program.stack(others) if others else program
+        return _split(self._pass(stacked.apply(host), _stacked(self.request, copies)), copies)
+
     def _groups(self, conditions: Sequence[Condition]) -> list[list[Condition]]:
         """Conditions that go through the model in one pass, by where they start."""
         fitting = sorted((c for c in conditions if not c.own_pass), key=lambda c: c.first)
@@ -96,7 +113,7 @@ class SharedPasses:
         """The untouched model's output; the states at which conditions start are kept."""
         layers = {first: self.model.anatomy.layers[first - 1] for first in starts}
         with keep_outputs(self.model.hf, self.model.anatomy.decoder, layers.values()) as kept:
-            output = self._single(None)
+            output = self._single_pass(None)
         self.streams = {first: kept[path] for first, path in layers.items() if path in kept}
         return output
 
@@ -109,19 +126,19 @@ class SharedPasses:
             shared = allowed & self._possible(group)
             known = self.proven.is_proven(self.kind, shared)
             if group[0].shares_nothing or not shared:
-                return [self._single(condition) for condition in group]
+                return [self._single_pass(condition) for condition in group]
             # This may keep the towers' outputs, which are then part of what is compared.
-            single = None if known else self._single(group[-1])
+            single = None if known else self._single_pass(group[-1])
             shared = allowed & self._possible(group)
             try:
-                outputs = self._together(group, shared)
+                outputs = self._shared_pass(group, shared)
             except RemoteRunFailed:
                 raise
             # Whatever a model raises that cannot share this, and whatever a plan refuses while it
             # runs: a single pass names the right sample.
             except Exception:
                 if single is None:
-                    return [self._single(condition) for condition in group]
+                    return [self._single_pass(condition) for condition in group]
                 equal = False
             else:
                 if single is None:
@@ -143,24 +160,7 @@ class SharedPasses:
         first = min(condition.first for condition in group)
         return max((depth for depth in self.streams if depth <= first), default=0)
 
-    def _together(self, group: Sequence[Condition], shared: Shared) -> list[Output]:
-        """One pass of all conditions of a group."""
-        copies, anatomy, samples = len(group), self.model.anatomy, self.request.samples
-        host = self.model.nn._shallow_copy()
-        if TOWERS in shared and self.towers:
-            return_kept(host, self.towers)
-        if LAYERS in shared:
-            depth = self._depth(group)
-            skipped = [envoy_path(path) for path in anatomy.layers[:depth]]
-            skip_layers(host, skipped, self.streams[depth], samples, copies)
-        if copies > 1:
-            sizes = {"copies": copies, "samples": samples, "tokens": self.tokens}
-            _store_repeated(host, {"path": envoy_path(anatomy.decoder), **sizes})
-        program, *others = (c.program for c in group if c.program is not None)
-        stacked = program.stack(others) if others else program
-        return _split(self._pass(stacked.apply(host), _stacked(self.request, copies)), copies)
-
-    def _single(self, condition: Condition | None) -> Output:
+    def _single_pass(self, condition: Condition | None) -> Output:
         """The output of a pass that shares nothing."""
         program = None if condition is None else condition.program
         nn = self.model.nn
