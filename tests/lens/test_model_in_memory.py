@@ -97,6 +97,7 @@ def test_a_model_that_needs_an_image_waits_for_one() -> None:
     model = VisualLM(family.model)
     with pytest.raises(Unsupported, match="on text alone"):
         _ = model.anatomy
+    assert "not verified yet" in repr(model)
     text = {name: family.inputs[name] for name in ("input_ids", "attention_mask")}
     with pytest.raises(InputError, match="one prompt with an image"):
         model.batch(text)
