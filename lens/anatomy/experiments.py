@@ -1,7 +1,7 @@
 """Small experiments on a model, for the questions that one recorded forward leaves open.
 
-The hazard: what a forward does can depend on arguments that the recorded one did not use, and what
-looks like a learned query may take no part in it. Each question here costs a forward or two more.
+What a forward does can depend on arguments that the recorded one did not use, and what looks like a
+learned query may take no part in it. Each question here costs a forward or two more.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
+from ..errors import Unsupported
 from ..runs.tracing import undisturbed
 from .parts import Parts
-from .recorded_forward import forward_parameters, stream_of
+from .recorded_forward import forward_parameters, record, stream_of
 
 
 def last_token_layers(
@@ -65,6 +67,47 @@ def entry_depends_on(
             torch.func.functional_call(model, weights, kwargs=dict(inputs))
     half = len(seen) // 2
     return any(not torch.equal(a, b) for a, b in zip(seen[:half], seen[half:], strict=True))
+
+
+def rows_that_depend_on_pixels(
+    model: nn.Module, parts: Parts, inputs: Mapping[str, Tensor]
+) -> Bool[Tensor, " token"]:
+    """Positions whose row entering layer 0 changes when the image's pixels do.
+
+    Args:
+        model: The model.
+        parts: Its parts.
+        inputs: A prompt with an image.
+
+    Raises:
+        Unsupported: What enters layer 0 is no stream of rows.
+    """
+    nowhere = torch.zeros(inputs["input_ids"].shape[1], dtype=torch.bool)
+    entering = []
+    for factor in (1.0, -0.5):
+        changed = {
+            # Whole numbers among pixels may be indices of rows and columns.
+            name: torch.where(value == value.round(), value, value * factor)
+            if _holds_pixels(value)
+            else value
+            for name, value in inputs.items()
+        }
+        recording = record(model, parts, changed, nowhere)
+        if recording.embeds is None:
+            raise Unsupported(
+                f"{type(model).__name__}: what enters its first layer is not a stream "
+                "[sample, token, d], so visual tokens cannot be told from text; pass "
+                "accept={'entry'} to go without this"
+            )
+        entering.append(recording.embeds.cpu().double())
+    difference = (entering[0] - entering[1]).norm(dim=-1)
+    depends: Tensor = difference > 1e-6 * entering[0].norm(dim=-1)
+    return depends
+
+
+def _holds_pixels(tensor: Tensor) -> bool:
+    """Whether a tensor has more than the two values of a mask."""
+    return tensor.is_floating_point() and tensor.ndim > 1 and len(torch.unique(tensor)) > 2
 
 
 @contextmanager

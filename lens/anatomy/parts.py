@@ -1,9 +1,9 @@
-"""Finding the parts of a decoder-only multimodal LLM by structure, before anything is verified.
+"""Finding layers, embedding, final norm and head of a multimodal LLM, before anything is verified.
 
-The hazard: ``get_decoder()`` sometimes stops one level too high, a vision tower may own a list of
-as many layers as the decoder, and image token ids live under several names and places of the
-configuration. So candidates are ranked here, and what was found is only believed once a forward
-pass has confirmed it (``anatomy.py``).
+``get_decoder()`` sometimes stops one level too high, a vision tower may own a list of as many
+layers as the decoder, and image token ids live under several names and places of the configuration.
+So candidates are ranked here by structure, and what was found is only believed once a forward pass
+has confirmed it (``verification.py``).
 """
 
 from __future__ import annotations

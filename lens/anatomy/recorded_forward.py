@@ -1,7 +1,7 @@
 """One short forward pass with everything written down that the anatomy is verified against.
 
-The hazard: a real model's forward makes gigabytes of activations. Only a sample of token rows is
-kept from the decoder, and of the modules before it only a fingerprint of each row.
+A real model's forward makes gigabytes of activations. So only a sample of token rows is kept from
+the decoder, and of the modules before it only a fingerprint of each row.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..runs.tracing import undisturbed
+from ..runs.tracing import undisturbed, without_cache
 from .parts import Parts
 
 # Token rows kept of every activation: half of them visual, when there is an image.
@@ -87,7 +88,7 @@ def forward_parameters(model: nn.Module) -> frozenset[str]:
     return frozenset(inspect.signature(model.forward).parameters)
 
 
-def tensor_of(output: Any) -> Tensor | None:
+def first_tensor(output: Any) -> Tensor | None:
     """The tensor a module returned, which may be the first of a tuple or of a model output."""
     if isinstance(output, Tensor):
         return output
@@ -114,7 +115,7 @@ def project(rows: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     width = rows.shape[-1]
     directions = torch.randn(width, FINGERPRINT, generator=generator, dtype=torch.float64)
-    flat = rows.detach().reshape(-1, width)
+    flat = rearrange(rows.detach(), "... d -> (...) d")
     # In blocks: float64 of a whole vision tower's output would be large.
     parts = [part.to("cpu", torch.float64) @ directions for part in torch.split(flat, 4096)]
     return torch.cat(parts) if parts else torch.empty(0, FINGERPRINT, dtype=torch.float64)
@@ -144,8 +145,7 @@ def record(
             stack.callback(handle.remove)
         stack.enter_context(_features_of(model, recording))
         # No logits_to_keep: some models then compute only the last token in their later layers.
-        cache = {"use_cache": False} if "use_cache" in forward_parameters(model) else {}
-        output = model(**inputs, **cache)
+        output = model(**inputs, **without_cache(model))
     recording.logits = output.logits[0, -1].detach()
     wrong = [i for i, layer in enumerate(recording.layers) if layer.calls != 1]
     if wrong:
@@ -177,7 +177,7 @@ def _rows(tensor: Tensor | None, rows: Tensor, length: int) -> Tensor | None:
     """The kept rows of ``[1, token, d]`` or of ``[token, d]``, in float64 on the CPU."""
     if tensor is None or tensor.ndim not in (2, 3) or tensor.shape[:-1].numel() != length:
         return None
-    flat = tensor.detach().reshape(length, tensor.shape[-1])
+    flat = rearrange(tensor.detach(), "... d -> (...) d")
     return flat[rows.to(flat.device)].to("cpu", torch.float64)
 
 
@@ -244,7 +244,7 @@ def _on_entering(
 def _on_leaving(
     made: LayerRecord, rows: Tensor, length: int, _: nn.Module, __: Any, output: Any
 ) -> None:
-    made.leaving = _rows(tensor_of(output), rows, length)
+    made.leaving = _rows(first_tensor(output), rows, length)
 
 
 def _on_arguments(
@@ -262,7 +262,7 @@ def _on_output(
     __: Any,
     output: Any,
 ) -> None:
-    found = _rows(tensor_of(output), rows, length)
+    found = _rows(first_tensor(output), rows, length)
     if found is None or made.entering is None or found.shape != made.entering.shape:
         return
     made.outputs.pop(name, None)  # where it runs twice, the last time counts
@@ -308,7 +308,9 @@ def _features_of(model: Any, recording: Recording) -> Iterator[None]:
         output = original(*args, **kwargs)
         pooled = getattr(output, "pooler_output", output)
         width = model.get_input_embeddings().weight.shape[1]
-        found = [t.reshape(-1, width) for t in tensors_of(pooled) if t.shape[-1] == width]
+        found = [
+            rearrange(t, "... d -> (...) d") for t in tensors_of(pooled) if t.shape[-1] == width
+        ]
         recording.features = torch.cat(found).detach() if found else None
         return output
 

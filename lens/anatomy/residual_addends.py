@@ -1,9 +1,9 @@
 """Which submodules' outputs are what a layer adds to the residual stream.
 
-The hazard: the submodule called ``mlp`` is often not what the stream receives. With sandwich norms
-the norm after it is; some models scale every update; some mix attention and FFN in parallel; some
-layers have only one of the two. So nothing is looked up by name: at some token rows of one forward
-pass, the sets of submodules whose outputs add up to the layer's update are found by arithmetic.
+The submodule called ``mlp`` is often not what the stream receives. With sandwich norms the norm
+after it is; some models scale every update; some mix attention and FFN in parallel; some layers
+have only one of the two. So nothing is looked up by name: at some token rows of one forward pass,
+the sets of submodules whose outputs add up to the layer's update are found by arithmetic.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
+from ..tolerances import ADDENDS
 from .recorded_forward import LayerRecord
 
-# The largest relative error at which a sum counts as what the layer added: rounding in the
-# model's own type is all that may remain. Where an update is small beside the stream, rounding
-# is more of it; beyond the last number nothing can be told.
-SUM_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+# Where an update is small beside the stream, rounding is more of it; beyond this nothing shows.
 LARGEST_TOLERANCE = 0.3
 LARGEST_SET = 4
 # Arguments by which a token mixer is told apart: only it looks at other tokens.
@@ -121,7 +119,7 @@ def _tolerance(entering: Tensor, leaving: Tensor, dtype: torch.dtype) -> float:
     eps = torch.finfo(dtype).eps if dtype.is_floating_point else torch.finfo(torch.float16).eps
     update = float((leaving - entering).norm())
     rounding = eps * float(leaving.norm()) / max(update, 1e-30)
-    return min(max(SUM_TOLERANCE.get(dtype, 4e-2), rounding), LARGEST_TOLERANCE)
+    return min(max(ADDENDS.of(dtype), rounding), LARGEST_TOLERANCE)
 
 
 def _fits(

@@ -1,25 +1,24 @@
 """Where the image enters the decoder's sequence, and whether what enters are its features.
 
-The hazard: a placeholder id in the configuration is only a claim (processors and configurations
-disagree about it), and some models put image rows elsewhere. A row is visual when it differs from
-the word embedding of the id that stands there; that is measured, and compared with the claim.
+A placeholder id in the configuration is only a claim (processors and configurations disagree about
+it), and some models put image rows elsewhere. A row is visual when it differs from the word
+embedding of the id that stands there; that is measured, and compared with the claim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
 from ..runs.tracing import device_of
+from ..tolerances import ENTERING_ROWS
 from .parts import Parts
 from .recorded_forward import FINGERPRINT, Recording, project
-
-# Relative size up to which two rows count as the same row: rounding of the features' own type.
-SAME_ROW = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,20 @@ def written_positions(parts: Parts, recording: Recording, ids: Tensor) -> Tensor
         raise ValueError("the decoder took no inputs_embeds")
     entering = recording.embeds.to("cpu", torch.float64)
     scale = words.norm(dim=1).clamp_min(1e-12)
-    written: Tensor = (entering - words).norm(dim=1) > _same(recording.embeds.dtype) * scale
+    written: Tensor = (entering - words).norm(dim=1) > ENTERING_ROWS.of(
+        recording.embeds.dtype
+    ) * scale
     return written
+
+
+def injected_layers(recording: Recording, entry: VisualEntry) -> tuple[int, ...]:
+    """Layers whose input is not the previous layer's output: something is added in between."""
+    found = [0] if entry.scatter == "later" else []
+    for index, (lower, upper) in enumerate(pairwise(recording.layers), 1):
+        before, after = lower.leaving, upper.entering
+        if before is not None and after is not None and not torch.equal(before, after):
+            found.append(index)
+    return tuple(found)
 
 
 def word_rows(parts: Parts, ids: Tensor) -> Tensor:
@@ -132,10 +143,6 @@ def word_rows(parts: Parts, ids: Tensor) -> Tensor:
     rows = rows.to("cpu", torch.float64)
     rows[(ids < 0) | (ids >= table)] = 0
     return rows
-
-
-def _same(dtype: torch.dtype) -> float:
-    return SAME_ROW.get(dtype, 1.6e-2)
 
 
 def _by_experiment(
@@ -173,12 +180,12 @@ def _traced(
     if not bool(rows.any()):
         return VisualEntry(token_ids, mask_name, None, "later", float("nan"), 0, also)
     words = word_rows(parts, ids[visual])
-    tolerance = _same(embeds.dtype) * float(project(rows).abs().max())
+    tolerance = ENTERING_ROWS.of(embeds.dtype) * float(project(rows).abs().max())
     found = []
     for scatter, candidate in (("replace", rows), ("add", rows - words)):
         projector, unmatched = _projector(recording, candidate, tolerance)
         error = _feature_error(recording, candidate)
-        if error > _same(embeds.dtype) * float(candidate.abs().max()):
+        if error > ENTERING_ROWS.of(embeds.dtype) * float(candidate.abs().max()):
             error = float("nan")
         found.append((unmatched, scatter, projector, error))
     unmatched, scatter, projector, error = min(
