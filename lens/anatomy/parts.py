@@ -66,7 +66,7 @@ def locate_parts(
         Unsupported: An encoder-decoder, a model with cross-attention to the image, or a part that
             is not there.
     """
-    refuse_other_architectures(model)
+    _refuse_other_architectures(model)
     owner, layers = _decoder(model, decoder)
     final = model.get_submodule(norm) if norm else _first_child(owner, FINAL_NORMS)
     embedding = _accessor(model, "get_input_embeddings")
@@ -86,7 +86,7 @@ def locate_parts(
     return Parts(owner, layers, embedding, final, top)
 
 
-def refuse_other_architectures(model: nn.Module) -> None:
+def _refuse_other_architectures(model: nn.Module) -> None:
     """Refuse models whose visual tokens do not stand in the decoder's own sequence.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Traits of models: what makes a shorter sequence another one, and how exact a type is held to be."""
+"""Traits of models, and how exactly each number type is held to what it should be."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from embedlens.lens.anatomy.traits import TRAITS, traits_counting_rows
-from embedlens.lens.tolerances import ADDENDS, LOGITS
+from embedlens.lens.tolerances import ADDENDS, LOGITS, Tolerance
 
 PLAIN = {"moe", "mrope", "softcap", "deepstack"}
 
@@ -29,6 +29,6 @@ def test_traits_that_count_rows(names: set[str], before: list[str], between: lis
 
 
 @pytest.mark.parametrize("tolerance", [ADDENDS, LOGITS])
-def test_double_precision_is_held_to_be_as_exact_as_single(tolerance: object) -> None:
+def test_double_precision_is_held_to_be_as_exact_as_single(tolerance: Tolerance) -> None:
     assert tolerance.of(torch.float64) == tolerance.of(torch.float32)
     assert tolerance.of(torch.int8) == tolerance.of(torch.bfloat16)
