@@ -26,20 +26,46 @@ ROWS_KEPT = 64
 FINGERPRINT = 2
 
 
+@dataclass(frozen=True)
+class KeptRows:
+    """The token rows that are kept of every activation.
+
+    Attributes:
+        positions: Their positions, ``[row]``.
+        length: Tokens of the prompt.
+    """
+
+    positions: Tensor
+    length: int
+
+    def of(self, tensor: Tensor | None) -> Tensor | None:
+        """Of ``[1, token, d]`` or ``[token, d]``, in float64 on the CPU; None of anything else."""
+        if tensor is None or tensor.ndim not in (2, 3) or tensor.shape[:-1].numel() != self.length:
+            return None
+        flat = rearrange(tensor.detach(), "... d -> (...) d")
+        return flat[self.positions.to(flat.device)].to("cpu", torch.float64)
+
+
 @dataclass
 class LayerRecord:
     """What went into and came out of one decoder layer, at the kept rows.
 
+    Its methods are hooks. They are not functions made anew for every submodule, because the tests'
+    type checker would examine each of those again.
+
     Attributes:
+        kept: Which rows.
         entering: Stream entering the layer, ``[row, d]`` float64.
         leaving: Stream leaving it.
         outputs: Output of every submodule (to depth 2) with one row per token, in the order in
             which they finished.
         bare: Submodules that returned a bare tensor rather than a tuple.
         arguments: Names and values of the keyword arguments each submodule received.
+        calls: How often the layer ran.
         own_input: Whether the layer received rows of its own beside the stream.
     """
 
+    kept: KeptRows
     entering: Tensor | None = None
     leaving: Tensor | None = None
     outputs: dict[str, Tensor] = field(default_factory=dict)
@@ -48,17 +74,33 @@ class LayerRecord:
     calls: int = 0
     own_input: bool = False
 
+    def on_leaving(self, _: nn.Module, __: Any, output: Any) -> None:
+        """After the layer."""
+        self.leaving = self.kept.of(first_tensor(output))
+
+    def on_arguments(self, name: str, _: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
+        """Before a submodule."""
+        self.arguments[name] = dict(kwargs)
+
+    def on_output(self, name: str, _: nn.Module, __: Any, output: Any) -> None:
+        """After a submodule."""
+        found = self.kept.of(first_tensor(output))
+        if found is None or self.entering is None or found.shape != self.entering.shape:
+            return
+        self.outputs.pop(name, None)  # where it runs twice, the last time counts
+        self.outputs[name] = found
+        if isinstance(output, Tensor):
+            self.bare.add(name)
+
 
 @dataclass
 class Recording:
     """One forward pass.
 
     Attributes:
-        rows: Token positions kept, ``[row]``.
         layers: One record per decoder layer.
         final: Stream entering the final norm at the last token, in the model's own dtype, with
             the shape the norm received; None when the norm never ran.
-        final_rows: The same stream at the kept rows, ``[row, d]`` float64.
         stacked: Whether the stream has more axes than ``[sample, token, d]``.
         embeds: The decoder's ``inputs_embeds``, ``[token, d]``; where it takes none, what enters
             layer 0.
@@ -70,10 +112,8 @@ class Recording:
         logits: At the last token, ``[vocab]``.
     """
 
-    rows: Tensor
     layers: list[LayerRecord]
     final: Tensor | None = None
-    final_rows: Tensor | None = None
     stacked: bool = False
     embeds: Tensor | None = None
     decoder_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -135,11 +175,12 @@ def record(
     Raises:
         Unsupported: A layer does not run exactly once.
     """
-    recording = Recording(_sample_rows(visual), [LayerRecord() for _ in parts.layers])
+    kept = KeptRows(_sample_rows(visual), len(visual))
+    recording = Recording([LayerRecord(kept) for _ in parts.layers])
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
         stack.enter_context(torch.no_grad())
-        for handle in _decoder_hooks(recording, parts, len(visual)):
+        for handle in _decoder_hooks(recording, parts):
             stack.callback(handle.remove)
         for handle in _outer_hooks(recording, model, parts):
             stack.callback(handle.remove)
@@ -173,17 +214,7 @@ def stream_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None
     return value if isinstance(value, Tensor) else None
 
 
-def _rows(tensor: Tensor | None, rows: Tensor, length: int) -> Tensor | None:
-    """The kept rows of ``[1, token, d]`` or of ``[token, d]``, in float64 on the CPU."""
-    if tensor is None or tensor.ndim not in (2, 3) or tensor.shape[:-1].numel() != length:
-        return None
-    flat = rearrange(tensor.detach(), "... d -> (...) d")
-    return flat[rows.to(flat.device)].to("cpu", torch.float64)
-
-
-def _decoder_hooks(recording: Recording, parts: Parts, length: int) -> Iterator[Any]:
-    rows = recording.rows
-
+def _decoder_hooks(recording: Recording, parts: Parts) -> Iterator[Any]:
     def on_decoder(_: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         recording.decoder_arguments = dict(kwargs)
         embeds = kwargs.get("inputs_embeds")
@@ -193,35 +224,28 @@ def _decoder_hooks(recording: Recording, parts: Parts, length: int) -> Iterator[
     def on_norm(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stream = stream_of(args, kwargs)
         if stream is not None and recording.final is None and stream.ndim == 3:
-            recording.final_rows = _rows(stream, rows, length)
             recording.final = stream[:, -1:].detach().clone()
 
     yield parts.decoder.register_forward_pre_hook(on_decoder, with_kwargs=True)
     yield parts.norm.register_forward_pre_hook(on_norm, with_kwargs=True)
     for layer, made in zip(parts.layers, recording.layers, strict=True):
-        yield from _layer_hooks(recording, layer, made, length)
+        yield from _layer_hooks(recording, layer, made)
 
 
-# The hooks are functions of this module with their first arguments filled in, not functions made
-# anew for every submodule: the tests' type checker would examine each of those again.
-def _layer_hooks(
-    recording: Recording, layer: nn.Module, made: LayerRecord, length: int
-) -> Iterator[Any]:
-    rows = recording.rows
-    entering = partial(_on_entering, recording, made, length)
+def _layer_hooks(recording: Recording, layer: nn.Module, made: LayerRecord) -> Iterator[Any]:
+    entering = partial(_on_entering, recording, made)
     yield layer.register_forward_pre_hook(entering, with_kwargs=True)
-    yield layer.register_forward_hook(partial(_on_leaving, made, rows, length))
+    yield layer.register_forward_hook(made.on_leaving)
     for name, module in layer.named_modules():
         if name and name.count(".") <= 1:
-            before = partial(_on_arguments, made, name)
+            before = partial(made.on_arguments, name)
             yield module.register_forward_pre_hook(before, with_kwargs=True)
-            yield module.register_forward_hook(partial(_on_output, made, name, rows, length))
+            yield module.register_forward_hook(partial(made.on_output, name))
 
 
 def _on_entering(
     recording: Recording,
     made: LayerRecord,
-    length: int,
     _: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -229,7 +253,7 @@ def _on_entering(
     stream = stream_of(args, kwargs)
     made.calls += 1
     recording.stacked |= stream is not None and stream.ndim > 3
-    made.entering = _rows(stream, recording.rows, length)
+    made.entering = made.kept.of(stream)
     made.own_input = any(
         isinstance(value, Tensor)
         and stream is not None
@@ -239,36 +263,6 @@ def _on_entering(
     )
     if recording.embeds is None and stream is not None and stream.ndim == 3:
         recording.embeds = stream[0].detach().clone()
-
-
-def _on_leaving(
-    made: LayerRecord, rows: Tensor, length: int, _: nn.Module, __: Any, output: Any
-) -> None:
-    made.leaving = _rows(first_tensor(output), rows, length)
-
-
-def _on_arguments(
-    made: LayerRecord, name: str, _: nn.Module, __: Any, kwargs: dict[str, Any]
-) -> None:
-    made.arguments[name] = dict(kwargs)
-
-
-def _on_output(
-    made: LayerRecord,
-    name: str,
-    rows: Tensor,
-    length: int,
-    _: nn.Module,
-    __: Any,
-    output: Any,
-) -> None:
-    found = _rows(first_tensor(output), rows, length)
-    if found is None or made.entering is None or found.shape != made.entering.shape:
-        return
-    made.outputs.pop(name, None)  # where it runs twice, the last time counts
-    made.outputs[name] = found
-    if isinstance(output, Tensor):
-        made.bare.add(name)
 
 
 def _outer_hooks(recording: Recording, model: nn.Module, parts: Parts) -> Iterator[Any]:

@@ -1,8 +1,14 @@
 """Verifying what was found about one model: a short forward, and every claim checked against it.
 
-A wrong anatomy makes every later number wrong without a sign. So each finding here is an identity
-that held on a real forward pass, or the model is refused with the numbers and with the argument
-that would mend it.
+1. The modules are found by structure (``parts``).
+2. One forward is recorded (``recorded_forward``).
+3. Visual tokens are where rows are no word embeddings, and these rows are features of the image
+   (``visual_entry``).
+4. Submodules' outputs add up to what each layer adds (``residual_addends``).
+5. head(norm(h)) gives the model's logits (``logit_rule``).
+
+A wrong anatomy makes every later number wrong without a sign. So what does not hold is refused with
+the numbers and with the argument that would mend it.
 """
 
 from __future__ import annotations
