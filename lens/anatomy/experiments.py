@@ -6,7 +6,7 @@ learned query may take no part in it. Each question here costs a forward or two 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -32,15 +32,9 @@ def last_token_layers(
     """
     if "logits_to_keep" not in forward_parameters(model):
         return ()
-    lengths: list[int] = []
-
-    def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stream = stream_of(args, kwargs)
-        lengths.append(0 if stream is None else int(stream.shape[-2]))
-
-    with _watching(model, parts, entering):
+    with _entering_layers(model, parts) as streams:
         model(**inputs, logits_to_keep=1)
-    return tuple(index for index, length in enumerate(lengths) if length == 1)
+    return tuple(i for i, stream in enumerate(streams) if stream.shape[-2] == 1)
 
 
 def entry_depends_on(
@@ -54,19 +48,12 @@ def entry_depends_on(
         inputs: A prompt with an image.
         parameter: Path of the parameter.
     """
-    seen: list[Tensor] = []
-
-    def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stream = stream_of(args, kwargs)
-        if stream is not None:
-            seen.append(stream.detach().clone())
-
     value = model.get_parameter(parameter)
-    with _watching(model, parts, entering):  # every layer: features may come in between
+    with _entering_layers(model, parts) as streams:  # all: features may come in between
         for weights in ({}, {parameter: value.flip(-1)}):
             torch.func.functional_call(model, weights, kwargs=dict(inputs))
-    half = len(seen) // 2
-    return any(not torch.equal(a, b) for a, b in zip(seen[:half], seen[half:], strict=True))
+    half = len(streams) // 2
+    return any(not torch.equal(a, b) for a, b in zip(streams[:half], streams[half:], strict=True))
 
 
 def rows_that_depend_on_pixels(
@@ -111,12 +98,18 @@ def _holds_pixels(tensor: Tensor) -> bool:
 
 
 @contextmanager
-def _watching(model: nn.Module, parts: Parts, entering: Callable[..., None]) -> Iterator[None]:
-    """Call a hook with the arguments of every decoder layer, and leave the model as it was."""
+def _entering_layers(model: nn.Module, parts: Parts) -> Iterator[list[Tensor]]:
+    """What enters the decoder layers of the forwards inside, in their order."""
+    streams: list[Tensor] = []
+
+    def on_entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stream = stream_of(args, kwargs)
+        streams.append(torch.empty(0, 0) if stream is None else stream.detach().clone())
+
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
         stack.enter_context(torch.no_grad())
         for layer in parts.layers:
-            hook = layer.register_forward_pre_hook(entering, with_kwargs=True)
+            hook = layer.register_forward_pre_hook(on_entering, with_kwargs=True)
             stack.callback(hook.remove)
-        yield
+        yield streams

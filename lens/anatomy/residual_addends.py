@@ -142,7 +142,7 @@ def _fits(
         for chosen in combinations(range(2, len(vectors)), size)
         if all(name in {candidates[i - 2] for i in chosen} for name in must_hold)
     ]
-    plain = [_plain(gram, chosen, candidates, update) for chosen in sets]
+    plain = [_fit(gram, chosen, candidates, update, (1.0,) * len(chosen), 1.0) for chosen in sets]
     plain.sort(key=lambda fit: fit.error)
     if plain and plain[0].error < 1e-3:
         return plain
@@ -157,16 +157,6 @@ def _fits(
     return sorted([*plain, *scaled], key=lambda fit: fit.error)
 
 
-def _plain(gram: Tensor, chosen: tuple[int, ...], names: Sequence[str], update: float) -> _Fit:
-    weights = torch.zeros(len(gram), dtype=gram.dtype)
-    weights[0], weights[1] = 1, -1
-    weights[list(chosen)] = -1
-    left = float(weights @ gram @ weights)
-    return _Fit(
-        tuple(names[i - 2] for i in chosen), (1.0,) * len(chosen), 1.0, _relative(left, update)
-    )
-
-
 def _scaled(
     gram: Tensor, chosen: tuple[int, ...], names: Sequence[str], update: float
 ) -> list[_Fit]:
@@ -175,28 +165,39 @@ def _scaled(
     Both are what real layers do (residual multipliers, layer scalars). Free factors on all of
     them would also "explain" a submodule that returns the whole stream.
     """
-    fits = []
     addends = list(chosen)
-    weights = torch.zeros(len(gram), dtype=gram.dtype)
-    weights[0], weights[1] = 1, -1
-    inner, target = gram[addends][:, addends], gram[addends] @ weights
+    inner, target = gram[addends][:, addends], gram[addends] @ _weights(gram, [], [], 1.0)
     scales = torch.linalg.lstsq(inner, target[:, None], driver="gelsd").solution[:, 0]
-    weights[addends] = -scales
-    found = tuple(names[i - 2] for i in chosen)
-    left = float(weights @ gram @ weights)
-    fits.append(_Fit(found, tuple(scales.tolist()), 1.0, _relative(left, update)))
     whole = torch.zeros(len(gram), dtype=gram.dtype)
     whole[[1, *addends]] = 1
     keep = float(gram[0] @ whole / (whole @ gram @ whole).clamp_min(1e-30))
-    weights = -keep * whole
-    weights[0] = 1
-    left = float(weights @ gram @ weights)
-    fits.append(_Fit(found, (keep,) * len(chosen), keep, _relative(left, update)))
+    fits = [
+        _fit(gram, chosen, names, update, tuple(scales.tolist()), 1.0),
+        _fit(gram, chosen, names, update, (keep,) * len(chosen), keep),
+    ]
     return [fit for fit in fits if min(fit.scales) > 0]
 
 
-def _relative(left: float, update: float) -> float:
-    return float((max(left, 0.0) / update) ** 0.5)
+def _fit(
+    gram: Tensor,
+    chosen: tuple[int, ...],
+    names: Sequence[str],
+    update: float,
+    scales: tuple[float, ...],
+    keep: float,
+) -> _Fit:
+    """One sum, with what it leaves unexplained; rows of ``gram`` are leaving, entering, addends."""
+    weights = _weights(gram, chosen, scales, keep)
+    left = max(float(weights @ gram @ weights), 0.0)
+    error = float((left / update) ** 0.5)
+    return _Fit(tuple(names[i - 2] for i in chosen), scales, keep, error)
+
+
+def _weights(gram: Tensor, chosen: Sequence[int], scales: Sequence[float], keep: float) -> Tensor:
+    weights = torch.zeros(len(gram), dtype=gram.dtype)
+    weights[0], weights[1] = 1, -keep
+    weights[list(chosen)] = -torch.tensor(scales, dtype=gram.dtype)
+    return weights
 
 
 def _preferred(layer: nn.Module, fits: list[_Fit]) -> _Fit:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -200,32 +202,24 @@ def _vit_norms(model: VisualLM, inputs: Any, entry: Tensor) -> NDArray[np.float6
     tokens' entry states; NaN when there is none, or when it merges tokens.
     """
     found: list[tuple[int, Tensor]] = []
-    handles = []
 
-    def hook(depth: int) -> Any:
-        def record(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if not (isinstance(output, Tensor) and args and isinstance(args[0], Tensor)):
-                return
-            rows, before = (rearrange(tensor, "... d -> (...) d") for tensor in (output, args[0]))
-            if (
-                rows.shape == entry.shape
-                and len(before) == len(rows)
-                and torch.equal(rows.float(), entry)
-            ):
-                found.append((depth, before.float().norm(dim=1)))
+    def on_output(depth: int, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not (isinstance(output, Tensor) and args and isinstance(args[0], Tensor)):
+            return
+        rows, before = (rearrange(tensor, "... d -> (...) d") for tensor in (output, args[0]))
+        alike = rows.shape == entry.shape and len(before) == len(rows)
+        if alike and torch.equal(rows.float(), entry):
+            found.append((depth, before.float().norm(dim=1)))
 
-        return record
-
-    first_layer = model.anatomy.layers[0]
-    for name, module in model.hf.named_modules():
-        if name and not name.startswith(first_layer.rsplit(".", 2)[0] + "."):
-            handles.append(module.register_forward_hook(hook(name.count("."))))
-    try:
-        with undisturbed(model.hf), torch.no_grad():
-            model.hf(**inputs, **model.anatomy.last_logits(1))
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = model.anatomy.layers[0].rsplit(".", 2)[0] + "."
+    with ExitStack() as stack:
+        for name, module in model.hf.named_modules():
+            if name and not name.startswith(layers):
+                handle = module.register_forward_hook(partial(on_output, name.count(".")))
+                stack.callback(handle.remove)
+        stack.enter_context(undisturbed(model.hf))
+        stack.enter_context(torch.no_grad())
+        model.hf(**inputs, **model.anatomy.last_logits(1))
     if not found:
         return np.full(len(entry), np.nan)
     return min(found, key=lambda item: item[0])[1].double().cpu().numpy()
