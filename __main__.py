@@ -22,7 +22,7 @@ from embedlens.analyses import demo as demonstration
 from embedlens.analyses import report
 from embedlens.analyses.check import CheckReport, check_model, unopened
 from embedlens.lens import EmbedlensError, Unsupported, VisualLM
-from embedlens.lens.inputs.images import read_image
+from embedlens.lens.inputs.encoder import read_image
 
 NOT_PASSED, REFUSED, INTERRUPTED = 1, 2, 130
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..interventions import AblateAttention, Plan, ZeroFFN
 from ..lens.errors import InputError
-from ..lens.inputs.images import ImageLike, read_image
+from ..lens.inputs.encoder import ImageLike, read_image
 from ..lens.markers.markers import Markers
 from ..lens.model import VisualLM
 from ..lens.progress import Progress, silent

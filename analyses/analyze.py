@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..lens.errors import InputError
 from ..lens.inputs.batch import Batch
-from ..lens.inputs.images import ImageLike, read_image
+from ..lens.inputs.encoder import ImageLike, read_image
 from ..lens.markers.markers import Markers
 from ..lens.model import VisualLM
 from ..lens.progress import Progress, silent

@@ -21,13 +21,13 @@ from ..layout import Again, locate, video_positions
 from ..layout.locate import Stated
 from ..visual_tokens import VisualTokens
 from .batch import Batch
-from .images import Images, Videos, arrange_images, arrange_videos
+from .images import ImageLike, Images, Videos, arrange_images, arrange_videos, read_image
 from .processor import Nested, ProcessorAdapter
 from .prompts import Placeholders, PromptWriter, find_placeholders
 from .required_inputs import Forward, RequiredInputs
 from .tensor_checks import check_form, check_pictures
 
-__all__ = ["Encoder", "Stated"]
+__all__ = ["Encoder", "ImageLike", "Stated", "read_image"]
 
 _COMPLETE_SIZES = ((64, 96), (112, 56))
 
