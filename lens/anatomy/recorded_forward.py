@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
+from jaxtyping import Bool, Float64, Shaped
 from torch import Tensor, nn
 
 from ..errors import Unsupported
@@ -150,8 +151,8 @@ def tensors_of(output: Any) -> list[Tensor]:
     return []
 
 
-def project(rows: Tensor) -> Tensor:
-    """Two random numbers per row, the same for equal rows, ``[..., d]`` to ``[rows, 2]``."""
+def project(rows: Shaped[Tensor, "*_ d"]) -> Float64[Tensor, "row 2"]:
+    """Two random numbers per row, the same for equal rows."""
     generator = torch.Generator().manual_seed(0)
     width = rows.shape[-1]
     directions = torch.randn(width, FINGERPRINT, generator=generator, dtype=torch.float64)
@@ -162,7 +163,7 @@ def project(rows: Tensor) -> Tensor:
 
 
 def record(
-    model: nn.Module, parts: Parts, inputs: Mapping[str, Tensor], visual: Tensor
+    model: nn.Module, parts: Parts, inputs: Mapping[str, Tensor], visual: Bool[Tensor, " token"]
 ) -> Recording:
     """Run the model once on one prompt.
 
@@ -170,7 +171,7 @@ def record(
         model: The model; hooks and training flags are put back afterwards.
         parts: Its parts.
         inputs: Tensors for the forward; one sample.
-        visual: Which positions are visual, ``[token]`` bool: rows are sampled from both kinds.
+        visual: Which positions are visual: rows are sampled from both kinds.
 
     Raises:
         Unsupported: A layer does not run exactly once.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
 from ..errors import Unsupported
@@ -47,8 +48,10 @@ class VisualEntry:
     also_written: int = 0
 
 
-def claimed_positions(inputs: Mapping[str, Tensor], token_ids: tuple[int, ...]) -> Tensor:
-    """Positions whose id is a placeholder's, ``[sample, token]`` bool."""
+def claimed_positions(
+    inputs: Mapping[str, Tensor], token_ids: tuple[int, ...]
+) -> Bool[Tensor, "sample token"]:
+    """Positions whose id is a placeholder's."""
     ids = inputs["input_ids"]
     wanted = torch.tensor(token_ids, device=ids.device, dtype=ids.dtype)
     return torch.isin(ids, wanted)
@@ -60,7 +63,7 @@ def find_entry(
     recording: Recording,
     inputs: Mapping[str, Tensor],
     token_ids: tuple[int, ...],
-    depends: Tensor | None,
+    depends: Bool[Tensor, " token"] | None,
 ) -> VisualEntry:
     """Verify the positions and trace the rows to the vision tower's features.
 
@@ -70,7 +73,7 @@ def find_entry(
         recording: One forward with an image.
         inputs: What went into it.
         token_ids: Ids the configuration or the user names; may be empty.
-        depends: ``[token]`` bool, positions whose entering row changes with the image's pixels,
+        depends: Positions whose entering row changes with the image's pixels,
             for models whose rows cannot be compared with word embeddings; else None.
 
     Raises:
@@ -110,8 +113,10 @@ def find_entry(
     return _traced(name, parts, recording, ids, claimed, token_ids, mask_name, also)
 
 
-def written_positions(parts: Parts, recording: Recording, ids: Tensor) -> Tensor:
-    """Positions whose entering row is not the word embedding of their id, ``[token]`` bool."""
+def written_positions(
+    parts: Parts, recording: Recording, ids: Int[Tensor, " token"]
+) -> Bool[Tensor, " token"]:
+    """Positions whose entering row is not the word embedding of their id."""
     words = word_rows(parts, ids)
     if recording.embeds is None:
         raise ValueError("the decoder took no inputs_embeds")
@@ -133,8 +138,8 @@ def injected_layers(recording: Recording, entry: VisualEntry) -> tuple[int, ...]
     return tuple(found)
 
 
-def word_rows(parts: Parts, ids: Tensor) -> Tensor:
-    """What the input embedding returns for ids, ``[token, d]`` float64 on the CPU."""
+def word_rows(parts: Parts, ids: Int[Tensor, " token"]) -> Float64[Tensor, "token d"]:
+    """What the input embedding returns for ids, on the CPU."""
     table = parts.embedding.weight.shape[0]
     with torch.no_grad():
         # Placeholder ids may lie beyond the table: they are never looked up by the model itself.
