@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError, Unsupported
-from ..layout import Again, Layout, locate, video_positions
+from ..layout import Layout, RepeatCall, locate, video_positions
 from ..visual_tokens import VisualTokens
 from .batch import Batch
 from .images import ImageLike, Images, Videos, arrange_images, arrange_videos, read_image
@@ -225,7 +225,7 @@ class Encoder:
         inputs: Mapping[str, Tensor],
         images: Nested | None,
         layout: Stated | None,
-        again: Again | None = None,
+        again: RepeatCall | None = None,
         films: list[list[int]] | None = None,
     ) -> VisualTokens:
         return locate(
@@ -236,8 +236,8 @@ class Encoder:
             processor=self.processor,
             latents="resampler" in self.anatomy.capabilities,
             layout=layout,
-            again=again,
-            films=films,
+            repeat_call=again,
+            frames_per_video=films,
         )
 
     def _need_processor(self) -> None:
