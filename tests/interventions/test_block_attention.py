@@ -314,7 +314,7 @@ def test_two_blocks_are_their_union_in_any_order(twin: Any) -> None:
 
 
 def test_the_papers_layer_0_is_two_operations(twin: Any) -> None:
-    """Method.md a4: text reads one visual token in place of all, the others read none."""
+    """docs/method.md (a4): text reads one visual token in place of all, the others read none."""
     model, copied = twin().model, eager("llama", "sdpa", twin)
     batch = encode(model, "middle")
     seen = batch.inputs["input_ids"] == tiny.IMAGE_ID

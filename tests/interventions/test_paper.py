@@ -548,7 +548,7 @@ def test_plans_are_these_operations(plan: Any, operations: list[Any]) -> None:
 
 
 def test_knocking_visual_from_visual_is_a_freeze_where_all_are_frozen(twin: Any) -> None:
-    """Method.md a5: at layer 0 the freeze without the collapse."""
+    """docs/method.md (a5): at layer 0 the freeze without the collapse."""
     here = setting(twin, "sdpa")
     plans = (
         paper.skip([0, 1, 3], "visual", "vv"),

@@ -280,7 +280,7 @@ def test_withdrawing_is_pruning_at_that_layer(twin: Any) -> None:
 
 
 def test_entering_late_and_leaving_early_compose(twin: Any) -> None:
-    """Method.md a6: the two may be combined; in between, both kinds see each other."""
+    """docs/method.md (a6): the two may be combined; in between, both kinds see each other."""
     model = twin().model
     batch = encode(model, "middle")
     copied = eager_copy(twin().plain)

@@ -1,4 +1,4 @@
-"""The modes of the paper's released code, written out by hand after method.md (a2 to a6).
+"""The modes of the paper's released code, by hand after docs/method.md (a2, a3, a4, a5, a6).
 
 A Llama decoder in float64 over a plain model's weights: one sample, one image, eager attention with
 weights that are edited behind the softmax, and a cache whose layers may differ in length. Shares
