@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_python
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from processes import ROOT, run_python
 
 ROOMS = ("lens", "interventions", "analyses")
 BELOW = {"lens": (), "interventions": ("lens",), "analyses": ("lens", "interventions")}
