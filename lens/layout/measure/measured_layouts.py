@@ -35,12 +35,6 @@ def explain_measured(
 ) -> Layouts | None:
     """Explain every sample as the first sample with images of its sizes.
 
-    Args:
-        inputs: Of the whole batch.
-        images: Of every sample; None for those that are not at hand.
-        repeat_call: Runs the processor call that made the inputs with other images.
-        processor: What is remembered is remembered for this one; for nothing when None.
-
     Returns:
         None when an image is not at hand, or a rule fails.
     """

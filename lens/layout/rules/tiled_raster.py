@@ -170,19 +170,13 @@ def _edges(
 ) -> Edges | None:
     if origins is None:
         return None
-    places = (
-        [mean(origins.x[tile], keep=-1) for tile in tiles],
-        [mean(origins.y[tile], keep=-2) for tile in tiles],
-    )
-    x, y = (
-        rearrange(np.stack(place), "(down across) pixel -> down across pixel", down=canvas.down)
-        for place in places
-    )
+    x = np.stack([mean(origins.x[tile], keep=-1) for tile in tiles])
+    y = np.stack([mean(origins.y[tile], keep=-2) for tile in tiles])
     # Along the canvas: the tiles of one row (column) one after another, averaged over the others.
-    across = LinearFit.through(
-        np.concatenate([mean(x[:, i], keep=-1) for i in range(canvas.across)])
-    )
-    down = LinearFit.through(np.concatenate([mean(y[i], keep=-1) for i in range(canvas.down)]))
+    columns = rearrange(x, "(down across) pixel -> across down pixel", down=canvas.down)
+    rows = rearrange(y, "(down across) pixel -> down across pixel", down=canvas.down)
+    across = LinearFit.through(np.concatenate([mean(column, keep=-1) for column in columns]))
+    down = LinearFit.through(np.concatenate([mean(row, keep=-1) for row in rows]))
     if across is None or down is None:
         return None
     cell = across.units / (canvas.across * side)
