@@ -14,13 +14,7 @@ from embedlens.analyses.check import check_model, unopened
 from embedlens.analyses.report import analyze as images
 from embedlens.analyses.report import check_folder, write_report
 from embedlens.analyses.report import demo as scenes
-from embedlens.analyses.terminal import (
-    progress_bar,
-    quiet,
-    refusal,
-    show_checks,
-    show_findings,
-)
+from embedlens.analyses.terminal import progress_bar, quiet, refusal, show_checks, show_findings
 from embedlens.lens import Unsupported, VisualLM
 from embedlens.lens.inputs.encoder import read_image
 

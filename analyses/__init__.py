@@ -7,7 +7,7 @@ so that `embedlens.analyses.alignment` is the function whatever was imported bef
 
 from .ablation_by_layer import ablation
 from .alignment_by_layer import alignment
-from .analysis import Analysis, Result, Words, find, register, registered
+from .analysis import Analysis, Result, find, register, registered
 from .claim import Claim
 from .class_agreement_with_truth import class_agreement
 from .example import Example
@@ -23,7 +23,6 @@ __all__ = [
     "Material",
     "Result",
     "Truth",
-    "Words",
     "ablation",
     "alignment",
     "class_agreement",

@@ -104,33 +104,7 @@ def _no_claims(_: Result) -> list[Claim]:
     return []
 
 
-@dataclass(frozen=True)
-class Words:
-    """What a report says about an analysis and its results.
-
-    Attributes:
-        heading: The question.
-        method: How the numbers come about, in a sentence or two.
-        caption: What the figure shows.
-        findings: A result in sentences, the most important first; their numbers and their wording
-            come from its table.
-        claims: The paper's claims that a result can speak to.
-        data: One more sentence of method, about the data of a result.
-        headline: Whether the first finding belongs into the summary.
-        claims_order: Where the claims stand among those of other analyses, low first.
-    """
-
-    heading: str
-    method: str
-    caption: str
-    findings: Callable[[Result], list[str]]
-    claims: Callable[[Result], list[Claim]] = _no_claims
-    data: Callable[[Result], str] = _nothing
-    headline: bool = True
-    claims_order: int = 100
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Analysis:
     """Everything of one analysis.
 
@@ -138,19 +112,34 @@ class Analysis:
         name: Of the analysis and of its results.
         run: Measures what a report is about.
         figure: Draws a result.
-        words: Tell what it shows.
         doing: What is being done while it runs, for a progress bar.
         needs: Fields of `Material` without which it cannot run, such as ``markers``.
+        heading: The question.
+        method: How the numbers come about, in a sentence or two.
+        data: One more sentence of method, about the data of a result.
+        caption: What the figure shows.
+        findings: A result in sentences, the most important first; their numbers and their wording
+            come from its table.
+        claims: The paper's claims that a result can speak to.
+        headline: Whether the first finding belongs into the summary.
         order: Place in the report, low first.
+        claims_order: Place of the claims among those of other analyses, low first.
     """
 
     name: str
     run: Callable[[Material], Result]
     figure: Callable[[Result], Figure]
-    words: Words
     doing: str
+    heading: str
+    method: str
+    caption: str
+    findings: Callable[[Result], list[str]]
+    claims: Callable[[Result], list[Claim]] = _no_claims
+    data: Callable[[Result], str] = _nothing
     needs: tuple[str, ...] = ()
+    headline: bool = True
     order: int = 100
+    claims_order: int = 100
 
     def lacks(self, material: Material) -> list[str]:
         """What of its needs the material does not have."""
@@ -160,7 +149,7 @@ class Analysis:
 _REGISTERED: dict[str, Analysis] = {}
 
 
-def register(analysis: Analysis) -> Analysis:
+def register(analysis: Analysis) -> None:
     """Make an analysis known to results, the report and the command line.
 
     Raises:
@@ -169,7 +158,6 @@ def register(analysis: Analysis) -> Analysis:
     if analysis.name in _REGISTERED:
         raise ValueError(f"there is an analysis named {analysis.name!r} already")
     _REGISTERED[analysis.name] = analysis
-    return analysis
 
 
 def registered() -> dict[str, Analysis]:

@@ -119,10 +119,7 @@ def ablation(
 
 
 def _check(
-    examples: Sequence[Example],
-    operations: Sequence[str],
-    scopes: Sequence[str],
-    batch_size: int,
+    examples: Sequence[Example], operations: Sequence[str], scopes: Sequence[str], batch_size: int
 ) -> None:
     if not examples:
         raise InputError("there are no examples to answer")

@@ -6,10 +6,13 @@ from typing import Any
 
 import pandas as pd
 
-from ..analysis import Result, Words
+from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, Claim, Verdict
 from ..rows import one, select
 from ..wording import difference, listing, share
+from .figure import draw_ablation
+from .measure import ablation
+from .scoring import DOING
 
 _OPERATIONS = {"attention": "attention", "ffn": "the FFN"}
 _ENOUGH_QUESTIONS = 10  # of a task, before a sentence is said about it
@@ -109,16 +112,24 @@ def _data(result: Result) -> str:
     return f"Answers are compared with {result.meta['reference']}."
 
 
-WORDS = Words(
+ABLATION = Analysis(
+    name="ablation",
+    run=lambda m: ablation(
+        m.model, m.examples, batch_size=m.examples_at_once, seed=m.seed, progress=m.progress
+    ),
+    figure=draw_ablation,
+    doing=DOING,
+    order=60,
     heading="What is visual attention and FFN worth?",
     method="What attention or the FFN would add to the residual stream is set to zero at the "
     "visual positions, in some layers; their keys and values stay readable. An answer counts when "
     "greedy decoding writes exactly it.",
     caption="Exact matches when the output of attention (top) or FFN (bottom) is zeroed at visual "
-    "positions. Bands are 95 % intervals over images; the lines show the untouched model with "
-    "the right and with a wrong image.",
+    "positions. Bands are 95 % intervals over images; the lines show the untouched model with the "
+    "right and with a wrong image.",
     findings=_findings,
     claims=_claims,
     data=_data,
     claims_order=40,
 )
+register(ABLATION)

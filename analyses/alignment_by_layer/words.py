@@ -2,10 +2,12 @@
 
 from typing import NamedTuple
 
-from ..analysis import Result, Words
+from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, SECOND_HAND, Claim, Verdict
 from ..rows import one
 from ..wording import apart, depth, estimate, number
+from .figure import draw_alignment
+from .measure import alignment
 
 _CLOSE = 1.5  # how many times the smaller of two norms the larger may be, to be called close
 
@@ -117,12 +119,17 @@ def _data(result: Result) -> str:
     )
 
 
-WORDS = Words(
+ALIGNMENT = Analysis(
+    name="alignment",
+    run=lambda m: alignment(m.model, m.batches, m.texts, tokens=m.tokens, seed=m.seed),
+    figure=draw_alignment,
+    doing="comparing with text",
+    order=50,
     heading="Which layer’s text states do visual tokens resemble?",
     method="For every visual token the largest cosine to any text state of a layer, averaged; once "
     "for the tokens as they enter the model, once for their own states at that layer. Centring "
-    "takes each side’s mean away, since deep states share directions that inflate every "
-    "cosine; random vectors show what chance gives.",
+    "takes each side’s mean away, since deep states share directions that inflate every cosine; "
+    "random vectors show what chance gives.",
     caption="(a, b) Direction, with 95 % bands over images; circles mark the peaks. (c) Median "
     "norms with the quartiles of the tokens; layer l is the residual stream entering it.",
     findings=_findings,
@@ -130,3 +137,4 @@ WORDS = Words(
     data=_data,
     claims_order=30,
 )
+register(ALIGNMENT)

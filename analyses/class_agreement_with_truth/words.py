@@ -1,8 +1,11 @@
 """What class agreement says: which class the patches of known content got."""
 
-from ..analysis import Result, Words
+from ..analysis import Analysis, Result, register
+from ..material import Material
 from ..rows import one, select
 from ..wording import share
+from .figure import draw_class_agreement
+from .measure import class_agreement
 
 
 def _findings(result: Result) -> list[str]:
@@ -30,7 +33,19 @@ def _article(name: str) -> str:
     return f"the {name}" if name == "background" else f"a{'n' * (name[0] in 'aeiou')} {name}"
 
 
-WORDS = Words(
+def _run(material: Material) -> Result:
+    assert material.truth is not None
+    (batch,) = material.batches
+    return class_agreement(material.model, batch, material.truth.content, seed=material.seed)
+
+
+CLASS_AGREEMENT = Analysis(
+    name="class_agreement",
+    run=_run,
+    figure=draw_class_agreement,
+    doing="comparing with what is there",
+    needs=("markers", "truth"),
+    order=30,
     heading="Do the classes match what patches show?",
     method="Markers of the classes were found from recurrence between images alone; what each "
     "patch shows is known from how the scenes were drawn. A sliver is a patch of which an object "
@@ -38,3 +53,4 @@ WORDS = Words(
     caption="Share of each class among patches of known content.",
     findings=_findings,
 )
+register(CLASS_AGREEMENT)

@@ -1,10 +1,12 @@
 """What lens hits say: whether first words are right at the entry, and where a lens is best."""
 
-from ..analysis import Result, Words
+from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, SECOND_HAND, Claim, Verdict, by_sign
+from ..material import Material
 from ..rows import one, select
 from ..wording import apart, share
-from .measure import middle_k
+from .figure import draw_lens_hits
+from .measure import lens_hits, middle_k
 
 
 def _findings(result: Result) -> list[str]:
@@ -68,7 +70,19 @@ def _claims(result: Result) -> list[Claim]:
     ]
 
 
-WORDS = Words(
+def _run(material: Material) -> Result:
+    assert material.truth is not None
+    (batch,) = material.batches
+    return lens_hits(material.model, batch, material.truth.words, seed=material.seed)
+
+
+LENS_HITS = Analysis(
+    name="lens_hits",
+    run=_run,
+    figure=draw_lens_hits,
+    doing="comparing with what is there",
+    needs=("truth",),
+    order=20,
     heading="Are those words right?",
     method="A token counts as read rightly when one of the lens’ first k words names the colour or "
     "kind of the object in its patch. The control gives every token the truth of another one, "
@@ -80,3 +94,4 @@ WORDS = Words(
     claims=_claims,
     claims_order=20,
 )
+register(LENS_HITS)

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ...lens.progress import Progress, silent
-from ..analysis import Result, Words, find, registered
+from ..analysis import Analysis, Result, find, registered
 from ..claim import Claim
 from ..figures import png, save_figure
 from ..folders import refuse_existing, written_at_once
@@ -46,8 +46,8 @@ class Report:
     @property
     def headlines(self) -> list[str]:
         """The first finding of every analysis that measures something."""
-        told = [(find(result.name).words, result) for result in self.results]
-        return [words.findings(result)[0] for words, result in told if words.headline]
+        told = [(find(result.name), result) for result in self.results]
+        return [analysis.findings(result)[0] for analysis, result in told if analysis.headline]
 
 
 @dataclass(frozen=True)
@@ -55,24 +55,16 @@ class _Part:
     """One section of the page as the template needs it."""
 
     result: Result
-    words: Words
+    analysis: Analysis
     picture: str
-
-    @property
-    def method(self) -> str:
-        return f"{self.words.method} {self.words.data(self.result)}".strip()
-
-    @property
-    def findings(self) -> list[str]:
-        return self.words.findings(self.result)
 
 
 def claims(results: Iterable[Result]) -> list[Claim]:
     """The paper's claims that the results of registered analyses can speak to."""
     known = registered()
-    told = [(known[result.name].words, result) for result in results if result.name in known]
+    told = [(known[result.name], result) for result in results if result.name in known]
     told.sort(key=lambda pair: pair[0].claims_order)
-    return [claim for words, result in told for claim in words.claims(result)]
+    return [claim for analysis, result in told for claim in analysis.claims(result)]
 
 
 def check_folder(folder: str | Path, *, overwrite: bool) -> None:
@@ -124,7 +116,7 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     return environment.get_template("report.html.j2").render(
         report=report,
         parts=[
-            _Part(result, find(result.name).words, b64encode(pictures[result.name]).decode())
+            _Part(result, find(result.name), b64encode(pictures[result.name]).decode())
             for result in report.results
         ],
         claims=claims(report.results),

@@ -6,10 +6,12 @@ from typing import Any
 import pandas as pd
 
 from ...lens.token_classes import CLASS_NAMES
-from ..analysis import Result, Words
+from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, SECOND_HAND, Claim, Verdict, by_sign
 from ..rows import one, select
 from ..wording import apart, estimate, listing, number, share
+from .figure import draw_sparsity
+from .measure import sparsity
 
 _NEAR = 0.05  # how far outside the interval an expected share may lie
 
@@ -104,15 +106,22 @@ def _dead_tokens(frame: pd.DataFrame) -> list[Claim]:
     ]
 
 
-WORDS = Words(
+SPARSITY = Analysis(
+    name="sparsity",
+    run=lambda m: sparsity(m.model, m.batches, markers=m.markers, seed=m.seed),
+    figure=draw_sparsity,
+    doing="profiling the classes",
+    needs=("markers",),
+    order=40,
     heading="How many tokens are alive?",
     method="A token is sink or dead when it lies close to a direction that recurs from image to "
     "image, and alive otherwise. Similarity is the mean cosine over pairs of different images; "
     "stability is the cosine of a token’s residual stream before and after a layer.",
     caption="(a) Share of the classes. (b) Mean norm as tokens enter the language model. (c) "
-    "Similarity between images, of tokens and of class means. (d) Stability at every layer. "
-    "Lines and bands are 95 % intervals over images.",
+    "Similarity between images, of tokens and of class means. (d) Stability at every layer. Lines "
+    "and bands are 95 % intervals over images.",
     findings=_findings,
     claims=_claims,
     claims_order=10,
 )
+register(SPARSITY)

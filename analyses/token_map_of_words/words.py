@@ -1,7 +1,9 @@
 """What a token map says: the most frequent nearest words, by class."""
 
-from ..analysis import Result, Words
+from ..analysis import Analysis, Result, register
 from ..wording import listing, number
+from .figure import draw_token_map
+from .measure import token_map
 
 _MOST_WORDS = 6
 
@@ -33,7 +35,12 @@ def _frequent(result: Result, name: str | None) -> str:
     return listing(f"“{word}” {count}×" for word, count in counts.head(_MOST_WORDS).items())
 
 
-WORDS = Words(
+TOKEN_MAP = Analysis(
+    name="token_map",
+    run=lambda m: token_map(m.model, m.batches if m.pictured is None else m.pictured),
+    figure=draw_token_map,
+    doing="reading visual tokens",
+    order=10,
     heading="What do visual tokens say, and where?",
     method="Each visual token, as it enters the language model, is compared by cosine with every "
     "row of the input embedding matrix (EmbedLens); the nearest row is its word.",
@@ -42,3 +49,4 @@ WORDS = Words(
     findings=_findings,
     headline=False,
 )
+register(TOKEN_MAP)

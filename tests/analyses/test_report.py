@@ -172,7 +172,7 @@ def page(report: Report) -> str:
 
 
 def sentences(result: Result) -> list[str]:
-    return find(result.name).words.findings(result)
+    return find(result.name).findings(result)
 
 
 def said(result: Result) -> str:
