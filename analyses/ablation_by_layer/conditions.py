@@ -16,14 +16,7 @@ SCOPES = ("single", "below", "above")
 
 
 class Condition(NamedTuple):
-    """What is done to the model, or to the image.
-
-    Attributes:
-        operation: What is zeroed; ``none`` for the controls.
-        scope: Which set of layers, or which control.
-        layer: The layer that the scope is about; None for the controls.
-        layers: Where it is zeroed.
-    """
+    """What is zeroed where: a set of layers, named by a scope and a layer; or a control."""
 
     operation: str
     scope: str

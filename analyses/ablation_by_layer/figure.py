@@ -54,5 +54,5 @@ def _panel(axes: Axes, rows: pd.DataFrame, operation: str, scope: str) -> None:
     curve(axes, select(rows, operation=operation, scope=scope), color, columns=columns)
     axes.set_ylim(-0.02, 1.05)
     percent_axis(axes)
-    layer_axis(axes, rows["layer"].dropna(), _SCOPES[scope][1])
+    layer_axis(axes, rows["layer"], _SCOPES[scope][1])
     tidy(axes)

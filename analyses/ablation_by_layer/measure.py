@@ -23,9 +23,12 @@ from .conditions import (
     Condition,
     OperationName,
     Scope,
+    wrong_images,
     zeroed,
 )
 from .scoring import Answered, Questions, score_all
+
+OWN_ANSWER = "the untouched model's own answer"
 
 
 def ablation(
@@ -80,7 +83,12 @@ def ablation(
             in which no token is selected, or an answer without tokens.
     """
     _check(examples, operations, scopes, batch_size)
-    questions = Questions.read(examples, seed)
+    pictures = [example.read() for example in examples]
+    keys = [tuple(image.tobytes() for image in row) for row in pictures]
+    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    image_of = np.array([number[key] for key in keys], dtype=np.int64)
+    wrong = wrong_images(image_of, [len(row) for row in pictures], seed)
+    questions = Questions(examples, pictures, wrong)
     conditions = [CLEAN, WRONG_IMAGE, *zeroed(operations, scopes, model.n_layers)]
     answered = score_all(
         model,
@@ -100,21 +108,19 @@ def ablation(
         tokens=tokens,
         batch_size=batch_size,
         examples=len(examples),
-        images=len(set(questions.image_of.tolist())),
-        reference=(
-            "the untouched model's own answer" if questions.own_answers else "the given answers"
-        ),
+        images=len(number),
+        reference=OWN_ANSWER if questions.own_answers else "the given answers",
         answers=answered.answers,
         prompts=[example.prompt for example in examples],
         tasks=list(dict.fromkeys(tasks)),
         conditions=[[c.operation, c.scope, c.layer] for c in conditions],
-        unmatched_wrong_images=sum(other is None for other in questions.wrong),
+        unmatched_wrong_images=wrong.count(None),
     )
     tensors = {
         "right": torch.from_numpy(answered.right).float(),
         "logprob": torch.from_numpy(answered.logprob).float(),
     }
-    frame = _frame(conditions, answered, tasks, questions.image_of, seed)
+    frame = _frame(conditions, answered, tasks, image_of, seed)
     return Result("ablation", frame, tensors, meta)
 
 

@@ -79,7 +79,7 @@ def _tasks(result: Result) -> list[str]:
         if not lost.empty:
             losers = listing(
                 f"{row['task']} ({difference(row)}, {row['examples']} questions)"
-                for row in lost.to_dict("records")
+                for row in (one(lost, task=task) for task in lost["task"])
             )
             said.append(
                 f"Tasks of at least {_ENOUGH_QUESTIONS} questions that lose without {name} "

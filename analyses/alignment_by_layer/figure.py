@@ -55,7 +55,7 @@ def _cosines(axes: Axes, frame: pd.DataFrame, *, centred: bool) -> None:
     axes.plot(chance["layer"].astype(int), chance["value"], label="random vectors", **CHANCE)
     axes.margins(y=0.1)
     axes.set_ylim(bottom=0)
-    layer_axis(axes, frame["layer"].dropna())
+    layer_axis(axes, frame["layer"])
     tidy(axes)
 
 
@@ -71,6 +71,6 @@ def _norms(axes: Axes, frame: pd.DataFrame) -> None:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(title="c  Norm", ylabel="median L2 norm (log scale)")
-    layer_axis(axes, frame["layer"].dropna())
+    layer_axis(axes, frame["layer"])
     tidy(axes)
     axes.plot([], [], color=MUTED, linewidth=0.8, linestyle=":", label="norm-matched layer")

@@ -28,7 +28,7 @@ def _norms(result: Result) -> _Norms:
     layer = int(one(result.frame, measure="norm-matched layer")["value"])
     entry = one(result.frame, measure="norm", states="entry", layer=0)["value"]
     text = one(result.frame, measure="norm", states="text", layer=layer)["value"]
-    return _Norms(layer, entry, text)
+    return _Norms(layer, float(entry), float(text))
 
 
 def _peak(result: Result, *, centred: bool) -> int:

@@ -1,7 +1,5 @@
 """What figures over layers share: ticks that do not crowd, curves with their bands, percents."""
 
-from collections.abc import Iterable
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
@@ -9,9 +7,9 @@ from matplotlib.ticker import PercentFormatter
 _MOST_TICKS = 8
 
 
-def layer_axis(axes: Axes, layers: Iterable[int], label: str = "layer") -> None:
+def layer_axis(axes: Axes, layers: "pd.Series[int]", label: str = "layer") -> None:
     """Whole layers as ticks, about eight at most."""
-    known = sorted({int(layer) for layer in layers})
+    known = sorted(set(layers.dropna().astype(int)))
     axes.set_xticks(known[:: max(1, len(known) // _MOST_TICKS)])
     axes.set_xlabel(label)
 

@@ -1,6 +1,6 @@
 """The lenses that are compared unless others are given."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from ...lens.readouts import EmbedLens, LogitLens, Readout
 
 
+@runtime_checkable
 class Lens(Protocol):
     """Whatever reads states as words."""
 

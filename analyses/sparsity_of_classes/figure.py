@@ -107,7 +107,7 @@ def _stability(axes: Axes, frame: pd.DataFrame) -> None:
         if not found.empty:
             curve(axes, found, CLASS_COLORS[name], label=name)
     axes.set_ylim(top=1.02)
-    layer_axis(axes, rows["layer"].dropna(), "layer l")
+    layer_axis(axes, rows["layer"], "layer l")
     axes.set(title="d  Stability across layers", ylabel="cosine of hˡ and hˡ⁺¹")
     tidy(axes)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
