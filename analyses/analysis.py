@@ -97,10 +97,12 @@ class Result:
 
 
 def _nothing(_: Result) -> str:
+    """No sentence about the data."""
     return ""
 
 
 def _no_claims(_: Result) -> list[Claim]:
+    """The paper claims nothing of the kind."""
     return []
 
 
