@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, run_python
 from PIL import Image
 
 import embedlens
+from builders.results import ablation
 from embedlens import VisualLM
 from embedlens.__main__ import main
 from embedlens.analyses import Result, find
 from embedlens.analyses.report import analyze as analysis
 from embedlens.lens.scenes import scenes
+from processes import ROOT, run_python
 
 MODEL = str(ROOT / "lens" / "shipped")
 
@@ -166,7 +167,7 @@ def test_an_interrupt_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("embedlens.analyses.report.page.save_figure", stop)
-    run_instead(monkeypatch, "ablation", lambda _: ablation_of_one())
+    run_instead(monkeypatch, "ablation", lambda _: ablation())
     code, _, err = run(*analyze(picture))
     assert code == 130
     assert err == "embedlens: interrupted; nothing was written\n"
@@ -177,12 +178,6 @@ def run_instead(monkeypatch: pytest.MonkeyPatch, name: str, run: Any) -> None:
     """Put another measurement in the place of an analysis' own."""
     changed = replace(find(name), run=run)
     monkeypatch.setitem(embedlens.analyses.analysis._REGISTERED, name, changed)
-
-
-def ablation_of_one() -> Result:
-    from test_report import ablation
-
-    return ablation()
 
 
 def test_a_bug_is_not_dressed_up_as_the_users_fault(
@@ -279,7 +274,7 @@ def test_one_image_is_enough_and_the_report_says_what_is_missing(
     shipped: VisualLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = scenes(1)[0].image()
-    run_instead(monkeypatch, "ablation", lambda _: ablation_of_one())
+    run_instead(monkeypatch, "ablation", lambda _: ablation())
     results = analysis.analyze(shipped, [picture], "describe the image .", texts=["a red circle"])
     assert [result.name for result in results] == ["token_map", "alignment", "ablation"]
     assert results[1].meta["tokens"] == "visual"

@@ -36,7 +36,7 @@ class AblateAttention(TokenOperation):
 
     $h_t \leftarrow h_t + 0$ in place of $h_t + \mathrm{Attn}(h)_t$ for the chosen tokens $t$.
     Their keys and values are still computed, and stay readable by every other token, so this is
-    no knockout. Source: the paper's visual attention skipping, method a4 of its released code,
+    no knockout. Source: the paper's visual attention skipping, docs/method.md (a4),
     without that code's special rule for layer 0.
     """
 
@@ -60,7 +60,7 @@ class ZeroFFN(TokenOperation):
     r"""What the FFN computes for the tokens is not added to the residual stream.
 
     $h_t \leftarrow h_t + 0$ in place of $h_t + \mathrm{FFN}(h_t)$. Source: the paper's visual
-    FFN skipping, method a4.
+    FFN skipping, docs/method.md (a4).
     """
 
     op: Literal["zero-ffn"] = "zero-ffn"

@@ -31,7 +31,7 @@ class PatchTokens(Borrower):
     ``from_tokens`` are matched with ``tokens`` in order, sample by sample: as many in each, or one
     that all of them get. A donor has as many samples as the batch, or one that all of them get.
     Source: activation patching; swapping image states between layers and between images,
-    method.md (e).
+    docs/method.md (e).
 
     Attributes:
         source: Layer that is read.

@@ -2,7 +2,7 @@
 
 The hazard: a token that leaves must leave for everybody, the tokens generated later included, and
 the others must keep their positions: pruning that renumbers them changes what the model sees even
-where nothing was pruned (method.md, a3).
+where nothing was pruned, docs/method.md (a3).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class PruneTokens(LeavingTokens):
     and every $q \ne k$, those generated later included; positions of the others stay as they were.
     That leaves every other token where removing the rows leaves it. Where they are only hidden,
     the states and logits of the pruned tokens themselves are still computed, and mean nothing.
-    Source: class pruning, method.md (a3), and at a later layer the early exit of (a6).
+    Source: class pruning and, at a later layer, the early exit, docs/method.md (a3, a6).
 
     Attributes:
         layer: First layer without them.
@@ -161,7 +161,7 @@ class PruneTokens(LeavingTokens):
 class WithdrawTokens(LeavingTokens):
     r"""Tokens leave at a layer: those below have them, from ``layer`` on nobody sees them.
 
-    Like :class:`PruneTokens` at that layer. Source: the early exit of method.md (a6), after VTW.
+    Like :class:`PruneTokens` at that layer. Source: the early exit, docs/method.md (a6), after VTW.
 
     Attributes:
         layer: First layer without them.
@@ -180,7 +180,7 @@ class InjectTokens(TokenOperation):
 
     For $l <$ ``layer`` no other token sees them; at ``layer`` their states are replaced by those
     with which they entered layer 0, $h^{layer}_t \leftarrow s_t\, h^0_t$. The others keep their
-    positions. Source: vision entry, method.md (a6); at layer 0 with ``norm="raw"`` nothing changes.
+    positions. Source: vision entry, docs/method.md (a6); at layer 0, ``raw`` changes nothing.
 
     Attributes:
         layer: Layer at which they enter.

@@ -53,8 +53,8 @@ class ReplaceTokens(Borrower):
     the same in all layers, whatever the padding. Features that a model adds between later layers
     are still added.
 
-    Source: replacement by a dataset's mean vector is llava-interp's ablation, method.md (e); the
-    others are its usual controls.
+    Source: replacement by a dataset's mean vector is llava-interp's ablation, docs/method.md (e);
+    the others are its usual controls.
 
     Attributes:
         by: What to put there.
@@ -261,7 +261,7 @@ class ScaleTokens(TokenOperation):
     \mathrm{median}_{s \in S} \lVert h^l_s \rVert / \lVert h^l_t \rVert$ over the tokens $S$ of the
     same sample's prompt (of an even number, the lower of the two middle ones). Source: the paper's
     scaling intervention $\alpha\,\mathrm{Projector}(v)$ at layer 0 and the matching of visual to
-    text norms, method.md (a7, b5).
+    text norms, docs/method.md (a7, b5).
 
     Attributes:
         factor: The same for all tokens; 1 changes no bit.

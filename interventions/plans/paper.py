@@ -4,7 +4,7 @@ The hazard: several of these modes are not what their names say. Knocking attent
 the visual tokens, skipping attention in layer 0 also changes what text and all other visual tokens
 read there, and a control with nothing to match removes everything. These functions give what the
 released code does, so that its numbers can be compared with; each says how to write the clean
-experiment next to it. What that code does is described in method.md, sections a2 to a6 and c, from
+experiment next to it. What that code does is told in docs/method.md (a2, a3, a4, a5, a6, c), from
 reading it (tag [C]; a2 to a6 were also run). Where a docstring says "our reading", it goes beyond
 that. Plans are ordinary ones: they print, add up and serialise.
 
@@ -29,7 +29,7 @@ takes a batch whose nearest words are known: ``batch = paper.with_ids(model, bat
         paper.skip([0.5, 1, 1.5], [26673])
         paper.skip([1.5], [1141, 30296, 26673, -1])
 
-Which set the table of b3 removed is not certain, hence its control is not either (method.md b3).
+Which set the table of b3 removed is not certain, nor hence its control (docs/method.md (b3)).
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def with_ids(model: VisualLM, batch: Batch, k: int = 3) -> Batch:
 
     As the released code does: a token matches an id that is among the k = 3 nearest words of its
     state as it enters the language model, by cosine to the input embeddings; one token may match
-    several (method.md a2). Computed in float32, where that code has half precision. Classes that
-    the batch has stay.
+    several, docs/method.md (a2). Computed in float32, where that code has half precision. Classes
+    that the batch has stay.
 
     Args:
         model: The model that the batch was made for.
@@ -86,7 +86,7 @@ def skip(
 ) -> Plan:
     """Visual tokens skip sublayers; or, with ``knockout``, attention is knocked out as well.
 
-    What the released code does (method.md a4 and a5, [C]), while it reads the prompt only:
+    What the released code does, docs/method.md (a4, a5), while it reads the prompt only:
 
     - In every sublayer named, the output is not added to the residual stream at the target tokens.
       Their keys and values stay readable by all others: a freeze, no knockout.
@@ -165,7 +165,7 @@ def prune(
 ) -> Plan:
     """Visual tokens are removed, come in late, leave early.
 
-    What the released code does (method.md a3 and a6, [C]), for every token from then on, those
+    What the released code does, docs/method.md (a3, a6), for every token from then on, those
     generated later included; the tokens that are left keep their positions throughout:
 
     - ``tokens``: the target tokens are removed before layer 0.

@@ -5,9 +5,10 @@ what an implementation that skips the work would save, what is really not comput
 computed in addition are three columns and never one.
 
 Counted is one pass over the prompt, for every layer and both of its parts, two operations for each
-multiplication with an addition (method.md, item 17): for attention $2nd(2d_q + d_{kv}) + 4n^2d_q$
-with $n$ tokens, width $d$, $d_q$ of all query heads and $d_{kv}$ of keys and values together; for
-the FFN two for each weight and token, of experts those that are active. Pairs are counted as
+multiplication with an addition, docs/method.md (d17): for attention
+$2nd(2d_q + d_{kv}) + 4n^2d_q$ with $n$ tokens, width $d$, $d_q$ of all query heads and
+$d_{kv}$ of keys and values together; for the FFN two for each weight and token, of experts those
+that are active. Pairs are counted as
 kernels without knowledge of the mask compute them, all $n^2$ of each padded sample. Left out are
 norms, softmax, rotary positions, activations, everything outside the decoder's layers, and
 operations on generated tokens. Which results a plan does not use is followed backwards from the

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..runs.tracing import undisturbed
+from ..runs.undisturbed import undisturbed
 from .parts import Parts
 from .recorded_forward import forward_parameters, stream_of
 

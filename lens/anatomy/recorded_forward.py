@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..runs.tracing import undisturbed
+from ..runs.undisturbed import undisturbed
 from .parts import Parts
 
 # Token rows kept of every activation: half of them visual, when there is an image.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, Unsupported
-from ..runs.tracing import device_of
+from ..opening.placement import device_of
 from .logit_rule import LogitRule, fit_logit_rule, unmasked
 from .parts import IMAGE_IDS, VIDEO_IDS, Parts, locate_parts, takes_images, token_id
 from .recorded_forward import Recording, forward_parameters, record

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..runs.tracing import device_of
+from ..opening.placement import device_of
 from .parts import Parts
 from .recorded_forward import FINGERPRINT, Recording, project
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..inputs.encoder import ImageLike
 from ..model import VisualLM
 from ..readouts.embed_lens import EmbedLens
-from ..runs.tracing import undisturbed
+from ..runs.undisturbed import undisturbed
 
 # A robust z-score of the vision tower's token norms that counts as outlying, and the least
 # ratio to the median: register tokens stand out by factors, not by a few per cent.

@@ -19,7 +19,7 @@ from .top_k import read_in_blocks
 
 
 class EmbedLens:
-    r"""Nearest rows of the input embedding matrix by cosine (paper, method a1).
+    r"""Nearest rows of the input embedding matrix by cosine, docs/method.md (a1).
 
     $\mathrm{TopK}_{i \in V}\; h^\top e_i / (\lVert h \rVert \lVert e_i \rVert)$ on the raw state:
     no norm layer, no centring; the whole vocabulary, special tokens included. Computed in

@@ -17,7 +17,8 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..runs.tracing import device_of, undisturbed
+from ..opening.placement import device_of
+from ..runs.undisturbed import undisturbed
 
 
 def plain_weight(module: nn.Module, kind: type[nn.Module]) -> Tensor | None:

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..model import VisualLM
+from ..opening.placement import device_of
 from ..runs.remote import need_weights
-from ..runs.tracing import device_of
 from .embedding_rows import called, listed, plain_weight
 from .nearest_rows import LAST, put
 from .readout import Readout

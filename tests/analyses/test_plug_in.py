@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, run_python
+from processes import ROOT, run_python
 
 import embedlens.analyses
 from embedlens import InputError, VisualLM
