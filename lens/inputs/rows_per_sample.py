@@ -1,8 +1,8 @@
 """Which rows of an image tensor belong to which sample of a batch.
 
-The hazard: ``pixel_values`` has a row per image, per tile, per patch or per sample, depending on
-the model, and nothing says which. A wrong reading hands one sample another's pixels and still runs.
-So a reading counts only if it is the only one that fits; otherwise there is none.
+``pixel_values`` has a row per image, per tile, per patch or per sample, depending on the model, and
+nothing says which. A wrong reading hands one sample another's pixels and still runs. So a reading
+counts only if it is the only one that fits; otherwise there is none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PICTURES = re.compile(r"pixel|image|patch")
 
 
 @dataclass(frozen=True)
-class Shares:
+class SampleCounts:
     """What each sample of a batch has, ``[sample]`` each.
 
     Attributes:
@@ -62,35 +62,35 @@ def token_axis(name: str, tensor: Tensor, shape: tuple[int, int]) -> int | None:
     return next(found, None)
 
 
-def rows_per_sample(name: str, inputs: Mapping[str, Tensor], shares: Shares) -> Counts | None:
+def rows_per_sample(name: str, inputs: Mapping[str, Tensor], counts: SampleCounts) -> Counts | None:
     """How many rows of ``inputs[name]`` belong to each sample, in order.
 
     Args:
         name: A tensor that has no entry per token.
         inputs: All tensors of the batch: grids and counts among them tell about the others.
-        shares: What each sample has.
+        counts: What each sample has.
 
     Returns:
         Rows per sample, or None where more than one reading or none fits.
     """
     tensor = inputs[name]
-    rows, samples = len(tensor), len(shares.images)
+    rows, samples = len(tensor), len(counts.images)
     found: set[Counts] = set()
-    if rows == sum(shares.images):
+    if rows == sum(counts.images):
         # Every image has at least one row: with as many rows as images, each has exactly one.
-        found.add(shares.images)
-    if rows == samples and _may_be_per_sample(tensor, shares):
+        found.add(counts.images)
+    if rows == samples and _may_be_per_sample(tensor, counts):
         found.add((1,) * samples)
     if found:
         return found.pop() if len(found) == 1 else None
-    for weights in _rows_per_image(name, inputs, sum(shares.images)):
+    for weights in _rows_per_image(name, inputs, sum(counts.images)):
         if weights.sum() == rows:
-            found.add(_per_sample(weights, shares.images))
+            found.add(_per_sample(weights, counts.images))
     if found:
         return found.pop() if len(found) == 1 else None
-    if sum(shares.tiles) == rows:
-        found.add(shares.tiles)
-    if (proportional := _proportional(name, inputs, shares)) is not None:
+    if sum(counts.tiles) == rows:
+        found.add(counts.tiles)
+    if (proportional := _proportional(name, inputs, counts)) is not None:
         found.add(proportional)
     return found.pop() if len(found) == 1 else None
 
@@ -122,9 +122,9 @@ def pointed_rows(
     return starts[:-1].astype(np.int64)
 
 
-def _may_be_per_sample(tensor: Tensor, shares: Shares) -> bool:
+def _may_be_per_sample(tensor: Tensor, counts: SampleCounts) -> bool:
     """A row per sample holds as many images as the fullest sample, or belongs to its text."""
-    if all(n == 1 for n in shares.images):
+    if all(n == 1 for n in counts.images):
         return True
     # A list of sizes or grids has no room for several images in one row.
     return tensor.ndim != 2 or not 2 <= tensor.shape[1] <= 4
@@ -148,9 +148,9 @@ def _rows_per_image(
     return stated
 
 
-def _proportional(name: str, inputs: Mapping[str, Tensor], shares: Shares) -> Counts | None:
+def _proportional(name: str, inputs: Mapping[str, Tensor], counts: SampleCounts) -> Counts | None:
     """Shares of the rows as the visual tokens are shared, where that comes out whole."""
-    rows, tokens = len(inputs[name]), sum(shares.tokens)
+    rows, tokens = len(inputs[name]), sum(counts.tokens)
     weights = np.ones(rows)
     for other, tensor in inputs.items():
         if "shape" in other and tuple(tensor.shape) == (rows, 2):
@@ -158,15 +158,15 @@ def _proportional(name: str, inputs: Mapping[str, Tensor], shares: Shares) -> Co
     if not tokens:
         return None
     ends = np.cumsum(weights) / weights.sum() * tokens
-    counts, start = [], 0
-    for end in np.cumsum(shares.tokens):
+    shares, start = [], 0
+    for end in np.cumsum(counts.tokens):
         at = np.flatnonzero(np.isclose(ends, end, atol=1e-6))
         stop = start if end == 0 else int(at[0]) + 1 if len(at) else -1
         if stop < start:
             return None
-        counts.append(stop - start)
+        shares.append(stop - start)
         start = stop
-    return tuple(counts) if start == rows else None
+    return tuple(shares) if start == rows else None
 
 
 def _per_sample(per_image: NDArray[np.int64], images: Sequence[int]) -> Counts:
