@@ -9,6 +9,8 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,8 +27,8 @@ _ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n     +.*)*)", re.MULTILINE)
 
 def plan_schema() -> dict[str, Any]:
     """What a plan's YAML or JSON looks like; see :meth:`.plan.Plan.json_schema`."""
-    kinds = tuple(kind for _, kind in sorted(OPERATIONS.items()))
-    one: Any = Annotated[kinds, Field(discriminator="op")]
+    kinds: Any = [kind for _, kind in sorted(OPERATIONS.items())]
+    one: Any = Annotated[reduce(or_, kinds), Field(discriminator="op")]
     made = TypeAdapter(list[one]).json_schema()
     definitions = made.pop("$defs")
     made["items"].pop("discriminator")  # a word of OpenAPI, not of JSON schemas

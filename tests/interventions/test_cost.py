@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from oracles.knockouts import eager_copy
@@ -31,7 +32,7 @@ from embedlens import (
 )
 from embedlens.interventions import parse_selector
 from embedlens.interventions.operations.target import Target
-from embedlens.interventions.program.flow import Flow
+from embedlens.interventions.program.flow import Flow, patterns
 from embedlens.lens.runs.program import Pass
 from families.family import FAMILIES
 from families.zoo import built, visual_lm
@@ -332,7 +333,7 @@ def against_gradients(pair: Any, padded: Batch, plan: Plan) -> None:
             handles.append(part.register_forward_hook(probe(name, layer)))
     read = hooks.real.clone()
     for operation in operations:
-        if N - 1 in operation.away(N):
+        if N - 1 in operation.absent(N):
             read &= ~hooks.mask(getattr(operation, "tokens", "visual"))
     try:
         with torch.enable_grad():
@@ -346,7 +347,7 @@ def against_gradients(pair: Any, padded: Batch, plan: Plan) -> None:
         used = torch.zeros_like(hooks.real) if zeros.grad is None else zeros.grad.abs().amax(-1) > 0
         expected = torch.from_numpy(getattr(flow, name)[layer][:, :-1])
         assert torch.equal(used & hooks.real, expected & hooks.real), (name, layer)
-    if any(operation.away(N).stop == N for operation in operations):
+    if any(operation.absent(N).stop == N for operation in operations):
         return  # a token's last work before it leaves is used by nobody, but counted as done
     cost = plan.cost(model, padded)
     per_token = of(cost, "clean", 0, "ffn") / hooks.real.numel()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
+import importlib
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from torch import nn
 
 import tiny
 from embedlens import InputError, Plan, Unsupported, VisualLM, ZeroFFN
-from embedlens.interventions.engines.engine import ENGINES, engine
+from embedlens.interventions.engines.engine import ENGINES, engine, engine_of
 from embedlens.interventions.operations import OPERATIONS, operation
 
 OPERATION = '''
@@ -104,35 +104,31 @@ class DiaryEngine(Engine):
 '''
 
 
-@pytest.fixture
-def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Writes a file and imports it; what it registers is forgotten afterwards."""
-    for registry in (OPERATIONS, ENGINES):
-        for name, value in list(registry.items()):
-            monkeypatch.setitem(registry, name, value)
-    before = set(OPERATIONS), set(ENGINES)
-
-    def plug(name: str, text: str) -> ModuleType:
-        path = tmp_path / f"{name}.py"
-        path.write_text(text)
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(__import__("sys").modules, name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    yield plug
-    for registry, kept in zip((OPERATIONS, ENGINES), before, strict=True):
-        for name in set(registry) - kept:
-            del registry[name]
-
-
 @pytest.fixture(scope="module")
 def model(twin: Any) -> VisualLM:
     found: VisualLM = twin("llama", "eager").model
     return found
+
+
+@pytest.fixture
+def plugged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: VisualLM
+) -> Iterator[Callable[..., Any]]:
+    """Writes a file and imports it; what it registers is forgotten afterwards."""
+    engine_of(model.nn)
+    registries: tuple[dict[str, Any], ...] = (OPERATIONS, ENGINES)
+    before = [dict(registry) for registry in registries]
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def plug(name: str, text: str) -> Any:
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return importlib.import_module(name)
+
+    yield plug
+    for registry, kept in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(kept)
 
 
 def test_an_operation_from_one_file_is_found_everywhere(plugged: Any, model: VisualLM) -> None:
@@ -164,9 +160,7 @@ def test_its_steps_run_and_share_a_pass(plugged: Any, model: VisualLM) -> None:
     many = model.run_many(batch, [None, plan, Plan(ZeroFFN(layers=2)), plan], at_once=4)
     torch.testing.assert_close(many[1].logits, expected)
     with pytest.raises(InputError, match=r"operations\.0.*operations\.1"):
-        model.run(
-            batch, plan + Plan.from_yaml("operations: [{op: replace-tokens, by: zero, layers: 1}]")
-        )
+        model.run(batch, plan + Plan(ReplaceTokens(by="zero", layers=1)))
 
 
 def hooked(hf: nn.Module, path: str, batch: Any) -> torch.Tensor:
@@ -174,11 +168,9 @@ def hooked(hf: nn.Module, path: str, batch: Any) -> torch.Tensor:
     visual = batch.visual
 
     def turn(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        states = (args[0] if args else kwargs["hidden_states"]).clone()
+        states = args[0].clone()
         states[visual.sample, visual.position] *= -1
-        return (
-            ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
-        )
+        return (states, *args[1:]), kwargs
 
     handle = hf.get_submodule(path).register_forward_pre_hook(turn, with_kwargs=True)
     try:
@@ -206,14 +198,15 @@ def test_an_engine_from_one_file_is_applied_to_its_hosts(plugged: Any, model: Vi
 
 
 def test_steps_without_a_form_are_refused(plugged: Any, model: VisualLM) -> None:
-    kind = plugged("flip_tokens", OPERATION.replace("bound.register(", "str(")).FlipTokens
+    kind = plugged("flip_tokens", OPERATION.replace("bound.register(", "print(")).FlipTokens
     batch = model.encode(tiny.image(0), tiny.PROMPTS["middle"])
     with pytest.raises(Unsupported, match=r"'Flip' at the entry of layer 1 has no form in nnsight"):
         model.run(batch, Plan(kind(layers=1)))
 
 
-def test_names_are_given_once() -> None:
+def test_names_are_given_once(model: VisualLM) -> None:
     with pytest.raises(ValueError, match="there is an operation 'zero-ffn' already"):
         operation(ZeroFFN)
+    assert engine_of(model.nn) is ENGINES["NNsight"]
     with pytest.raises(ValueError, match="there is an engine 'NNsight' already"):
         engine(type(ENGINES["NNsight"]))
