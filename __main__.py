@@ -2,26 +2,20 @@
 
 import signal
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import huggingface_hub.utils as hub
-import transformers.utils.logging as transformers_log
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
-from embedlens.analyses import analyze as analysis
-from embedlens.analyses import demo as demonstration
-from embedlens.analyses import report
-from embedlens.analyses.check import CheckReport, check_model, unopened
-from embedlens.lens import EmbedlensError, Unsupported, VisualLM
+from embedlens.analyses import find
+from embedlens.analyses.check import check_model, unopened
+from embedlens.analyses.report import analyze as images
+from embedlens.analyses.report import check_folder, write_report
+from embedlens.analyses.report import demo as scenes
+from embedlens.analyses.terminal import progress_bar, quiet, refusal, show_checks, show_findings
+from embedlens.lens import Unsupported, VisualLM
 from embedlens.lens.inputs.encoder import read_image
 
 NOT_PASSED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -67,14 +61,13 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """Look into the small model that comes along, on scenes whose truth is known."""
-    _quiet()
-    report.check_folder(out, overwrite=overwrite)
-    with _progress() as progress:
-        model = VisualLM.load(device=device)
-        results = demonstration.demo(model, seed=seed, progress=progress)
-        made = demonstration.demo_report(results)
-        page = report.write_report(made, out, overwrite=overwrite, progress=progress)
-    _tell(made, page)
+    quiet()
+    check_folder(out, overwrite=overwrite)
+    with progress_bar() as progress:
+        results = scenes.demo(VisualLM.load(device=device), seed=seed, progress=progress)
+        made = scenes.demo_report(results)
+        page = write_report(made, out, overwrite=overwrite, progress=progress)
+    show_findings(made.headlines, page)
 
 
 @app.command()
@@ -88,6 +81,9 @@ def analyze(
     text: Annotated[
         Path | None, typer.Option(help="File of sentences, one a line, to compare tokens with.")
     ] = None,
+    analyses: Annotated[
+        str | None, typer.Option(help="Names, with commas between them; all by default.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("embedlens-report"),
     seed: Seed = 0,
     device: Device = None,
@@ -98,25 +94,28 @@ def analyze(
     overwrite: Overwrite = False,
 ) -> None:
     """Look into any model with your own images."""
-    _quiet()
-    report.check_folder(out, overwrite=overwrite)
+    quiet()
+    check_folder(out, overwrite=overwrite)
+    names = None if analyses is None else [find(name.strip()).name for name in analyses.split(",")]
     pictures = [read_image(path) for path in image]
-    texts = None if text is None else analysis.read_sentences(text)
-    with _progress() as progress:
-        loaded = VisualLM.load(
-            model,
-            device=device,
-            dtype=dtype,
-            attn_implementation=attention,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
+    texts = None if text is None else images.read_sentences(text)
+    load = _loader(model, device, dtype, attention, revision, trust_remote_code)
+    with progress_bar() as progress:
+        results = images.analyze(
+            load(),
+            pictures,
+            prompt,
+            answer=answer,
+            texts=texts,
+            analyses=names,
+            seed=seed,
+            progress=progress,
         )
-        results = analysis.analyze(
-            loaded, pictures, prompt, answer=answer, texts=texts, seed=seed, progress=progress
+        made = images.analysis_report(
+            results, prompt=prompt, images=len(pictures), own_texts=texts is not None
         )
-        made = analysis.analysis_report(results, own_texts=texts is not None)
-        page = report.write_report(made, out, overwrite=overwrite, progress=progress)
-    _tell(made, page)
+        page = write_report(made, out, overwrite=overwrite, progress=progress)
+    show_findings(made.headlines, page)
 
 
 @app.command()
@@ -133,76 +132,41 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure what works on a model, and what does not and why; exit code 0 or 1."""
-    _quiet()
+    quiet()
     picture = None if image is None else read_image(image)
-    with _progress() as progress:
+    load = _loader(model, device, dtype, attention, revision, trust_remote_code)
+    with progress_bar() as progress:
         try:
-            loaded = VisualLM.load(
-                model,
-                device=device,
-                dtype=dtype,
-                attn_implementation=attention,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                lazy=True,
-            )
-        except Unsupported as refusal:
-            found = unopened(model, refusal)
+            loaded = load(lazy=True)
+        except Unsupported as refused:
+            found = unopened(model, refused)
         else:
             found = check_model(loaded, picture, progress=progress)
     if as_json:
         typer.echo(found.to_json())
     else:
-        _table(found)
+        show_checks(found)
     if not found.passed:
         raise typer.Exit(NOT_PASSED)
 
 
-def _table(found: CheckReport) -> None:
-    colours = {"ok": "green", "refused": "yellow", "failed": "red"}
-    table = Table("check", "result", "detail", title=f"embedlens check {found.about['model']}")
-    for finding in found.findings:
-        verdict = Text(finding.verdict, style=colours[finding.verdict])
-        table.add_row(Text(finding.name), verdict, Text(finding.detail))
-    console = Console(highlight=False, markup=False)
-    console.print(table)
-    console.print(f"{found.conclusion}\n{found.versions}", soft_wrap=True)
-
-
-def _quiet() -> None:
-    """Keep libraries from writing between our lines."""
-    hub.disable_progress_bars()  # type: ignore[attr-defined]
-    hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_log.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_log.set_verbosity_error()  # type: ignore[no-untyped-call]
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    console = Console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+def _loader(
+    model: str,
+    device: str | None,
+    dtype: str | None,
+    attention: str | None,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> "partial[VisualLM]":
+    return partial(
+        VisualLM.load,
+        model,
+        device=device,
+        dtype=dtype,
+        attn_implementation=attention,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
     )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("loading the model", total=None)
-        yield lambda doing, done, total: bar.update(
-            task, description=doing, completed=done, total=total
-        )
-
-
-def _tell(report: Any, page: Path) -> None:
-    console = Console(highlight=False, markup=False)
-    for line in report.headlines:
-        console.print(f"• {line}", soft_wrap=not console.is_terminal)
-    console.print(f"\nThe whole story: {page}", soft_wrap=True)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -230,22 +194,13 @@ def main() -> None:
     except SystemExit as stop:  # some versions of typer end an interrupted command themselves
         code = stop.code
     except Exception as error:
-        message = _refusal(error)
+        message = refusal(error)
         if message is None:
             raise
         _fail(message, REFUSED)
     if code == INTERRUPTED:
         _fail("interrupted; nothing was written", INTERRUPTED)
     sys.exit(code)
-
-
-def _refusal(error: Exception) -> str | None:
-    """The message about what the user can mend; None for everything else."""
-    if isinstance(error, EmbedlensError):
-        return str(error)
-    # typer brings its own copy of click from some version on: know its errors by what they can.
-    usage = getattr(error, "format_message", None)
-    return None if usage is None else f"{usage()} (see embedlens --help)"
 
 
 if __name__ == "__main__":

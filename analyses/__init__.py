@@ -1,20 +1,35 @@
-"""LEARN: what it means: analyses, their results, figures and reports."""
+"""LEARN: what it means: analyses, their results, figures and reports.
 
-from .ablation import Example, ablation
-from .alignment import alignment
-from .class_agreement import class_agreement
-from .lens_hits import lens_hits
-from .result import Result
-from .sparsity import sparsity
-from .token_map import token_map
+Every analysis is one folder: how it is measured, its figure, its words, and the `Analysis` by
+which results, the report and the command line find them. A folder is not named as its function,
+so that `embedlens.analyses.alignment` is the function whatever was imported before.
+"""
+
+from .ablation_by_layer import ablation
+from .alignment_by_layer import alignment
+from .analysis import Analysis, Result, find, register, registered
+from .claim import Claim
+from .class_agreement_with_truth import class_agreement
+from .example import Example
+from .lens_hits_by_layer import lens_hits
+from .material import Material, Truth
+from .sparsity_of_classes import sparsity
+from .token_map_of_words import token_map
 
 __all__ = [
+    "Analysis",
+    "Claim",
     "Example",
+    "Material",
     "Result",
+    "Truth",
     "ablation",
     "alignment",
     "class_agreement",
+    "find",
     "lens_hits",
+    "register",
+    "registered",
     "sparsity",
     "token_map",
 ]

@@ -44,10 +44,7 @@ def provenance(
 
 def machine() -> dict[str, Any]:
     """Versions of Python and of the packages that numbers depend on."""
-    return {
-        "python": python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-    }
+    return {"python": python_version(), "packages": {name: _version(name) for name in _PACKAGES}}
 
 
 def provenance_line(meta: Mapping[str, Any]) -> str:

@@ -7,17 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+import embedlens
 from builders.results import ablation
 from embedlens import VisualLM
 from embedlens.__main__ import main
-from embedlens.analyses import Result
-from embedlens.analyses import analyze as analysis
+from embedlens.analyses import Result, find
+from embedlens.analyses.report import analyze as analysis
 from embedlens.lens.scenes import scenes
 from processes import ROOT, run_python
 
@@ -164,17 +166,18 @@ def test_an_interrupt_leaves_nothing(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("embedlens.analyses.report.save_figure", stop)
-    monkeypatch.setattr(analysis, "ablation", lambda *_, **__: ablation_of_one())
+    monkeypatch.setattr("embedlens.analyses.report.page.save_figure", stop)
+    run_instead(monkeypatch, "ablation", lambda _: ablation())
     code, _, err = run(*analyze(picture))
     assert code == 130
     assert err == "embedlens: interrupted; nothing was written\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scene.png"]
 
 
-def ablation_of_one() -> Result:
-
-    return ablation()
+def run_instead(monkeypatch: pytest.MonkeyPatch, name: str, run: Any) -> None:
+    """Put another measurement in the place of an analysis' own."""
+    changed = replace(find(name), run=run)
+    monkeypatch.setitem(embedlens.analyses.analysis._REGISTERED, name, changed)
 
 
 def test_a_bug_is_not_dressed_up_as_the_users_fault(
@@ -183,7 +186,7 @@ def test_a_bug_is_not_dressed_up_as_the_users_fault(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("embedlens.analyses.analyze.token_map", broken)
+    run_instead(monkeypatch, "token_map", broken)
     with pytest.raises(ZeroDivisionError):
         run(*analyze(picture))
 
@@ -271,12 +274,13 @@ def test_one_image_is_enough_and_the_report_says_what_is_missing(
     shipped: VisualLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = scenes(1)[0].image()
-    monkeypatch.setattr(analysis, "ablation", lambda *_, **__: ablation_of_one())
+    run_instead(monkeypatch, "ablation", lambda _: ablation())
     results = analysis.analyze(shipped, [picture], "describe the image .", texts=["a red circle"])
     assert [result.name for result in results] == ["token_map", "alignment", "ablation"]
     assert results[1].meta["tokens"] == "visual"
     assert results[0].frame["class"].isna().all()
-    assert "nothing can recur" in analysis.analysis_report(results, own_texts=True).limitations[0]
+    report = analysis.analysis_report(results, prompt="describe", images=1, own_texts=True)
+    assert "nothing can recur" in report.limitations[0]
 
 
 def test_the_built_in_sentences_are_plain_and_different() -> None:

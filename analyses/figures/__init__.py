@@ -1,6 +1,5 @@
-"""Figures of results: one file per analysis, one look for all."""
+"""One look for all figures, and what several of them draw."""
 
-from .registry import FIGURES
 from .style import CLASS_COLORS, png, save_figure
 
-__all__ = ["CLASS_COLORS", "FIGURES", "png", "save_figure"]
+__all__ = ["CLASS_COLORS", "png", "save_figure"]

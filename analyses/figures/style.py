@@ -24,7 +24,7 @@ CLASS_COLORS = {"sink": "#D55E00", "dead": "#7F7F7F", "alive": "#0072B2"}
 
 INK = "#222222"
 MUTED = "#767676"
-ACCENT, SECOND = "#0072B2", "#CC79A7"
+ACCENT, SECOND, THIRD = "#0072B2", "#CC79A7", "#009E73"
 """Colours of curves that stand for no class; they differ for colour-blind readers too."""
 CHANCE: dict[str, Any] = {"color": MUTED, "linestyle": (0, (4, 2))}
 """How every control line is drawn."""

@@ -7,7 +7,7 @@ import pandas as pd
 
 from embedlens import AblateAttention, InjectTokens, Markers, Plan, PruneTokens, VisualLM, ZeroFFN
 from embedlens.analyses import Example, Result
-from embedlens.analyses.bootstrap import bootstrap_mean
+from embedlens.analyses.statistics import bootstrap_mean
 
 CLEAN = "untouched"
 NO_DEAD, FEWER = "dead pruned", "as many pruned at random"

@@ -29,8 +29,9 @@ from embedlens.analyses import (
     lens_hits,
     sparsity,
 )
-from embedlens.analyses.claims import ABSTRACT, SECOND_HAND, Claim, Verdict, claims
-from embedlens.analyses.demo import true_content, true_words
+from embedlens.analyses.claim import ABSTRACT, SECOND_HAND, Claim, Verdict
+from embedlens.analyses.report import claims
+from embedlens.analyses.report.demo import true_content, true_words
 from embedlens.analyses.rows import one, select
 from embedlens.lens.scenes import scenes
 
@@ -132,7 +133,7 @@ class Measurement:
 def all_claims(results: dict[str, Result]) -> list[Claim]:
     """The paper's claims beside what was found; those of the report, then sinks, pruning and
     injection, of which the report knows nothing yet."""
-    return [*claims(results), *_sinks(results), *_pruning(results), *_injection(results)]
+    return [*claims(results.values()), *_sinks(results), *_pruning(results), *_injection(results)]
 
 
 def _sinks(results: dict[str, Result]) -> list[Claim]:

@@ -13,7 +13,8 @@ import torch
 import tiny
 from embedlens import InputError, Markers, VisualLM
 from embedlens.analyses import Example, Result, ablation
-from embedlens.analyses.ablation import _check, _layer_sets, _wrong_images
+from embedlens.analyses.ablation_by_layer.conditions import layer_sets, wrong_images
+from embedlens.analyses.ablation_by_layer.measure import _check
 from embedlens.analyses.rows import one, select
 from tolerances import RECOMPUTED
 
@@ -142,21 +143,21 @@ def test_the_same_layers_give_the_same_numbers_in_every_scope(own: Result) -> No
 
 
 def test_scopes_are_the_layer_sets_they_say() -> None:
-    assert _layer_sets("single", 3) == [(0, (0,)), (1, (1,)), (2, (2,))]
-    assert _layer_sets("below", 3) == [(1, (0,)), (2, (0, 1)), (3, (0, 1, 2))]
-    assert _layer_sets("above", 3) == [(0, (0, 1, 2)), (1, (1, 2)), (2, (2,))]
+    assert layer_sets("single", 3) == [(0, (0,)), (1, (1,)), (2, (2,))]
+    assert layer_sets("below", 3) == [(1, (0,)), (2, (0, 1)), (3, (0, 1, 2))]
+    assert layer_sets("above", 3) == [(0, (0, 1, 2)), (1, (1, 2)), (2, (2,))]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_wrong_image_is_never_the_right_one_and_as_many(seed: int) -> None:
     image_of = np.array([0, 0, 1, 2, 2, 3, 4])
     counts = [1, 1, 1, 1, 1, 2, 2]
-    wrong = _wrong_images(image_of, counts, seed)
+    wrong = wrong_images(image_of, counts, seed)
     for i, other in enumerate(wrong):
         assert other is not None
         assert image_of[other] != image_of[i]
         assert counts[other] == counts[i]
-    assert _wrong_images(np.array([0, 0]), [1, 1], seed) == [None, None]
+    assert wrong_images(np.array([0, 0]), [1, 1], seed) == [None, None]
 
 
 def test_without_a_second_image_the_control_is_missing_not_zero(model: VisualLM) -> None:

@@ -12,8 +12,8 @@ import torch
 import tiny
 from embedlens import Batch, InputError, TokenClasses, VisualLM
 from embedlens.analyses import Result, alignment
+from embedlens.analyses.alignment_by_layer.nearest_text import max_cosine, text_states
 from embedlens.analyses.rows import one, select
-from embedlens.analyses.text_bank import max_cosine, text_states
 from embedlens.lens.readouts import top_k
 from tolerances import EQUAL, LARGE, PREPARED
 

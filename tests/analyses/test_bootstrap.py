@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from embedlens.analyses.bootstrap import bootstrap_mean, bootstrap_pairs, resampling_weights
+from embedlens.analyses.statistics import bootstrap_mean, bootstrap_pairs, resampling_weights
 
 
 def test_the_interval_of_a_mean_is_that_of_scipy() -> None:

@@ -10,8 +10,8 @@ import torch
 
 import tiny
 from embedlens import InputError, VisualLM
-from embedlens.analyses.agreement import Differs, agree, same
 from embedlens.analyses.check import CHECKS, check_model
+from embedlens.analyses.check.agreement import Differs, agree, same
 from families.zoo import visual_lm
 
 # Cannot do everything: what is refused on each.
@@ -58,7 +58,7 @@ def test_a_plain_model_is_refused_nothing() -> None:
 
 def test_a_forward_that_differs_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "embedlens.analyses.check_passes.plain_logits",
+        "embedlens.analyses.check.passes.plain_logits",
         lambda model, inputs: model.hf(**inputs).logits.detach() * 1.01,
     )
     report = check_model(visual_lm("llava"))
@@ -69,7 +69,7 @@ def test_a_forward_that_differs_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hooks_that_do_something_else_fail_the_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedlens.analyses.check_plans._zero", lambda states, index: states)
+    monkeypatch.setattr("embedlens.analyses.check.plans._zero", lambda states, index: states)
     found = verdicts(check_model(visual_lm("llava")))
     assert {found["ZeroFFN"], found["AblateAttention"]} == {"failed"}
     assert found["PatchTokens"] == "ok"

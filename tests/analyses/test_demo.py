@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from embedlens.analyses import Result
-from embedlens.analyses.demo import PROMPT, true_content, true_words
+from embedlens.analyses.report.demo import PROMPT, true_content, true_words
 from embedlens.analyses.rows import one, select
 from embedlens.lens import VisualLM
 from embedlens.lens.scenes import scenes

@@ -21,12 +21,20 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from embedlens import VisualLM
-from embedlens.analyses import Result, class_agreement, lens_hits, sparsity, token_map
-from embedlens.analyses.ablation import Example, ablation
-from embedlens.analyses.alignment import alignment
-from embedlens.analyses.demo import PROMPT, true_content, true_words
-from embedlens.analyses.figures import CLASS_COLORS, FIGURES, png, save_figure
+from embedlens.analyses import (
+    Example,
+    Result,
+    ablation,
+    alignment,
+    class_agreement,
+    lens_hits,
+    registered,
+    sparsity,
+    token_map,
+)
+from embedlens.analyses.figures import CLASS_COLORS, png, save_figure
 from embedlens.analyses.figures.style import printable
+from embedlens.analyses.report.demo import PROMPT, true_content, true_words
 from embedlens.lens import Markers
 from embedlens.lens.scenes import scenes
 
@@ -117,19 +125,19 @@ def check_legible(figure: Figure) -> None:
             assert not frame.overlaps(axes.get_window_extent(renderer)), "a legend covers data"
 
 
-@pytest.mark.parametrize("name", sorted(FIGURES))
+@pytest.mark.parametrize("name", sorted(registered()))
 def test_nothing_is_cut_off_covered_or_too_small(results: dict[str, Result], name: str) -> None:
     check_legible(results[name].plot())
 
 
-@pytest.mark.parametrize("name", sorted(FIGURES))
+@pytest.mark.parametrize("name", sorted(registered()))
 def test_figures_fit_a_column(results: dict[str, Result], name: str) -> None:
     width, height = results[name].plot().get_size_inches()
     assert width == pytest.approx(7)
     assert 1.5 < height < 10
 
 
-@pytest.mark.parametrize("name", sorted(FIGURES))
+@pytest.mark.parametrize("name", sorted(registered()))
 def test_axes_have_titles_and_units(results: dict[str, Result], name: str) -> None:
     figure = results[name].plot()
     for axes in figure.axes:
@@ -141,7 +149,7 @@ def test_axes_have_titles_and_units(results: dict[str, Result], name: str) -> No
             assert any(labelled)
 
 
-@pytest.mark.parametrize("name", sorted(FIGURES))
+@pytest.mark.parametrize("name", sorted(registered()))
 def test_a_loaded_result_draws_the_same_figure(
     results: dict[str, Result], name: str, tmp_path: Path
 ) -> None:

@@ -20,12 +20,10 @@ from builders.results import (
     token_map,
 )
 from embedlens import InputError
-from embedlens.analyses import Result
-from embedlens.analyses.analyze import analysis_report
-from embedlens.analyses.claims import Claim, claims
-from embedlens.analyses.demo import demo_report
-from embedlens.analyses.findings import sentences
-from embedlens.analyses.report import Report, render, write_report
+from embedlens.analyses import Claim, Result, find
+from embedlens.analyses.report import Report, claims, render, write_report
+from embedlens.analyses.report.analyze import analysis_report
+from embedlens.analyses.report.demo import demo_report
 from embedlens.analyses.wording import depth
 
 HOSTILE = "<script>alert('x')</script>\"'&{{ 7*7 }}"
@@ -36,6 +34,10 @@ PICTURE = b"\x89PNG not really"
 
 def page(report: Report) -> str:
     return render(report, {result.name: PICTURE for result in report.results})
+
+
+def sentences(result: Result) -> list[str]:
+    return find(result.name).findings(result)
 
 
 def said(result: Result) -> str:
@@ -117,8 +119,7 @@ def test_without_intervals_none_is_written() -> None:
 
 
 def verdict(part: str, *results: Result) -> Claim:
-    made = claims({result.name: result for result in results})
-    (claim,) = [claim for claim in made if part in claim.claim]
+    (claim,) = [claim for claim in claims(results) if part in claim.claim]
     return claim
 
 
@@ -163,8 +164,7 @@ def test_nothing_that_was_typed_becomes_markup() -> None:
         Result(r.name, r.frame, r.tensors, {**r.meta, "model": HOSTILE, "command": HOSTILE})
         for r in results
     ]
-    hostile[-1].meta["prompts"][0] = HOSTILE  # type: ignore[index]
-    text = page(analysis_report(hostile, own_texts=False))
+    text = page(analysis_report(hostile, prompt=HOSTILE, images=37, own_texts=False))
     assert "<script" not in text
     assert "alert(&#39;x&#39;)" in text
     assert "{{ 7*7 }}" in text  # written, not computed
@@ -190,11 +190,9 @@ def test_every_analysis_has_its_section_in_order() -> None:
 
 def test_few_images_are_a_limitation() -> None:
     def limits(images: int, own_texts: bool = True) -> str:
-        results = [
-            Result(r.name, r.frame, r.tensors, {**r.meta, "images": images})
-            for r in (token_map(), ablation())
-        ]
-        return " ".join(analysis_report(results, own_texts=own_texts).limitations)
+        results = [token_map(), ablation()]
+        made = analysis_report(results, prompt="what ?", images=images, own_texts=own_texts)
+        return " ".join(made.limitations)
 
     assert "With a single image" in limits(1)
     assert "3 images are few" in limits(3)

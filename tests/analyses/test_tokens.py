@@ -13,7 +13,7 @@ import torch
 import tiny
 from embedlens import Batch, InputError, Markers, TokenClasses, VisualLM
 from embedlens.analyses import class_agreement, lens_hits, sparsity, token_map
-from embedlens.analyses.lens_hits import _first_hit
+from embedlens.analyses.lens_hits_by_layer.measure import _first_hit
 from embedlens.analyses.rows import one, select
 from tolerances import EQUAL
 

@@ -52,7 +52,7 @@ def margin(share: float, n: int) -> float:
 
 def test_the_lens_reads_objects_as_often_as_stated(fresh):
     from embedlens.analyses import lens_hits
-    from embedlens.analyses.demo import true_words
+    from embedlens.analyses.report.demo import true_words
     from embedlens.analyses.rows import one
 
     found = lens_hits(fresh.model, fresh.batch, true_words(fresh.batch, fresh.shown)).frame
@@ -70,7 +70,7 @@ def test_the_lens_reads_objects_as_often_as_stated(fresh):
 
 def test_background_is_dead_and_objects_are_alive_as_often_as_stated(fresh):
     from embedlens.analyses import class_agreement
-    from embedlens.analyses.demo import true_content
+    from embedlens.analyses.report.demo import true_content
     from embedlens.analyses.rows import one
 
     found = class_agreement(fresh.model, fresh.batch, true_content(fresh.batch, fresh.shown))

@@ -5,13 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from embedlens.lens.inputs.image_owners import Shares, pointed_rows, rows_per_sample, token_axis
+from embedlens.lens.inputs.rows_per_sample import (
+    SampleCounts,
+    pointed_rows,
+    rows_per_sample,
+    token_axis,
+)
 
 LONG = torch.long
 
 
-def shares(images: list[int], tokens: list[int], tiles: list[int] | None = None) -> Shares:
-    return Shares(tuple(images), tuple(tiles or images), tuple(tokens))
+def shares(images: list[int], tokens: list[int], tiles: list[int] | None = None) -> SampleCounts:
+    return SampleCounts(tuple(images), tuple(tiles or images), tuple(tokens))
 
 
 CASES = {

@@ -349,7 +349,8 @@ def test_the_users_tokenizer_keeps_its_padding() -> None:
     encoder = Encoder(built.processor, built.model.config)
     built.processor.tokenizer.padding_side = "right"
     built.processor.tokenizer.pad_token = None
-    inputs, _, _ = encoder.tensors([tiny.image(0), tiny.image(1)], ["a <image> b", "<image> a b c"])
+    prompts = ["a <image> b", "<image> a b c"]
+    inputs = encoder.tensors([tiny.image(0), tiny.image(1)], prompts).inputs
     assert inputs["attention_mask"][0].tolist()[:1] == [0]
     assert built.processor.tokenizer.padding_side == "right"
     assert built.processor.tokenizer.pad_token is None

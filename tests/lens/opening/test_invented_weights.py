@@ -11,7 +11,7 @@ import torch
 
 import tiny
 from embedlens import Anatomy, Unsupported, VisualLM
-from embedlens.lens.opening.invented_weights import same_facts, stand_in
+from embedlens.lens.opening.invented_weights import same_facts, with_invented_weights
 from families.zoo import READABLE, anatomy, built
 
 # Factors that a checkpoint holds: a norm behind the embedding, a number per layer.
@@ -27,7 +27,7 @@ UNMADE = ("gemma3n",)
 
 def invented(name: str, seed: int = 0) -> Any:
     model = built(name).model
-    return stand_in(lambda: type(model)(copy.deepcopy(model.config)), seed)
+    return with_invented_weights(lambda: type(model)(copy.deepcopy(model.config)), seed)
 
 
 @pytest.mark.parametrize("name", [name for name in READABLE if name not in UNMADE])
@@ -48,7 +48,7 @@ def held(model: Any) -> int:
 def test_an_invented_model_takes_next_to_no_memory() -> None:
     config = copy.deepcopy(tiny.build().model.config)
     config.text_config.update({"hidden_size": 1024, "intermediate_size": 4096})
-    made = stand_in(lambda: type(tiny.build().model)(config))
+    made = with_invented_weights(lambda: type(tiny.build().model)(config))
     said = sum(weight.numel() * weight.element_size() for weight in made.parameters())
     assert said > 200_000_000
     assert held(made) < said / 50
@@ -56,9 +56,9 @@ def test_an_invented_model_takes_next_to_no_memory() -> None:
 
 def test_constructors_are_left_as_they_were() -> None:
     register = torch.nn.Module.register_parameter
-    stand_in(lambda: torch.nn.Linear(4, 4))
+    with_invented_weights(lambda: torch.nn.Linear(4, 4))
     with pytest.raises(ZeroDivisionError):
-        stand_in(lambda: 1 / 0)
+        with_invented_weights(lambda: 1 / 0)
     assert torch.nn.Module.register_parameter is register
     assert not torch.nn.Linear(4, 4).weight.is_meta
 
@@ -78,7 +78,7 @@ def test_a_fact_that_weights_decide_is_refused(
     saved.model.save_pretrained(tmp_path)
     saved.processor.save_pretrained(tmp_path)
     monkeypatch.setattr(
-        "embedlens.lens.opening.open_model.same_facts", lambda *_: "attention_scale"
+        "embedlens.lens.opening.loaded_model.same_facts", lambda *_: "attention_scale"
     )
     with pytest.raises(Unsupported, match=r"attention scale of LlavaFor.* trained weights"):
         VisualLM.load(tmp_path, remote=True)

@@ -19,7 +19,7 @@ import tiny
 from embedlens import InputError, Plan, Unsupported, VisualLM, ZeroFFN
 from embedlens.lens.layout import Block, Layout
 from embedlens.lens.opening import checkpoint
-from embedlens.lens.runs.tracing import undisturbed
+from embedlens.lens.runs.undisturbed import undisturbed
 from families.zoo import FAMILIES
 from tolerances import EQUAL
 
@@ -98,6 +98,7 @@ def test_a_model_that_needs_an_image_waits_for_one() -> None:
     model = VisualLM(family.model)
     with pytest.raises(Unsupported, match="on text alone"):
         _ = model.anatomy
+    assert "not verified yet" in repr(model)
     text = {name: family.inputs[name] for name in ("input_ids", "attention_mask")}
     with pytest.raises(InputError, match="one prompt with an image"):
         model.batch(text)

@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,11 @@ from embedlens import (
     ZeroFFN,
     paper,
 )
-from embedlens.interventions.program.stacking import joined
-from embedlens.lens.runs.many import proven_sharing as sharing
-from embedlens.lens.runs.many.proven_sharing import LAYERS, MODULES, ROWS, seen_of
+from embedlens.interventions.program.site import Site
+from embedlens.interventions.program.stacking import stacked
+from embedlens.interventions.program.steps import Write, Zero
+from embedlens.lens.runs.many import proven_sharing
+from embedlens.lens.runs.many.proven_sharing import LAYERS, STACK, TOWERS, proven_of
 from families.family import noise
 from families.zoo import built
 from tolerances import EQUAL, MOVED_A_LITTLE
@@ -157,9 +160,9 @@ def test_every_plan_of_many_equals_its_own_run(name: str, attn: str, samples: in
         model.run_many(batch, plans, **kept, at_once=5), captured, strict=True
     ):
         assert_equal(found, single, real)
-    seen = seen_of(model.hf)
-    assert not seen.wrong
-    assert any({ROWS, LAYERS, MODULES} <= way for ways in seen.right.values() for way in ways)
+    proven = proven_of(model.hf)
+    assert not proven.failed
+    assert {STACK, LAYERS, TOWERS} in set().union(*proven.equal.values())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -176,7 +179,7 @@ def test_every_score_of_many_equals_its_own_score(name: str) -> None:
         near(found.logprob, single.logprob)
         assert torch.equal(found.greedy, single.greedy)
         assert torch.equal(found.n_tokens, single.n_tokens)
-    assert not seen_of(model.hf).wrong
+    assert not proven_of(model.hf).failed
 
 
 @contextmanager
@@ -202,9 +205,9 @@ def counted(*modules: Any) -> Iterator[list[int]]:
 @pytest.fixture
 def fresh(twin: Callable[..., Any]) -> Iterator[VisualLM]:
     model = twin().model
-    sharing._SEEN.pop(model.hf, None)
+    proven_sharing._PROVEN.pop(model.hf, None)
     yield model
-    sharing._SEEN.pop(model.hf, None)
+    proven_sharing._PROVEN.pop(model.hf, None)
 
 
 def ran(model: VisualLM, plans: list[Plan | None], **many: Any) -> list[int]:
@@ -266,12 +269,12 @@ def test_what_does_not_come_out_equal_is_not_shared(
     batch = fresh.encode(tiny.image(0), tiny.PROMPTS["middle"])
     expected = [fresh.run(batch, plan) for plan in SWEEP]
     for broken in (swapped, failing):
-        sharing._SEEN.pop(fresh.hf, None)
-        monkeypatch.setattr("embedlens.lens.runs.many.conditions.spread", broken)
+        proven_sharing._PROVEN.pop(fresh.hf, None)
+        monkeypatch.setattr("embedlens.lens.runs.many.shared_passes.repeat_batch", broken)
         for found, single in zip(fresh.run_many(batch, SWEEP, at_once=4), expected, strict=True):
             assert_equal(found, single)
-        (wrong,) = seen_of(fresh.hf).wrong.values()
-        assert ROWS not in sharing.WAYS[wrong]
+        (wrong,) = proven_of(fresh.hf).failed.values()
+        assert STACK not in proven_sharing.ATTEMPTS[wrong]
         ran(fresh, SWEEP, at_once=4)
         assert ran(fresh, SWEEP, at_once=4) == [1, 2, 3, 4, 5]
 
@@ -285,9 +288,9 @@ def test_layers_that_share_more_than_the_stream_all_run() -> None:
         many = model.run_many(batch, plans, at_once=at_once)
         for found, plan in zip(many, plans, strict=True):
             assert_equal(found, model.run(batch, plan))
-    (wrong,) = {sharing.WAYS[number] for number in seen_of(model.hf).wrong.values()}
+    (wrong,) = {proven_sharing.ATTEMPTS[number] for number in proven_of(model.hf).failed.values()}
     assert LAYERS not in wrong
-    assert MODULES in wrong
+    assert TOWERS in wrong
 
 
 @pytest.mark.parametrize("name", ["chameleon", "phi4_multimodal", "granite4_vision"])
@@ -296,8 +299,8 @@ def test_a_decoder_that_takes_the_image_itself_runs_the_plans_one_by_one(name: s
     plans = [Plan(ZeroFFN(layers=layer, tokens="dead")) for layer in range(model.n_layers)]
     for found, plan in zip(model.run_many(batch, plans, at_once=2), plans, strict=True):
         assert_equal(found, model.run(batch, plan))
-    (wrong,) = seen_of(model.hf).wrong.values()
-    assert ROWS not in sharing.WAYS[wrong]
+    (wrong,) = proven_of(model.hf).failed.values()
+    assert STACK not in proven_sharing.ATTEMPTS[wrong]
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma3"])
@@ -307,7 +310,7 @@ def test_plans_share_a_remote_pass(name: str) -> None:
     many = model.run_many(batch, plans, capture="residual", at_once=6, remote="local")
     for found, plan in zip(many, plans, strict=True):
         assert_equal(found, model.run(batch, plan, capture="residual"))
-    assert not seen_of(model.hf).wrong
+    assert not proven_of(model.hf).failed
 
 
 def test_a_refusal_names_the_sample_of_the_batch(fresh: VisualLM) -> None:
@@ -343,22 +346,28 @@ def test_a_plan_that_cannot_be_carried_out_is_named(fresh: VisualLM) -> None:
         fresh.run(batch, wrong)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Spiced(Zero):
+    """A step that does not say how one of its tensors goes with the rows."""
+
+    spice: torch.Tensor
+
+
 def test_alike_steps_become_one_and_unknown_ones_are_refused() -> None:
-    rows = {"rows": torch.tensor([0, 1]), "columns": torch.tensor([4, 5]), "samples": 2}
-    zero = {"do": "zero", "path": "a", "when": "prefill", **rows}
-    write = {"do": "write", "path": "a", "when": "prefill", "key": "states1", **rows}
-    made = joined([[zero], [zero, write], [write, zero]], 2)
-    assert [step["do"] for step in made] == ["zero", "write", "write", "zero"]
-    assert made[0]["rows"].tolist() == [0, 1, 2, 3]
-    assert made[0]["columns"].tolist() == [4, 5, 4, 5]
-    assert made[2]["rows"].tolist() == made[3]["rows"].tolist() == [4, 5]
-    assert {step["samples"] for step in made} == {6}
-    assert made[1]["key"] != made[2]["key"]
-    elsewhere = {**zero, "path": "b"}
-    made = joined([[zero, elsewhere], [elsewhere, zero]], 2)
-    assert [step["path"] for step in made] == ["a", "b", "a"]
+    rows: Any = {"rows": torch.tensor([0, 1]), "columns": torch.tensor([4, 5]), "when": "prefill"}
+    site = Site(1, "ffn")
+    zero, write = Zero(site=site, **rows), Write(site=site, slot="states1", **rows)
+    made: list[Any] = stacked([[zero], [zero, write], [write, zero]], 2)
+    assert [type(step) for step in made] == [Zero, Write, Write, Zero]
+    assert made[0].rows.tolist() == [0, 1, 2, 3]
+    assert made[0].columns.tolist() == [4, 5, 4, 5]
+    assert made[2].rows.tolist() == made[3].rows.tolist() == [4, 5]
+    assert made[1].slot != made[2].slot
+    elsewhere = replace(zero, site=Site(2, "ffn"))
+    made = stacked([[zero, elsewhere], [elsewhere, zero]], 2)
+    assert [step.site.layer for step in made] == [1, 2, 1]
     with pytest.raises(Unsupported, match="'spice' goes with the rows"):
-        joined([[{**zero, "spice": torch.ones(2)}]], 2)
+        stacked([[Spiced(site=site, spice=torch.ones(2), **rows)]], 2)
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])

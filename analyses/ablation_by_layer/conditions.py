@@ -1,0 +1,81 @@
+"""Which layers are zeroed under which condition, and which image stands in for the right one."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from ...interventions import AblateAttention, Plan, ZeroFFN
+
+OperationName = Literal["attention", "ffn"]
+Scope = Literal["single", "below", "above"]
+OPERATIONS = {"attention": AblateAttention, "ffn": ZeroFFN}
+SCOPES = ("single", "below", "above")
+
+
+class Condition(NamedTuple):
+    """What is zeroed where: a set of layers, named by a scope and a layer; or a control."""
+
+    operation: str
+    scope: str
+    layer: int | None
+    layers: tuple[int, ...] = ()
+
+    @property
+    def same_run(self) -> tuple[object, ...]:
+        """Equal for conditions that zero the same: they are run once."""
+        return (self.operation, self.layers) if self.layers else (self.operation, self.scope)
+
+    @property
+    def span(self) -> str:
+        """The layers as text: ``3`` or ``0-7``."""
+        first, last = self.layers[:1], self.layers[1:][-1:]
+        return "-".join(map(str, (*first, *last)))
+
+    def plan(self, tokens: str) -> Plan | None:
+        """What has to be done to the model."""
+        if not self.layers:
+            return None
+        return Plan(OPERATIONS[self.operation](layers=list(self.layers), tokens=tokens))
+
+
+CLEAN = Condition("none", "clean", None)
+WRONG_IMAGE = Condition("none", "wrong image", None)
+
+
+def zeroed(
+    operations: Sequence[OperationName], scopes: Sequence[Scope], n_layers: int
+) -> list[Condition]:
+    """Every operation in every set of layers of every scope."""
+    return [
+        Condition(operation, scope, layer, layers)
+        for operation in operations
+        for scope in scopes
+        for layer, layers in layer_sets(scope, n_layers)
+    ]
+
+
+def layer_sets(scope: str, n_layers: int) -> list[tuple[int, tuple[int, ...]]]:
+    """The sets of layers of a scope, each with the layer it is named by."""
+    if scope == "single":
+        return [(i, (i,)) for i in range(n_layers)]
+    if scope == "below":
+        return [(m, tuple(range(m))) for m in range(1, n_layers + 1)]
+    return [(m, tuple(range(m, n_layers))) for m in range(n_layers)]
+
+
+def wrong_images(
+    image_of: Int[np.ndarray, " example"], n_images: Sequence[int], seed: int
+) -> list[int | None]:
+    """For each example another one with other images but as many; None where there is none."""
+    rng = np.random.default_rng(seed)
+    donor: dict[int, int] = {}
+    first = {int(image): i for i, image in reversed(list(enumerate(image_of)))}
+    by_number = sorted(first, key=lambda image: n_images[first[image]])
+    for _, alike in groupby(by_number, key=lambda image: n_images[first[image]]):
+        ring = rng.permutation(list(alike)).tolist()
+        if len(ring) > 1:
+            donor |= {image: first[ring[i - 1]] for i, image in enumerate(ring)}
+    return [donor.get(int(image)) for image in image_of]

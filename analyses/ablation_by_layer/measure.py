@@ -1,0 +1,176 @@
+"""What visual attention and FFN are worth: accuracy without them, layer by layer."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+
+from ...lens.errors import InputError
+from ...lens.markers.markers import Markers
+from ...lens.model import VisualLM
+from ...lens.progress import Progress, silent
+from ..analysis import Result
+from ..example import Example
+from ..provenance import provenance
+from ..statistics import bootstrap_mean
+from .conditions import (
+    CLEAN,
+    OPERATIONS,
+    SCOPES,
+    WRONG_IMAGE,
+    Condition,
+    OperationName,
+    Scope,
+    wrong_images,
+    zeroed,
+)
+from .scoring import Answered, Questions, score_all
+
+OWN_ANSWER = "the untouched model's own answer"
+
+
+def ablation(
+    model: VisualLM,
+    examples: Sequence[Example],
+    *,
+    operations: Sequence[OperationName] = ("attention", "ffn"),
+    scopes: Sequence[Scope] = ("single", "below", "above"),
+    tokens: str = "visual",
+    markers: Markers | None = None,
+    batch_size: int = 16,
+    max_new_tokens: int = 12,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Result:
+    """Accuracy when attention or FFN output is not added at the visual positions.
+
+    For chosen positions t, h_t ← h_t + 0 replaces h_t ← h_t + Attn(h)_t (or + FFN(h_t)); their
+    keys and values stay readable. Scopes: ``single`` layer i; ``below``: all layers < m, m = 1
+    … L; ``above``: all layers ≥ m, m = 0 … L−1. The operation follows "EmbedLens, CVPR 2026",
+    section on redundancy of visual computation, without the special rule of its released code
+    for layer 0; the scopes, the intervals and the wrong-image control are ours.
+
+    Accuracy is greedy exact match (the model writes this answer and ends); without given
+    answers it is agreement with the first tokens that the untouched model writes. Controls: the
+    untouched model (``clean``), and the untouched model shown another example's image
+    (``wrong image``), which is what the answers are worth without seeing. Intervals are 95 %
+    bootstrap over images; differences to clean are paired.
+
+    Args:
+        model: The model.
+        examples: Questions; all with an answer or all without.
+        operations: Which outputs to zero.
+        scopes: In which sets of layers.
+        tokens: Where, in the selector language.
+        markers: Classifies the tokens, for selectors such as ``dead``.
+        batch_size: Examples per pass; each batch is encoded once.
+        max_new_tokens: How much of the model's own answer counts, without given answers.
+        seed: Of the wrong images and the bootstrap.
+        progress: Called with the conditions that are done.
+
+    Returns:
+        One row per condition × task (``all`` = every example): operation, scope, layer (i or
+        m; missing for controls), layers, task, accuracy, accuracy_low, accuracy_high,
+        difference (accuracy minus clean), difference_low, difference_high, logprob (of the
+        answer, nats, mean over examples), logprob_low, logprob_high, examples, images.
+        Tensors ``right`` and ``logprob``: ``[condition, example]``, NaN where not run, in the
+        order of ``meta["conditions"]``.
+
+    Raises:
+        InputError: No examples, answers for some only, an unknown operation or scope, a batch
+            in which no token is selected, or an answer without tokens.
+    """
+    _check(examples, operations, scopes, batch_size)
+    pictures = [example.read() for example in examples]
+    keys = [tuple(image.tobytes() for image in row) for row in pictures]
+    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    image_of = np.array([number[key] for key in keys], dtype=np.int64)
+    wrong = wrong_images(image_of, [len(row) for row in pictures], seed)
+    questions = Questions(examples, pictures, wrong)
+    conditions = [CLEAN, WRONG_IMAGE, *zeroed(operations, scopes, model.n_layers)]
+    answered = score_all(
+        model,
+        questions,
+        conditions,
+        tokens=tokens,
+        markers=markers,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        progress=progress,
+    )
+    tasks = [example.task for example in examples]
+    meta = provenance(
+        model,
+        seed=seed,
+        plan=" | ".join(f"{name} at {tokens}" for name in operations),
+        tokens=tokens,
+        batch_size=batch_size,
+        examples=len(examples),
+        images=len(number),
+        reference=OWN_ANSWER if questions.own_answers else "the given answers",
+        answers=answered.answers,
+        prompts=[example.prompt for example in examples],
+        tasks=list(dict.fromkeys(tasks)),
+        conditions=[[c.operation, c.scope, c.layer] for c in conditions],
+        unmatched_wrong_images=wrong.count(None),
+    )
+    tensors = {
+        "right": torch.from_numpy(answered.right).float(),
+        "logprob": torch.from_numpy(answered.logprob).float(),
+    }
+    frame = _frame(conditions, answered, tasks, image_of, seed)
+    return Result("ablation", frame, tensors, meta)
+
+
+def _check(
+    examples: Sequence[Example], operations: Sequence[str], scopes: Sequence[str], batch_size: int
+) -> None:
+    if not examples:
+        raise InputError("there are no examples to answer")
+    if len({example.answer is None for example in examples}) > 1:
+        raise InputError("some examples have an answer and some have none: give all or none")
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size}: at least one example per pass")
+    for what, given, known in (
+        ("operation", operations, tuple(OPERATIONS)),
+        ("scope", scopes, SCOPES),
+    ):
+        if unknown := [name for name in given if name not in known]:
+            raise InputError(f"no {what} {unknown[0]!r}; there are {', '.join(known)}")
+
+
+def _frame(
+    conditions: Sequence[Condition],
+    answered: Answered,
+    tasks: Sequence[str],
+    image_of: Int[np.ndarray, " example"],
+    seed: int,
+) -> pd.DataFrame:
+    """One row per condition × task; differences are paired with the untouched model."""
+    right, logprob = answered.right.T, answered.logprob.T
+    clean = right[:, [conditions.index(CLEAN)]]
+    rows = []
+    for task in ("all", *dict.fromkeys(tasks)):
+        here = np.array([task in ("all", name) for name in tasks])
+        groups = image_of[here]
+        measures = {
+            "accuracy": bootstrap_mean(right[here], groups, seed=seed),
+            "difference": bootstrap_mean((right - clean)[here], groups, seed=seed),
+            "logprob": bootstrap_mean(logprob[here], groups, seed=seed),
+        }
+        for c, condition in enumerate(conditions):
+            row: dict[str, object] = {
+                "operation": condition.operation,
+                "scope": condition.scope,
+                "layer": condition.layer,
+                "layers": condition.span,
+                "task": task,
+            }
+            for name, estimate in measures.items():
+                row |= estimate.row(c, name=name)
+            rows.append({**row, "examples": int(here.sum()), "images": len(set(groups.tolist()))})
+    frame = pd.DataFrame(rows)
+    frame["layer"] = frame["layer"].astype("Int64")
+    return frame

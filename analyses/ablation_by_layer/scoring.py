@@ -1,0 +1,110 @@
+"""Every example's answer scored under every condition, batch by batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from ...lens import Scores
+from ...lens.errors import InputError
+from ...lens.inputs.batch import Batch
+from ...lens.markers.markers import Markers
+from ...lens.model import VisualLM
+from ...lens.progress import Progress
+from ..example import Example
+from .conditions import WRONG_IMAGE, Condition
+
+DOING = "zeroing attention and FFN"
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """Examples with their images, and for each another one with other images, if there is one."""
+
+    examples: Sequence[Example]
+    pictures: Sequence[tuple[Image.Image, ...]]
+    wrong: Sequence[int | None]
+
+    @property
+    def own_answers(self) -> bool:
+        """Whether what the untouched model says counts as right."""
+        return self.examples[0].answer is None
+
+    def encode(self, model: VisualLM, asked: Sequence[int], shown: Sequence[int]) -> Batch:
+        """The prompts of some examples with the images of others, or of the same."""
+        images = [list(self.pictures[i]) for i in shown]
+        return model.encode(images, [self.examples[i].prompt for i in asked])
+
+    def answers(self, model: VisualLM, part: Sequence[int], batch: Batch, length: int) -> list[str]:
+        """What counts as right in a part of the examples."""
+        if not self.own_answers:
+            return [self.examples[i].answer or "" for i in part]
+        said = model.generate(batch, max_new_tokens=length)
+        if "" in said:
+            prompt = self.examples[part[said.index("")]].prompt
+            raise InputError(
+                f"the model answers nothing to {prompt!r}: ask another question or give the "
+                "answer to score"
+            )
+        return said
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """What counts as right, and what each condition gave; NaN where it could not be run."""
+
+    answers: list[str]
+    right: Float[np.ndarray, "condition example"]
+    logprob: Float[np.ndarray, "condition example"]
+
+
+def score_all(
+    model: VisualLM,
+    questions: Questions,
+    conditions: Sequence[Condition],
+    *,
+    tokens: str,
+    markers: Markers | None,
+    batch_size: int,
+    max_new_tokens: int,
+    progress: Progress,
+) -> Answered:
+    """Score all answers under all conditions: every plan on a batch, then its wrong images.
+
+    Conditions that zero the same are run once.
+    """
+    n, end = len(questions.examples), not questions.own_answers
+    plans = {c.same_run: c.plan(tokens) for c in conditions if c is not WRONG_IMAGE}
+    row = {run: i for i, run in enumerate([*plans, WRONG_IMAGE.same_run])}
+    right, logprob = (np.full((len(row), n), np.nan) for _ in range(2))
+    answers: list[str] = []
+    done, total = 0, -(-n // batch_size) * len(row)
+
+    def put(run: tuple[object, ...], part: Sequence[int], scores: Scores) -> None:
+        right[row[run], part] = scores.greedy.double().cpu().numpy()
+        logprob[row[run], part] = scores.logprob.double().cpu().numpy()
+
+    def told(before: int) -> Progress:
+        return lambda _, scored, __: progress(DOING, before + scored, total)
+
+    for start in range(0, n, batch_size):
+        part = range(start, min(start + batch_size, n))
+        batch = questions.encode(model, part, part)
+        if markers is not None:
+            batch = batch.with_classes(markers.classify(model, batch))
+        given = questions.answers(model, part, batch, max_new_tokens)
+        answers += given
+        many = model.score_many(batch, given, [*plans.values()], end=end, progress=told(done))
+        for run, scores in zip(plans, many, strict=True):
+            put(run, part, scores)
+        donors = {i: other for i in part if (other := questions.wrong[i]) is not None}
+        if donors:
+            batch = questions.encode(model, [*donors], [*donors.values()])
+            scores = model.score(batch, [answers[i] for i in donors], end=end)
+            put(WRONG_IMAGE.same_run, [*donors], scores)
+        done += len(row)
+        progress(DOING, done, total)
+    rows = [row[condition.same_run] for condition in conditions]
+    return Answered(answers, right[rows], logprob[rows])

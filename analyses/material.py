@@ -1,0 +1,64 @@
+"""What the analyses of one report are run on: model, batches, questions, sentences, truth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..lens.inputs.batch import Batch
+from ..lens.markers.markers import Markers
+from ..lens.model import VisualLM
+from ..lens.progress import Progress, silent
+from .example import Example
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the visual tokens of a batch really show, in the batch's order.
+
+    Attributes:
+        words: The words that name what a token shows; None for a token that shows nothing.
+        content: What kind of thing it shows: an object, the background, and so on.
+    """
+
+    words: Sequence[Sequence[str] | None]
+    content: Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What the analyses of one report are run on.
+
+    Attributes:
+        model: The model.
+        batches: Every image once; classified where there are markers.
+        examples: Questions about images.
+        texts: Sentences to compare visual tokens with.
+        pictured: The batches that get a picture; all of them when None.
+        markers: Tell the classes of tokens apart; None where nothing could be found.
+        truth: What the tokens of the one batch show; None for images nobody has described.
+        examples_at_once: Examples per pass.
+        seed: Of every random choice.
+        progress: Called as the work goes on.
+    """
+
+    model: VisualLM
+    batches: Sequence[Batch]
+    examples: Sequence[Example]
+    texts: Sequence[str]
+    pictured: Sequence[Batch] | None = None
+    markers: Markers | None = None
+    truth: Truth | None = None
+    examples_at_once: int = 16
+    seed: int = 0
+    progress: Progress = silent
+
+    @property
+    def tokens(self) -> str:
+        """The visual tokens worth comparing: the alive ones where any are known, else all."""
+        classes = [batch.classes for batch in self.batches]
+        found = any(known is not None and known.mask("alive").any() for known in classes)
+        return "alive" if found else "visual"
+
+
+def as_batches(batch: Batch | Sequence[Batch]) -> list[Batch]:
+    """One or several batches as a list."""
+    return [batch] if isinstance(batch, Batch) else list(batch)

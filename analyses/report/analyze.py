@@ -1,0 +1,147 @@
+"""The same analyses for anybody's model and images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...lens.errors import InputError
+from ...lens.inputs.encoder import ImageLike, read_image
+from ...lens.markers.markers import Markers
+from ...lens.model import VisualLM
+from ...lens.progress import Progress, silent
+from ..analysis import Result
+from ..example import Example
+from ..material import Material
+from .page import Report
+from .runs import run_all
+
+ENOUGH_IMAGES = 16
+"""From how many images on markers are worth trusting."""
+
+_AT_ONCE = 4  # images per pass: a large model's states of every layer have to fit into memory
+
+
+def everyday_sentences() -> list[str]:
+    """The built-in text bank: plain English captions of everyday scenes."""
+    path = Path(__file__).with_name("everyday_sentences.txt")
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def read_sentences(path: Path) -> list[str]:
+    """A text bank from a file, one sentence a line.
+
+    Raises:
+        InputError: No such file, no plain text, or nothing in it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not plain UTF-8 text: one sentence a line") from None
+    except OSError as error:
+        raise InputError(f"cannot read the sentences in {path}: {error.strerror}") from None
+    if not any(line.strip() for line in lines):
+        raise InputError(f"{path} is empty: one sentence a line")
+    return lines
+
+
+def analyze(
+    model: VisualLM,
+    images: Sequence[ImageLike],
+    prompt: str,
+    *,
+    answer: str | None = None,
+    texts: Sequence[str] | None = None,
+    analyses: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> list[Result]:
+    """Token map, sparsity, alignment, ablation and whatever is registered, on some images.
+
+    Classes need markers, and markers need at least two images: with a single one sparsity is
+    left out and alignment takes all visual tokens.
+
+    Args:
+        model: The model.
+        images: Files, PIL images or arrays, all different.
+        prompt: Asked about each image.
+        answer: The right answer for all of them; by default the ablation measures agreement
+            with what the untouched model says.
+        texts: Sentences for the alignment; by default `everyday_sentences()`.
+        analyses: Names of the analyses to run; by default all that these images allow.
+        seed: Of every random choice.
+        progress: Called after every step.
+
+    Returns:
+        One result per analysis, in the order of the report: by default token_map, sparsity (with
+        two images or more), alignment, ablation.
+
+    Raises:
+        InputError: An unreadable image, the same image twice, a prompt that does not fit, or an
+            analysis that is not known or needs what is not known of these images.
+    """
+    pictures = [read_image(image) for image in images]
+    if len({(picture.size, picture.tobytes()) for picture in pictures}) < len(pictures):
+        raise InputError("the same image is given twice: give each image once")
+    progress("finding recurring tokens", 0, 1)
+    groups = [pictures[i : i + _AT_ONCE] for i in range(0, len(pictures), _AT_ONCE)]
+    batches = [model.encode([[image] for image in g], [prompt] * len(g)) for g in groups]
+    markers = None
+    if len(pictures) > 1:
+        markers = Markers.discover(model, pictures, prompt=prompt, batch_size=_AT_ONCE, seed=seed)
+        batches = [batch.with_classes(markers.classify(model, batch)) for batch in batches]
+    material = Material(
+        model,
+        batches,
+        examples=[Example(picture, prompt, answer) for picture in pictures],
+        texts=everyday_sentences() if texts is None else texts,
+        markers=markers,
+        examples_at_once=_AT_ONCE,
+        seed=seed,
+        progress=progress,
+    )
+    return run_all(material, analyses)
+
+
+def analysis_report(
+    results: Sequence[Result], *, prompt: str, images: int, own_texts: bool
+) -> Report:
+    """The results as a report.
+
+    Args:
+        results: What `analyze` returned.
+        prompt: What was asked about the images.
+        images: How many there were.
+        own_texts: Whether the user gave the sentences for the alignment.
+    """
+    limitations = [
+        "How classes are found (directions that recur from image to image) is our recipe; the "
+        "paper’s rule names vocabulary entries of one checkpoint.",
+        "One prompt, and the images that were given: other questions and images may give other "
+        "numbers.",
+        "Zeroing follows the paper’s released code, without its special rule for layer 0.",
+        "Not done here: pruning tokens, injecting them at middle layers, scaling their norms, "
+        "attention shares, and the paper’s benchmarks.",
+    ]
+    if not own_texts:
+        limitations.insert(
+            1,
+            "The text bank is a short built-in list of everyday English captions; sentences about "
+            "what the images show would be fairer (--text).",
+        )
+    if images == 1:
+        limitations.insert(
+            0,
+            "With a single image nothing can recur, so there are no classes and no intervals: give "
+            f"{ENOUGH_IMAGES} images or more.",
+        )
+    elif images < ENOUGH_IMAGES:
+        limitations.insert(
+            0,
+            f"{images} images are few to find recurring tokens and to estimate intervals: give "
+            f"{ENOUGH_IMAGES} or more.",
+        )
+    return Report(
+        title=f"What the visual tokens of {results[0].meta['model']} carry",
+        data=f"{images} image{'s' if images > 1 else ''}, asked: “{prompt}”",
+        limitations=limitations,
+        results=results,
+    )

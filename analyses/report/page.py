@@ -1,0 +1,146 @@
+"""A self-contained page that reads as a short paper, with figures and tables beside it."""
+
+from base64 import b64encode
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ...lens.progress import Progress, silent
+from ..analysis import Analysis, Result, find, registered
+from ..claim import Claim
+from ..figures import png, save_figure
+from ..folders import refuse_existing, written_at_once
+
+PAGE = "report.html"
+_FACTS = (
+    ("Model", "model", "{model}"),
+    ("Revision", "revision", "{revision}"),
+    ("Size", "parameters", "{millions:,.1f} million parameters, {layers} layers"),
+    ("Numbers", "dtype", "{dtype} on {device}, {attention} attention"),
+    ("Seed", "seed", "{seed}"),
+    ("Command", "command", "{command}"),
+    ("Time", "time", "{utc}"),
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Results, and what has to be said about them as a whole.
+
+    Attributes:
+        title: Of the page.
+        data: What the model was shown, in a sentence or two.
+        limitations: What was not done, and what the numbers do not show.
+        results: In the order of the sections.
+    """
+
+    title: str
+    data: str
+    limitations: Sequence[str]
+    results: Sequence[Result]
+
+    @property
+    def headlines(self) -> list[str]:
+        """The first finding of every analysis that measures something."""
+        told = [(find(result.name), result) for result in self.results]
+        return [analysis.findings(result)[0] for analysis, result in told if analysis.headline]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One section of the page as the template needs it."""
+
+    result: Result
+    analysis: Analysis
+    picture: str
+
+
+def claims(results: Iterable[Result]) -> list[Claim]:
+    """The paper's claims that the results of registered analyses can speak to."""
+    known = registered()
+    told = [(known[result.name], result) for result in results if result.name in known]
+    told.sort(key=lambda pair: pair[0].claims_order)
+    return [claim for analysis, result in told for claim in analysis.claims(result)]
+
+
+def check_folder(folder: str | Path, *, overwrite: bool) -> None:
+    """Say now what `write_report` would refuse in the end.
+
+    Raises:
+        InputError: The folder exists and is not to be overwritten.
+    """
+    refuse_existing(Path(folder), overwrite=overwrite, mark=PAGE)
+
+
+def write_report(
+    report: Report, folder: str | Path, *, overwrite: bool = False, progress: Progress = silent
+) -> Path:
+    """Write report.html, figures/ (PNG and PDF) and tables/ (saved results).
+
+    The folder appears complete or not at all.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: The folder exists and is not to be overwritten.
+    """
+    with written_at_once(folder, overwrite=overwrite, mark=PAGE) as new:
+        (new / "figures").mkdir()
+        pictures = {}
+        for done, result in enumerate(report.results):
+            progress("drawing", done, len(report.results))
+            figure = result.plot()
+            save_figure(figure, new / "figures" / result.name)
+            pictures[result.name] = png(figure)
+            result.save(new / "tables" / result.name)
+        (new / PAGE).write_text(render(report, pictures), encoding="utf-8")
+    return Path(folder) / PAGE
+
+
+def render(report: Report, pictures: Mapping[str, bytes]) -> str:
+    """The page, with the PNG picture of each result, by name, inside it."""
+    environment = Environment(
+        loader=PackageLoader("embedlens.analyses.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_unbroken,
+    )
+    meta = _common(report.results)
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        parts=[
+            _Part(result, find(result.name), b64encode(pictures[result.name]).decode())
+            for result in report.results
+        ],
+        claims=claims(report.results),
+        facts=_facts(meta),
+        packages=meta.get("packages", {}),
+    )
+
+
+def _unbroken(value: object) -> object:
+    """Text whose percent signs stay beside their numbers when lines break."""
+    return value.replace(" %", "\N{NO-BREAK SPACE}%") if type(value) is str else value
+
+
+def _common(results: Sequence[Result]) -> Mapping[str, Any]:
+    """What the results say of how they came about, the last one first."""
+    said = ({k: v for k, v in r.meta.items() if v is not None} for r in reversed(results))
+    return ChainMap(*said)
+
+
+def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was run; what no result says is left out."""
+    written = {
+        "millions": meta.get("parameters", 0) / 1e6,
+        "utc": meta.get("time", "").replace("T", " ").replace("+00:00", " UTC"),
+    }
+    values = {**meta, **written}
+    return [(name, text.format_map(values)) for name, needs, text in _FACTS if needs in meta]

@@ -1,0 +1,77 @@
+"""What the command line shows: a progress bar, findings, a table, and one line when it fails."""
+
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import huggingface_hub.utils as hub
+import transformers.utils.logging as transformers_log
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from ..lens.errors import EmbedlensError
+from ..lens.progress import Progress
+from .check import CheckReport
+
+
+def quiet() -> None:
+    """Keep libraries from writing between our lines."""
+    hub.disable_progress_bars()  # type: ignore[attr-defined]
+    hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_log.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_log.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    console = Console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("loading the model", total=None)
+
+        def show(doing: str, done: int, total: int) -> None:
+            bar.update(task, description=doing, completed=done, total=total)
+
+        yield show
+
+
+def show_findings(headlines: Sequence[str], page: Path) -> None:
+    """Print the findings, and where the rest stands."""
+    console = Console(highlight=False, markup=False)
+    for line in headlines:
+        console.print(f"• {line}", soft_wrap=not console.is_terminal)
+    console.print(f"\nThe whole story: {page}", soft_wrap=True)
+
+
+def show_checks(found: CheckReport) -> None:
+    """Print what was checked as a table."""
+    colours = {"ok": "green", "refused": "yellow", "failed": "red"}
+    table = Table("check", "result", "detail", title=f"embedlens check {found.about['model']}")
+    for finding in found.findings:
+        outcome = Text(finding.verdict, style=colours[finding.verdict])
+        table.add_row(Text(finding.name), outcome, Text(finding.detail))
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    console.print(f"{found.conclusion}\n{found.versions}", soft_wrap=True)
+
+
+def refusal(error: Exception) -> str | None:
+    """The message about what the user can mend; None for everything else."""
+    if isinstance(error, EmbedlensError):
+        return str(error)
+    # typer brings its own copy of click from some version on: know its errors by what they can.
+    usage = getattr(error, "format_message", None)
+    return None if usage is None else f"{usage()} (see embedlens --help)"
