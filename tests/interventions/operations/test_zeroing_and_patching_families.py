@@ -92,6 +92,7 @@ def test_generation_equals_hooks(name: str) -> None:
     assert found == [text.strip() for text in expected]
 
 
+@pytest.mark.quick(*READABLE)
 @pytest.mark.parametrize("name", READABLE)
 def test_attention_and_ffn_together_freeze_the_tokens(name: str) -> None:
     """Needs no knowledge of a family: without addends a token leaves the stack as it entered."""
