@@ -15,18 +15,18 @@ from ..analysis import Result
 from ..example import Example
 from ..provenance import provenance
 from ..statistics import bootstrap_mean
-from .conditions import (
+from .answers import Answered, Questions, score_all
+from .layer_sets import (
     CLEAN,
     OPERATIONS,
     SCOPES,
     WRONG_IMAGE,
-    Condition,
     OperationName,
     Scope,
+    Zeroing,
     wrong_images,
     zeroed,
 )
-from .scoring import Answered, Questions, score_all
 
 OWN_ANSWER = "the untouched model's own answer"
 
@@ -142,7 +142,7 @@ def _check(
 
 
 def _frame(
-    conditions: Sequence[Condition],
+    conditions: Sequence[Zeroing],
     answered: Answered,
     tasks: Sequence[str],
     image_of: Int[np.ndarray, " example"],

@@ -75,10 +75,10 @@ def geometry(_: VisualLM, batch: Batch, image: Image) -> Iterator[tuple[str, str
 def padding(model: VisualLM, _: Batch, image: Image) -> Iterator[tuple[str, str]]:
     """A padded batch of two gives what each prompt gives alone."""
     prompts = [prompt_for(model), prompt_for(model, LONGER)]
-    together = model.run(model.encode([[image], [image]], prompts)).logits
-    assert together is not None
+    both = model.run(model.encode([[image], [image]], prompts)).logits
+    assert both is not None
     said = []
-    for row, prompt in zip(together, prompts, strict=True):
+    for row, prompt in zip(both, prompts, strict=True):
         alone = model.run(model.encode(image, prompt)).logits
         assert alone is not None
         said.append(agree(row, alone[0]))

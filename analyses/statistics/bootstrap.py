@@ -7,6 +7,7 @@ that are far too narrow. Every function here resamples whole units.
 from dataclasses import dataclass
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
@@ -56,7 +57,7 @@ def bootstrap_mean(
     """
     groups = np.arange(len(values)) if groups is None else groups
     _, unit = np.unique(groups, return_inverse=True)
-    flat = values.reshape(len(values), -1).astype(np.float64)
+    flat = rearrange(values, "observation ... -> observation (...)").astype(np.float64)
     seen = ~np.isnan(flat)
     n_units = int(unit.max()) + 1 if len(unit) else 0
     sums, counts = np.zeros((n_units, flat.shape[1])), np.zeros((n_units, flat.shape[1]))

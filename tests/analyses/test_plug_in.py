@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import ROOT, run_python
 
 import embedlens.analyses
 from embedlens import InputError, VisualLM
@@ -19,6 +18,7 @@ from embedlens.__main__ import main
 from embedlens.analyses import Material, Result, analysis, find, registered
 from embedlens.analyses.report.analyze import analyze
 from embedlens.lens.scenes import scenes
+from processes import ROOT, run_python
 
 FOLDER = "brightness_of_images"
 FILES = {
