@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
+from ...lens.readouts import LENSES, Lens
 from ..analysis import Result
 from ..provenance import provenance
 from ..statistics import bootstrap_mean
-from .lenses import LENSES, Lens
 
 _PERMUTATIONS = 20
 
@@ -65,7 +65,7 @@ def lens_hits(
     groups = batch.visual.sample[kept]
     orders = _permutations(len(targets), seed)
     rows: list[dict[str, object]] = []
-    for lens in [kind(model) for kind in LENSES] if lenses is None else lenses:
+    for lens in [kind(model) for kind in LENSES.values()] if lenses is None else lenses:
         for layer, states in run.residual.items():
             chosen = states[torch.from_numpy(kept).to(states.device)]
             words = lens.read(chosen, k=max(ks)).words

@@ -1,6 +1,6 @@
 """Finding the one place where a token mixer calls the attention function.
 
-The hazard: an edit waits for the call by name. A call that only some passes reach would be waited
+An edit waits for the call by name. A call that only some passes reach would be waited
 for in vain, without a word while decoding; and of two calls, each for half of the heads, one would
 be edited and the other not. So the mixer's own code is read, and there has to be exactly one call
 which every pass reaches.

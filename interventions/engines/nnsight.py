@@ -1,4 +1,4 @@
-"""The nnsight engine: a program's steps become edits stored on a shallow copy of the model.
+"""The nnsight engine: steps become edits stored on a shallow copy of the model.
 
 One stored edit per step, so steps need not be sorted into the order in which the model reaches
 their sites; at one site they act in the order of the plan, and before the body of the trace.
@@ -6,40 +6,132 @@ their sites; at one site they act in the order of the plan, and before the body 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from functools import partial, singledispatch
+from typing import Any, Literal
 
 import nnsight
+from nnsight.intervention.envoy import Envoy
 from nnsight.intervention.iterator import Iterations
 
-from ..operations.target import Step
+from ...lens.errors import Unsupported
+from ...lens.opening.wrapping import envoy_path
+from ..program.scope import Scope, Subject
+from ..program.steps import Drop, Step, ZeroWeights
+from .attention_call import attention_call
+from .binding import ACTIONS, Action, module_of, plain
+from .engine import Engine, engine
+from .mask_kinds import mask_kind
 from .payload.attention_masks import block
 from .payload.attention_weights import zero_weights
 from .payload.carry_out import carry_out_when
-from .payload.drop_before_decoder import remove
-from .payload.drop_between_layers import cut
+from .payload.drop_before_decoder import drop_before_decoder
+from .payload.drop_between_layers import drop_between_layers
 from .payload.shorter_tensors import taken
 from .payload.written_values import noise
 
-nnsight.register(cut.__module__)
+nnsight.register(drop_between_layers.__module__)
 nnsight.register(block.__module__)
-nnsight.register(remove.__module__)
+nnsight.register(drop_before_decoder.__module__)
 nnsight.register(taken.__module__)
 nnsight.register(noise.__module__)
 nnsight.register(zero_weights.__module__)
 nnsight.register(carry_out_when.__module__)
 
 
-def store_edits(envoy: Any, program: list[Step]) -> Any:
-    """A copy of the nnsight model on which every later trace carries out the program."""
+@singledispatch
+def bound(step: Step, scope: Scope) -> tuple[Action, dict[str, Any]]:
+    """What is carried out for a step, and the plain dict it is given.
+
+    Raises:
+        Unsupported: A step of a kind that is not known here.
+    """
+    raise Unsupported(f"the step {type(step).__name__!r} at the {step.site} has no form in nnsight")
+
+
+def at_module(action: Action, step: Step, scope: Scope) -> tuple[Action, dict[str, Any]]:
+    """A function, and a step as the plain dict that says at which module it is carried out."""
+    path = envoy_path(module_of(step.site, scope.model.anatomy))
+    return action, {**plain(step, scope), "path": path}
+
+
+for _kind, _action in ACTIONS.items():
+    bound.register(_kind, partial(at_module, _action))
+
+
+@bound.register
+def _(step: ZeroWeights, scope: Scope) -> tuple[Action, dict[str, Any]]:
+    action, made = at_module(zero_weights, step, scope)
+    return action, {**made, "call": _call_of(step.by, scope.model, step.site.layer)}
+
+
+@bound.register
+def _(step: Drop, scope: Scope) -> tuple[Action, dict[str, Any]]:
+    anatomy, first = scope.model.anatomy, step.site.layer
+    if step.site.part == "decoder":
+        return at_module(drop_before_decoder, step, scope)
+    layers = [_layer(step.by, scope.model, layer) for layer in range(first, anatomy.n_layers)]
+    return drop_between_layers, {**plain(step, scope), "layers": layers}
+
+
+def _layer(by: str, model: Subject, layer: int) -> dict[str, Any]:
+    """A layer's path, and how its attention takes a mask."""
+    anatomy = model.anatomy
+    # A layer that mixes no tokens has no use for a mask.
+    idle = anatomy.mixer_kinds[layer] == "none"
+    mask = {"boolean": True, "causal": True, "window": 0} if idle else mask_kind(by, model, layer)
+    return {**mask, "path": envoy_path(anatomy.layers[layer]), "index": layer}
+
+
+def _call_of(by: str, model: Subject, layer: int) -> str:
+    """Name of the call of the attention function in the mixer's own forward."""
+    path = model.anatomy.mixer[layer]
+    assert path is not None
+    names = model.nn.get(envoy_path(path)).source.names
+    try:
+        return attention_call(model.hf.get_submodule(path), tuple(map(str, names)))
+    except Unsupported as reason:
+        raise Unsupported(
+            f"{by}: the token mixer of layer {layer} {reason}, so its weights cannot be "
+            "reached: use renormalise=True"
+        ) from None
+
+
+@engine
+class NNsight(Engine):
+    """Stores a program's steps as edits on an nnsight model; remotely they travel by value."""
+
+    def hosts(self, host: Any) -> bool:
+        """Nnsight models."""
+        return isinstance(host, Envoy)
+
+    def check_attention(
+        self, edit: Literal["mask", "weights"], layer: int, model: Subject, by: str
+    ) -> None:
+        """Masks of kinds that are understood; weights where one call computes them."""
+        if edit == "mask":
+            mask_kind(by, model, layer)
+        else:
+            _call_of(by, model, layer)
+
+    def apply(self, steps: Sequence[Step], scope: Scope, host: Any) -> Any:
+        """A copy of the nnsight model on which every later trace carries out the steps."""
+        return store_edits(host, [bound(step, scope) for step in steps])
+
+
+def store_edits(envoy: Any, actions: Sequence[tuple[Action, dict[str, Any]]]) -> Any:
+    """A copy of an nnsight model that carries out functions with the dicts they are given."""
     edited = envoy._shallow_copy()
     store: dict[str, Any] = {}
-    for step in program:
-        _store_edit(edited, store, step, Iterations())
+    for action, step in actions:
+        _store_edit(edited, store, action, step, Iterations())
     return edited
 
 
-def _store_edit(edited: Any, store: dict[str, Any], step: Step, decoding: Any) -> None:
+def _store_edit(
+    edited: Any, store: dict[str, Any], action: Action, step: dict[str, Any], decoding: Any
+) -> None:
     # A remote run pickles what this block names: a function goes as its source, but a module
     # would go with its spec and loader, which a sandbox refuses.
     with edited.edit(inplace=True):
-        carry_out_when(edited, store, step, decoding)
+        carry_out_when(action, edited, store, step, decoding)

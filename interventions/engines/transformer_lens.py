@@ -1,19 +1,21 @@
-"""A plan as hooks of a TransformerLens bridge, which knows the same modules by names of its own.
+"""The TransformerLens engine: steps become hooks of a bridge, which names the same modules anew.
 
-The hazard: some of a bridge's hook points are fired for show, and what a hook returns there is lost
-(attention patterns where transformers' own attention is kept); others never fire. So every
-hook point that is to be written is tried first: a gradient has to flow from it to the logits. And
-what one decoding step sees is one token, where a prompt's positions mean nothing.
+Some of a bridge's hook points are fired for show, and what a hook returns there is lost (attention
+patterns where transformers' own attention is kept); others never fire. So every hook point that is
+to be written is tried first: a gradient has to flow from it to the logits. And what one decoding
+step sees is one token, where a prompt's positions mean nothing.
 
-The steps are the ones that nnsight carries out: a hooked tensor stands in for the traced module.
+What is carried out are the functions that nnsight carries out: a hooked tensor stands in for the
+traced module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from functools import partial, singledispatch
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -25,24 +27,22 @@ from torch import Tensor, nn
 from ...lens.anatomy import Anatomy
 from ...lens.errors import InputError, Unsupported
 from ...lens.inputs.batch import Batch
+from ...lens.opening.wrapping import envoy_path
 from ...lens.runs.captures import by_layer, capture_positions, capture_sites
-from ...lens.runs.program import Pass
+from ...lens.runs.program import Intervention, Pass
 from ...lens.runs.reading import by_sample
-from ...lens.runs.run import Run, Site
-from ..operations.target import Step
-from .payload.carry_out import carry_out
+from ...lens.runs.run import Run
+from ...lens.runs.run import Site as Capture
+from ..program.scope import Scope, Subject
+from ..program.steps import Step
+from .binding import ACTIONS, Action, module_of, plain
+from .engine import Engine, engine
+from .mask_kinds import mask_kind
 
 Hook = tuple[str, Callable[[Tensor, Any], Tensor]]
+# Editing a mask takes a hook on the module itself.
+Side = Literal["hook_in", "hook_out", "module"]
 
-# Where on a component of the bridge a step acts. Editing a mask takes a hook on the module itself.
-SIDES = {
-    "zero": "hook_out",
-    "read": "hook_in",
-    "write": "hook_in",
-    "noise": "hook_in",
-    "scale": "hook_in",
-}
-ON_MODULE = frozenset({"block"})
 # Tokens of the pass in which hook points are tried.
 PROBE = 6
 
@@ -50,7 +50,7 @@ _live: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 @dataclass
-class _Site:
+class _Module:
     """One hooked value, read and written as a step does it inside a trace."""
 
     input: Any = None
@@ -60,29 +60,18 @@ class _Site:
 
 @dataclass(frozen=True)
 class _Hooked:
-    """Stands for the traced model of one step: whatever path is asked for, there is one site."""
+    """Stands for the traced model of one step: whatever path is asked for, there is one module."""
 
-    site: _Site
+    module: _Module
 
-    def get(self, _: str) -> _Site:
-        """The site that the hook is at."""
-        return self.site
-
-
-class _NoTrace:
-    """Stands where an operation looks for the code inside a module of a traced model."""
-
-    def get(self, path: str) -> NoReturn:
-        """Refuse."""
-        raise Unsupported(
-            f"an edit inside the code of {path!r} has no form in TransformerLens, which discards "
-            "edits of attention weights in some families: run the plan with VisualLM"
-        )
+    def get(self, _: str) -> _Module:
+        """The module that the hook is at."""
+        return self.module
 
 
 @dataclass(frozen=True, eq=False)
 class BridgeModel:
-    """A bridge as a plan's target: its model, and the batch's word for where things are in it.
+    """A bridge as what plans are compiled for: its model, and where the batch says things are.
 
     Args:
         bridge: The TransformerBridge.
@@ -95,7 +84,6 @@ class BridgeModel:
     bridge: Any
     batch: Batch
     anatomy: Anatomy = field(init=False)
-    nn: _NoTrace = field(default=_NoTrace(), init=False)
 
     def __post_init__(self) -> None:
         if self.batch.anatomy is None:
@@ -106,6 +94,11 @@ class BridgeModel:
         object.__setattr__(self, "anatomy", self.batch.anatomy)
         for path in (*self.anatomy.layers, self.anatomy.norm):
             self.component(path)
+
+    @property
+    def nn(self) -> Any:
+        """The bridge, which programs are applied to."""
+        return self.bridge
 
     @property
     def hf(self) -> Any:
@@ -144,7 +137,7 @@ class BridgeModel:
             )
         return found
 
-    def hook_name(self, path: str, side: str) -> str:
+    def hook_name(self, path: str, side: Side) -> str:
         """The name by which ``run_with_hooks`` knows one side of a component.
 
         Raises:
@@ -159,9 +152,9 @@ class BridgeModel:
     def run(
         self,
         batch: Batch,
-        plan: Any,
+        plan: Intervention | None,
         *,
-        capture: Site,
+        capture: Capture,
         layers: Collection[int],
         tokens: str | NDArray[np.bool_] = "all",
         **_: Any,
@@ -177,12 +170,14 @@ class BridgeModel:
                 kept[site["key"]] = found if site["scale"] == 1.0 else found * site["scale"]
                 return states
 
-            side = "hook_in" if site["side"] == "input" else "hook_out"
-            return self.hook_name(_module_path(site["path"]), side), keep
+            side: Side = "hook_in" if site["side"] == "input" else "hook_out"
+            # Nnsight moves modules with a name of its own aside.
+            path = site["path"].split(".")
+            path = ".".join(name.removeprefix(Envoy.OVERLOAD_PREFIX) for name in path)
+            return self.hook_name(path, side), keep
 
         hooks = [reader(site) for site in capture_sites(self.anatomy, capture, layers)]
-        within = nullcontext() if plan is None else attached(plan, self.bridge, batch)
-        with within, torch.no_grad():
+        with in_force(plan, self.bridge, batch), torch.no_grad():
             self.bridge.run_with_hooks(**bridge_inputs(batch.inputs), fwd_hooks=hooks)
         return Run(None, rows, columns, **by_layer(kept, self.anatomy, batch))
 
@@ -193,125 +188,163 @@ def bridge_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"input": inputs["input_ids"], **rest}
 
 
+@singledispatch
+def bound(step: Step) -> tuple[Action, Side]:
+    """What is carried out for a step, and where on a component of the bridge.
+
+    Raises:
+        Unsupported: A step of a kind that has no form here.
+    """
+    raise Unsupported(
+        f"the edit {type(step).__name__!r} at the {step.site} has no form in TransformerLens: run "
+        "the plan with VisualLM"
+    )
+
+
+def _at_component(action: Action, step: Step) -> tuple[Action, Side]:
+    if step.site.part == "mixing":
+        return action, "module"
+    return action, "hook_in" if step.site.part == "entry" else "hook_out"
+
+
+for _kind, _action in ACTIONS.items():
+    bound.register(_kind, partial(_at_component, _action))
+
+
+@engine
+class TransformerLens(Engine):
+    """Puts hooks on a TransformerBridge, which are there inside a context."""
+
+    def hosts(self, host: Any) -> bool:
+        """Bridges."""
+        return hasattr(host, "hook_dict") and hasattr(host, "original_model")
+
+    def check_attention(
+        self, edit: Literal["mask", "weights"], layer: int, model: Subject, by: str
+    ) -> None:
+        """Masks of kinds that are understood, and no weights."""
+        if edit == "mask":
+            mask_kind(by, model, layer)
+            return
+        path = envoy_path(str(model.anatomy.mixer[layer]))
+        raise Unsupported(
+            f"an edit inside the code of {path!r} has no form in TransformerLens, which discards "
+            "edits of attention weights in some families: run the plan with VisualLM"
+        )
+
+    def apply(self, steps: Sequence[Step], scope: Scope, host: Any) -> AbstractContextManager[None]:
+        """The steps in force on the bridge while inside."""
+        return _attached(steps, Scope(BridgeModel(host, scope.batch), scope.batch, scope.during))
+
+
+def in_force(
+    plan: Intervention | None, bridge: Any, batch: Batch, *, generating: bool = False
+) -> AbstractContextManager[None]:
+    """See :meth:`Plan.attached`."""
+    if plan is None:
+        return nullcontext()
+    kept: AbstractContextManager[None] | Any = plan.compile(
+        BridgeModel(bridge, batch), batch, _pass(generating)
+    ).apply(bridge)
+    return nullcontext() if kept is bridge else kept
+
+
 def fwd_hooks(plan: Any, bridge: Any, batch: Batch, *, generating: bool) -> list[Hook]:
     """See :meth:`Plan.to_fwd_hooks`."""
-    model = BridgeModel(bridge, batch)
-    program = _program(plan, model, batch, generating)
-    if masked := [step for step in program if step["do"] in ON_MODULE]:
+    program = plan.compile(BridgeModel(bridge, batch), batch, _pass(generating))
+    if masked := [step for step in program.steps if bound(step)[1] == "module"]:
+        path = module_of(masked[0].site, program.scope.model.anatomy)
         raise Unsupported(
             f"no hook point of TransformerLens takes an edit of the attention mask "
-            f"({masked[0]['path']}): use `with plan.attached(bridge, batch):` around the run"
+            f"({path}): use `with plan.attached(bridge, batch):` around the run"
         )
-    return _hooks(model, program, batch, generating)
+    return _hooks(program.steps, program.scope)
+
+
+def _pass(generating: bool) -> Pass:
+    return Pass("generation" if generating else "forward", traced=True)
 
 
 @contextmanager
-def attached(plan: Any, bridge: Any, batch: Batch, *, generating: bool = False) -> Iterator[None]:
-    """See :meth:`Plan.attached`."""
-    model = BridgeModel(bridge, batch)
-    program = _program(plan, model, batch, generating)
-    masked = [step for step in program if step["do"] in ON_MODULE]
-    hooks = _hooks(model, [s for s in program if s["do"] not in ON_MODULE], batch, generating)
+def _attached(steps: Sequence[Step], scope: Scope) -> Iterator[None]:
+    masked = [step for step in steps if bound(step)[1] == "module"]
+    hooks = _hooks([step for step in steps if step not in masked], scope)
+    model: Any = scope.model
     handles = []
     try:
         for step in masked:
-            component = model.component(_module_path(step["path"]))
-            edit = _mask_edit(step, batch, generating)
+            component = model.component(module_of(step.site, model.anatomy))
+            edit = _mask_edit(step, scope)
             handles.append(component.register_forward_pre_hook(edit, with_kwargs=True))
-        with bridge.hooks(fwd_hooks=hooks):
+        with model.bridge.hooks(fwd_hooks=hooks):
             yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _program(plan: Any, model: BridgeModel, batch: Batch, generating: bool) -> list[Step]:
-    during = Pass("generation" if generating else "forward", traced=True)
-    program: list[Step] = list(plan.compile(model, batch, during).steps)
-    for step in program:
-        if step["do"] not in SIDES and step["do"] not in ON_MODULE:
-            raise Unsupported(
-                f"the edit {step['do']!r} at {step['path']} has no form in TransformerLens: run "
-                "the plan with VisualLM"
-            )
-    return program
-
-
-def _hooks(model: BridgeModel, program: list[Step], batch: Batch, generating: bool) -> list[Hook]:
+def _hooks(steps: Sequence[Step], scope: Scope) -> list[Hook]:
     store: dict[str, Any] = {}
-    hooks = [
-        (
-            model.hook_name(_module_path(step["path"]), _side(step)),
-            _edit(step, store, batch, generating),
-        )
-        for step in program
-    ]
-    written = {name for (name, _), step in zip(hooks, program, strict=True) if step["do"] != "read"}
-    _check_live(model, written, batch)
+    model: Any = scope.model
+    names = [model.hook_name(module_of(s.site, model.anatomy), bound(s)[1]) for s in steps]
+    hooks = [(name, _edit(step, store, scope)) for name, step in zip(names, steps, strict=True)]
+    written = {name for name, step in zip(names, steps, strict=True) if not step.reads}
+    _check_live(model, written, scope.batch)
     return hooks
 
 
-def _side(step: Step) -> str:
-    """The side of a component that a step acts on."""
-    return "hook_out" if step.get("side") == "output" else SIDES[step["do"]]
-
-
-def _module_path(path: str) -> str:
-    """A step's path as transformers has it: nnsight moves modules with a name of its own aside."""
-    return ".".join(name.removeprefix(Envoy.OVERLOAD_PREFIX) for name in path.split("."))
-
-
-def _edit(
-    step: Step, store: dict[str, Any], batch: Batch, generating: bool
-) -> Callable[[Tensor, Any], Tensor]:
+def _edit(step: Step, store: dict[str, Any], scope: Scope) -> Callable[[Tensor, Any], Tensor]:
     """A hook that carries out one step in the passes of its phase, and nothing in others."""
-    decoded = 0
+    decoded, action = 0, bound(step)[0]
+    given = {**plain(step, scope), "path": str(step.site)}
 
     def hooked(states: Tensor, hook: Any) -> Tensor:
         nonlocal decoded
-        tokens = states.shape[:-1].numel() // len(batch)
-        phase = _phase(tokens, batch, generating)
+        tokens = states.shape[:-1].numel() // len(scope.batch)
+        phase = _phase(tokens, scope)
         decoded = decoded + 1 if phase == "decode" else 0
-        if step["when"] != phase:
+        if step.when != phase:
             return states
-        site = _Site(input=states, output=states)
-        carry_out(_Hooked(site), store, step, decoded)
-        changed: Tensor = site.output if _side(step) == "hook_out" else site.input
+        module = _Module(input=states, output=states)
+        action(_Hooked(module), store, given, decoded)
+        changed: Tensor = module.input if given["side"] == "input" else module.output
         return changed
 
     return hooked
 
 
-def _mask_edit(step: Step, batch: Batch, generating: bool) -> Callable[..., Any]:
+def _mask_edit(step: Step, scope: Scope) -> Callable[..., Any]:
     """A forward pre-hook that carries out one step on a module's arguments."""
-    decoded = 0
+    decoded, action = 0, bound(step)[0]
+    given = {**plain(step, scope), "path": str(step.site)}
 
     def hooked(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         nonlocal decoded
         states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        phase = _phase(states.shape[1], batch, generating)
+        phase = _phase(states.shape[1], scope)
         decoded = decoded + 1 if phase == "decode" else 0
-        if step["when"] != phase:
+        if step.when != phase:
             return None
-        site = _Site(inputs=(args, kwargs))
-        carry_out(_Hooked(site), {}, step, decoded)
-        return site.inputs
+        module = _Module(inputs=(args, kwargs))
+        action(_Hooked(module), {}, given, decoded)
+        return module.inputs
 
     return hooked
 
 
-def _phase(tokens: int, batch: Batch, generating: bool) -> str:
+def _phase(tokens: int, scope: Scope) -> str:
     """Which phase a pass over so many tokens belongs to.
 
     Raises:
         InputError: A pass over something else than the batch.
     """
-    if tokens == batch.length:
+    length = scope.batch.length
+    if tokens == length:
         return "prefill"
-    if generating and tokens == 1:
+    if scope.during.kind == "generation" and tokens == 1:
         return "decode"
     raise InputError(
-        f"these hooks were made for a prompt of {batch.length} tokens, and a pass over {tokens} "
+        f"these hooks were made for a prompt of {length} tokens, and a pass over {tokens} "
         "reached them: run the batch they were made for; to generate, ask for generating=True and "
         "let the bridge use its key-value cache"
     )

@@ -1,13 +1,18 @@
 """What is declared: operations, each of which lowers itself to steps on one model and batch."""
 
-from .ablate_attention import AblateAttention, ZeroFFN
+from .ablate_attention import AblateAttention
 from .block_attention import BlockAttention
-from .operation import Operation
+from .inject_tokens import InjectTokens
+from .operation import OPERATIONS, Operation, operation
 from .patch_tokens import PatchTokens
-from .prune_tokens import InjectTokens, PruneTokens, WithdrawTokens
-from .replace_tokens import ReplaceTokens, ScaleTokens
+from .prune_tokens import PruneTokens
+from .replace_tokens import ReplaceTokens
+from .scale_tokens import ScaleTokens
+from .withdraw_tokens import WithdrawTokens
+from .zero_ffn import ZeroFFN
 
 __all__ = [
+    "OPERATIONS",
     "AblateAttention",
     "BlockAttention",
     "InjectTokens",
@@ -18,4 +23,5 @@ __all__ = [
     "ScaleTokens",
     "WithdrawTokens",
     "ZeroFFN",
+    "operation",
 ]

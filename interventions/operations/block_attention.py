@@ -1,33 +1,29 @@
 """Knocking out attention: some tokens cannot see some others, in chosen layers.
 
-The hazard: a layer that mixes tokens by a convolution or a running state has no keys that could be
-hidden, so what was blocked elsewhere leaks through it; every layer that is named has to have a mask
-over keys, or the whole operation is refused.
+A layer without a mask over keys, where what was blocked elsewhere would leak through, refuses the
+whole operation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Literal
 
 import numpy as np
-import torch
 from pydantic import model_validator
 
-from ...lens.errors import InputError, Unsupported
-from ...lens.opening.wrapping import envoy_path
-from ..engines.attention_call import attention_call
-from ..selectors.layers import Layers, layer_indices
-from ..selectors.parser import parse_selector
+from ...lens.errors import InputError
+from ..program.steps import Step, ZeroWeights
+from ..selectors.layers import ALL
 from ..selectors.selectors import Selection
-from .operation import Operation, Tokens
-from .target import Step, Subject, Target
+from .hiding import hide
+from .operation import InLayers, Operation, Tokens, operation
+from .target import Target
 from .wording import Telling
 
-# How each implementation takes a mask: True for boolean, False for added to the scores.
-BOOLEAN = {"sdpa": True, "eager": False}
 
-
+@operation
 class BlockAttention(Operation):
     r"""Knockout: the queries cannot see the keys.
 
@@ -57,7 +53,7 @@ class BlockAttention(Operation):
     op: Literal["block-attention"] = "block-attention"
     queries: Tokens
     keys: Tokens
-    layers: Layers = "all"
+    layers: InLayers = ALL
     renormalise: bool = True
     collapse: bool = False
 
@@ -70,30 +66,30 @@ class BlockAttention(Operation):
             )
         return self
 
-    def lower(self, target: Target) -> list[Step]:
-        """One edited mask per layer."""
-        batch = target.batch
-        queries = parse_selector(self.queries).select(batch)
-        keys = parse_selector(self.keys).select(batch)
-        meant = target.in_phase(queries, self)
-        visible = _some_pair(meant, keys, target)
-        if not visible:
+    def lower(self, target: Target) -> Sequence[Step]:
+        """One edited mask per layer, or one edit of its weights."""
+        queries, keys = self.queries.select(target.batch), self.keys.select(target.batch)
+        meant = self.in_phase(queries, target)
+        if not _some_pair(meant, keys, target):
             if self.allow_empty:
                 return []
             raise InputError(
-                f"{self!r}: no token of {self.queries!r} in phase {self.phase!r} can see a token "
-                f"of {self.keys!r}, so nothing is blocked (allow_empty=True accepts that)"
+                f"{self!r}: no token of {str(self.queries)!r} in phase {self.phase!r} can see a "
+                f"token of {str(self.keys)!r}, so nothing is blocked (allow_empty=True accepts "
+                "that)"
             )
-        chosen = layer_indices(self.layers, target.model.n_layers)
-        if self.layers == "all":
+        chosen = self.layers.indices(target.model.n_layers)
+        if self.layers == ALL:
             kinds = target.model.anatomy.mixer_kinds
             chosen = tuple(layer for layer in chosen if kinds[layer] != "none")
-        steps = block_steps(self, target, chosen, meant, keys)
+        steps = hide(self, target, chosen, meant, keys)
         if self.renormalise:
             return steps
-        how = {"do": "zero-weights", "collapse": self.collapse}
+        for step in steps:
+            target.check_attention("weights", step.site.layer, self)
         return [
-            target.after_others({**step, **how, "call": _call_of(step, target)}) for step in steps
+            ZeroWeights(collapse=self.collapse, **{f.name: getattr(s, f.name) for f in fields(s)})
+            for s in steps
         ]
 
     def describe(self, telling: Telling) -> str:
@@ -110,104 +106,12 @@ class BlockAttention(Operation):
         )
 
 
-def block_steps(
-    operation: Operation,
-    target: Target,
-    layers: Sequence[int],
-    queries: Selection,
-    keys: Selection,
-) -> list[Step]:
-    """Steps that hide keys from queries in some layers.
-
-    Args:
-        operation: On whose behalf.
-        target: Model, batch and kind of pass.
-        layers: Layers to edit.
-        queries: Tokens that cannot see; those outside the operation's phase left out.
-        keys: Tokens that cannot be seen.
-
-    Raises:
-        Unsupported: A layer without a mask over keys, or an attention implementation whose masks
-            are not understood.
-    """
-    common: Step = {
-        "do": "block",
-        "by": repr(operation),
-        "queries": torch.as_tensor(queries.prompt),
-        "later_queries": torch.as_tensor(queries.generated),
-        "keys": torch.as_tensor(keys.prompt),
-        "later_keys": torch.as_tensor(keys.generated),
-        "behind": target.during.continuation,
-    }
-    steps = []
-    for layer in layers:
-        step = {**common, **mask_of(repr(operation), target.model, layer), "layer": layer}
-        scoring = target.during.kind == "scoring" and queries.generated.any()
-        if queries.prompt.any() or scoring:
-            steps.append({**step, "when": "prefill"})
-        if target.during.kind == "generation" and queries.generated.any():
-            steps.append({**step, "when": "decode"})
-    return steps
-
-
-def mask_of(by: str, model: Subject, layer: int) -> Step:
-    """Where a layer's mask is, and what stands for it when the mixer receives none.
-
-    Args:
-        by: The operation, for messages.
-        model: The model.
-        layer: The layer.
-
-    Raises:
-        Unsupported: It has no mask over keys, or one that is not understood.
-    """
-    anatomy = model.anatomy
-    anatomy.require(f"knockout:{layer}")
-    path = anatomy.mixer[layer]
-    if path is None:
-        raise Unsupported(
-            f"{by}: it is not known which module of layer {layer} receives its mask over "
-            "keys, so attention cannot be blocked there"
-        )
-    mixer = model.hf.get_submodule(path)
-    config: Any = getattr(mixer, "config", None)
-    implementation = getattr(config, "_attn_implementation", None) or model.attn_implementation
-    if implementation not in BOOLEAN:
-        raise Unsupported(
-            f"{by}: masks of attn_implementation={implementation!r} cannot be edited; "
-            "load the model with attn_implementation='sdpa' or 'eager'"
-        )
-    text = model.hf.config.get_text_config(decoder=True)
-    windows = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-    name = windows.get(anatomy.mixer_kinds[layer])
-    return {
-        "path": envoy_path(path),
-        "boolean": BOOLEAN[implementation],
-        "causal": bool(getattr(mixer, "is_causal", True)),
-        "window": int(getattr(text, name, None) or 0) if name else 0,
-    }
-
-
-def _call_of(step: Step, target: Target) -> str:
-    """Name of the call of the attention function in the mixer's own forward."""
-    model, layer = target.model, step["layer"]
-    names = model.nn.get(step["path"]).source.names
-    mixer = model.hf.get_submodule(model.anatomy.mixer[layer])
-    try:
-        return attention_call(mixer, tuple(map(str, names)))
-    except Unsupported as reason:
-        raise Unsupported(
-            f"{step['by']}: the token mixer of layer {layer} {reason}, so its weights cannot be "
-            "reached: use renormalise=True"
-        ) from None
-
-
 def _some_pair(queries: Selection, keys: Selection, target: Target) -> bool:
     """Whether some selected query could see some selected key."""
     later = queries.generated & (keys.prompt.any(1) | keys.generated)
     if target.during.kind != "forward" and later.any():
         return True
-    if "bidirectional_image" in target.model.anatomy.capabilities:
+    if target.both_ways:
         return bool((queries.prompt.any(1) & keys.prompt.any(1)).any())
     behind = np.logical_or.accumulate(keys.prompt, axis=1)
     return bool((queries.prompt & behind).any())

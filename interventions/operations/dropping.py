@@ -1,23 +1,32 @@
-"""Whether rows can be taken out of one model's sequence, and the steps that take them out.
+"""Dropping tokens from a layer on: whether one model's sequence can be shortened, and the steps.
 
-The hazard: a shorter sequence is the same to the tokens left only where nothing about the model
-counts rows, and only if nobody looks for a token at its old place. Where one of these fails, an
-operation that leaves the choice open has to hide the tokens instead.
+A shorter sequence is the same to the other tokens only where nothing about the model counts rows,
+and only if nobody looks for a token at its old place. Where one of these fails, an operation that
+leaves the choice open has to hide the tokens instead.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from abc import ABC
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt
 
 from ...lens.errors import InputError, Unsupported
-from ...lens.opening.wrapping import envoy_path
 from ...lens.runs.program import Pass
-from .block_attention import mask_of
-from .target import Step, Subject, Target
+from ..engines.engine import engine_of
+from ..program.scope import Subject
+from ..program.site import Site
+from ..program.steps import Drop, Step, When
+from ..selectors.layers import Layers
+from .hiding import hide_from_all, selected
+from .operation import TokenOperation
+from .target import Target
+from .wording import Telling
 
 # Where what a token sees is counted in rows, or made for the whole sequence before the decoder.
 COUNTED = frozenset(
@@ -37,23 +46,139 @@ COUNTED_BETWEEN = COUNTED - {"bidirectional_image", "late_features"}
 Method = Literal["auto", "mask", "remove"]
 
 
-class Way(NamedTuple):
-    """How tokens leave.
+class DropWay(NamedTuple):
+    """How tokens are dropped.
 
     Attributes:
-        method: ``remove`` or ``mask``.
-        reason: Why they are hidden rather than removed; empty where they are removed, or where
-            the operation itself says ``mask``.
+        method: ``remove`` shortens the sequence, ``mask`` hides them.
+        reason: Why they are hidden; empty where they are not, or where the operation says ``mask``.
     """
 
     method: Literal["mask", "remove"]
     reason: str = ""
 
 
+class DroppedTokens(TokenOperation, ABC):
+    """An operation that drops tokens from a layer on, for everybody.
+
+    Attributes:
+        layer: First layer without them.
+        method: ``remove``, ``mask`` or ``auto``, as in :class:`PruneTokens`.
+    """
+
+    layer: NonNegativeInt
+    method: Method = "auto"
+    phase: Literal["all"] = "all"
+
+    @property
+    def renumbered(self) -> bool:
+        """Whether positions of the other tokens are counted anew."""
+        return False
+
+    def way(self, model: Subject, during: Pass | None = None, *, alone: bool = True) -> DropWay:
+        """How the tokens are dropped in this model, and why they are hidden where they are.
+
+        Args:
+            model: The model.
+            during: Kind of pass; a generation when None.
+            alone: Whether the plan has no other operation.
+
+        Raises:
+            InputError: They are to be removed, and this pass needs them, or there is no such layer.
+            Unsupported: They are to be removed, and this model needs them.
+        """
+        check_layer(self.layer, model)
+        if self.method == "mask":
+            return DropWay("mask")
+        found = obstacle(
+            repr(self),
+            self.layer,
+            model,
+            during or Pass("generation"),
+            renumber=self.renumbered,
+            alone=alone,
+        )
+        # Positions cannot be counted anew around tokens that are only hidden.
+        if found is not None and (self.method == "remove" or self.renumbered):
+            raise found
+        if found is not None:
+            return DropWay("mask", str(found).removeprefix(f"{self!r}").lstrip(": "))
+        traced = during is not None and during.traced
+        if self.method == "auto" and traced and not self.renumbered:
+            return DropWay("mask", "inside an open trace states are read at the prompt's positions")
+        return DropWay("remove")
+
+    def absent(self, n_layers: int) -> range:
+        """From ``layer`` on."""
+        return range(self.layer, n_layers)
+
+    def told_drop(self, telling: Telling) -> str:
+        """That the tokens are dropped, where and how, in words; in a generation, and alone."""
+        way = self.way(telling.model)
+        how = "their rows are taken out" if way.method == "remove" else "they are hidden"
+        if self.method == "auto" and way.method == "remove":
+            how += ", or hidden in a pass that needs their places and beside other operations"
+        elif way.reason:
+            how += f", because {way.reason}"
+        left = telling.span(range(self.layer, telling.model.n_layers))
+        below = ", while the layers below have them" if self.layer else ""
+        return (
+            f"In {left} {telling.tokens(self.tokens)} are gone for everybody, for tokens "
+            f"generated later as well{below} ({how})"
+        )
+
+    def lower(self, target: Target) -> Sequence[Step]:
+        """Drop the tokens before ``layer``, or hide them from all others from there on."""
+        dropped = selected(self, target)
+        if dropped[:, -1].any():
+            sample = int(np.flatnonzero(dropped[:, -1])[0])
+            raise InputError(
+                f"{self!r}: the last token of sample {sample} is among {str(self.tokens)!r}, and "
+                "what the model writes is read off it: leave it out, for instance with & ~last"
+            )
+        if self.way(target.model, target.during, alone=target.alone).method == "remove":
+            return self._drop(dropped, target)
+        return hide_from_all(self, target, range(self.layer, target.model.n_layers))
+
+    def _drop(self, dropped: NDArray[np.bool_], target: Target) -> list[Step]:
+        """The steps that shorten the sequence; before layer 0 the decoder's own arguments."""
+        if not dropped.any():
+            return []
+        left = target.real & ~dropped
+        # A stable sort brings what is left to the end, in its order.
+        longest = int(left.sum(1).max())
+        take = np.argsort(left, axis=1, kind="stable")[:, -longest:]
+        kept = torch.as_tensor(np.take_along_axis(left, take, axis=1))
+        phases: tuple[When, ...] = ("prefill", "decode")
+        return [
+            Drop(
+                site=Site(self.layer, "entry" if self.layer else "decoder"),
+                when=when,
+                by=repr(self),
+                length=target.batch.length,
+                behind=target.during.continuation,
+                take=torch.as_tensor(take),
+                kept=kept,
+                renumber=self.renumbered,
+            )
+            for when in phases
+            if when == "prefill" or target.during.kind == "generation"
+        ]
+
+
+def check_layer(layer: int, model: Subject) -> int:
+    """A layer that the model has.
+
+    Raises:
+        InputError: It has not.
+    """
+    return Layers((layer,)).indices(model.n_layers)[0]
+
+
 def obstacle(
     by: str, layer: int, model: Subject, during: Pass, *, renumber: bool, alone: bool
 ) -> InputError | Unsupported | None:
-    """What keeps rows from being taken out before a layer; None where they can be.
+    """What keeps the sequence from being shortened before a layer; None where it can be.
 
     Args:
         by: The operation, for the message.
@@ -93,7 +218,7 @@ def obstacle(
 
 
 def _between(by: str, layer: int, model: Subject) -> Unsupported | None:
-    """What keeps rows from being taken out between two layers of a model."""
+    """What keeps the sequence from being shortened between two layers of a model."""
     anatomy = model.anatomy
     if max(anatomy.injections, default=0) > layer:
         return Unsupported(
@@ -108,51 +233,9 @@ def _between(by: str, layer: int, model: Subject) -> Unsupported | None:
     try:
         anatomy.require("residual")
         for index in range(layer, anatomy.n_layers):
-            _layer(by, model, index)
+            # A layer that mixes no tokens has no use for a mask.
+            if anatomy.mixer_kinds[index] != "none":
+                engine_of(model.nn).check_attention("mask", index, model, by)
     except Unsupported as reason:
         return reason
     return None
-
-
-def _layer(by: str, model: Subject, layer: int) -> dict[str, Any]:
-    """A layer's path, and how its attention takes a mask."""
-    anatomy = model.anatomy
-    # A layer that mixes no tokens has no use for a mask.
-    idle = anatomy.mixer_kinds[layer] == "none"
-    mask = {"boolean": True, "causal": True, "window": 0} if idle else mask_of(by, model, layer)
-    return {**mask, "path": envoy_path(anatomy.layers[layer]), "index": layer}
-
-
-def leave(
-    by: str, layer: int, gone: NDArray[np.bool_], target: Target, *, renumber: bool
-) -> list[Step]:
-    """The steps that take rows out before a layer.
-
-    Args:
-        by: The operation, for messages.
-        layer: The first layer without them; before layer 0 the decoder's own arguments are cut.
-        gone: Which rows, ``[sample, token]``.
-        target: Model, batch and kind of pass.
-        renumber: Whether positions are counted anew.
-    """
-    if not gone.any():
-        return []
-    left = target.real & ~gone
-    # A stable sort brings what is left to the end, in its order.
-    kept = int(left.sum(1).max())
-    take = np.argsort(left, axis=1, kind="stable")[:, -kept:]
-    anatomy = target.model.anatomy
-    step: Step = {
-        "by": by,
-        "length": target.batch.length,
-        "behind": target.during.continuation,
-        "take": torch.as_tensor(take),
-        "kept": torch.as_tensor(np.take_along_axis(left, take, axis=1)),
-    }
-    if layer == 0:
-        step |= {"do": "remove", "path": envoy_path(anatomy.decoder), "renumber": renumber}
-    else:
-        layers = [_layer(by, target.model, index) for index in range(layer, anatomy.n_layers)]
-        step |= {"do": "cut", "path": layers[0]["path"], "layers": layers}
-    phases = ("prefill", "decode") if target.during.kind == "generation" else ("prefill",)
-    return [{**step, "when": phase} for phase in phases]

@@ -1,6 +1,6 @@
 """What enters the decoder for a word, measured.
 
-The hazard: a row of the embedding matrix is not always what enters layer 0: some models scale it,
+A row of the embedding matrix is not always what enters layer 0: some models scale it,
 some normalise it, some add the position. So the word is put in the place of the prompt's ordinary
 words and what enters there is read; it must be the same everywhere.
 """
@@ -8,20 +8,21 @@ words and what enters there is read; it must be the same everywhere.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...lens.errors import InputError, Unsupported
-from .operation import Operation
+from ..selectors.selectors import Name
 from .target import Target
 
 # Largest difference between two places, in units of the largest entry; rounding alone leaves less.
 ALIKE = 1e-4
 
 
-def word_id(operation: Operation, word: str, target: Target) -> int:
+def word_id(operation: Any, word: str, target: Target) -> int:
     """The id of a word that is one token.
 
     Raises:
@@ -43,7 +44,7 @@ def word_id(operation: Operation, word: str, target: Target) -> int:
     return ids[0]
 
 
-def entering_state(operation: Operation, word: str, target: Target) -> Tensor:
+def entering_state(operation: Any, word: str, target: Target) -> Tensor:
     """The state with which a word enters layer 0, ``[1, d]``, from a pass of its own.
 
     Raises:
@@ -55,7 +56,7 @@ def entering_state(operation: Operation, word: str, target: Target) -> Tensor:
     ids = batch.inputs["input_ids"]
     # Markers of images may steer how a prompt is taken apart, so they stay.
     marks = {*model.tokenizer.all_special_ids, *model.tokenizer.added_tokens_encoder.values()}
-    ordinary = target.selected("text") & ~np.isin(ids.cpu().numpy(), list(marks))
+    ordinary = target.selected(Name("text")) & ~np.isin(ids.cpu().numpy(), list(marks))
     if ordinary.sum() < 2:
         raise InputError(
             f"{operation!r}: this prompt has not two ordinary words in whose place {word!r} could "

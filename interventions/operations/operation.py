@@ -1,33 +1,39 @@
 """What every operation is: a small frozen declaration that lowers itself to steps at sites.
 
-An operation knows nothing of engines: `lower` turns it into steps on module paths, and the same
-steps run wherever an engine can bind those paths.
+An operation knows nothing of engines: `lower` turns it into steps, and the same steps run wherever
+an engine can bind their sites.
 """
 
 from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypedDict, TypeVar, get_args
 
+import numpy as np
+import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
 
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
+from ..program.steps import Step, When
+from ..selectors.layers import Layers
 from ..selectors.parser import parse_selector
-from ..selectors.selectors import NAMES, Selection, Selector
-from .target import Step, Target
+from ..selectors.selectors import NAMES, Name, Selection, Selector
+from .donor import Places
+from .needs import Need
+from .target import Target
 from .wording import Telling
 
 Phase = Literal["prefill", "decode", "all"]
 
 
-def _canonical_tokens(tokens: Any) -> str:
+def _parsed(tokens: Any) -> Selector:
     if isinstance(tokens, Selector):
-        return str(tokens)
+        return tokens
     if isinstance(tokens, str):
-        return str(parse_selector(tokens.strip()))
+        return parse_selector(tokens.strip())
     raise ValueError(f"tokens {tokens!r}: give a selector or its text, for instance 'visual'")
 
 
@@ -35,14 +41,14 @@ def _canonical_tokens(tokens: Any) -> str:
 # stands before a bracket or an equals sign is the parser's to know.
 _WORDS = "|".join(sorted({word for name in NAMES for word in name.split("-")}))
 _TEXT = rf"^(?:(?:{_WORDS}|\d+|[A-Za-z]+(?=\s*[\[(=]))(?!\w)|[\s&|~()\[\]:,=-])+$"
-_SELECTOR = BeforeValidator(_canonical_tokens)
-Tokens = Annotated[str, _SELECTOR, WithJsonSchema({"type": "string", "pattern": _TEXT})]
-
-
-def in_phase(selection: Selection, phase: str) -> Selection:
-    """The part of a selection that a phase means."""
-    prompt = selection.prompt & (phase != "decode")
-    return Selection(prompt, selection.generated & (phase != "prefill"))
+_SELECTOR = BeforeValidator(_parsed)
+if TYPE_CHECKING:
+    # Taken as text too, and kept as selectors and layers, which no type of a field can say.
+    Tokens: TypeAlias = Any
+    InLayers: TypeAlias = Any
+else:
+    Tokens = Annotated[Selector, _SELECTOR, WithJsonSchema({"type": "string", "pattern": _TEXT})]
+    InLayers = Layers
 
 
 def explain(error: ValidationError, kind: type[BaseModel], path: str) -> str:
@@ -96,7 +102,7 @@ class Operation(BaseModel, ABC):
         return self.model_dump(exclude_defaults=True).items()
 
     @abstractmethod
-    def lower(self, target: Target) -> list[Step]:
+    def lower(self, target: Target) -> Sequence[Step]:
         """The steps that carry this operation out on one model and batch.
 
         Raises:
@@ -104,13 +110,30 @@ class Operation(BaseModel, ABC):
             Unsupported: What this model cannot do, with the reason.
         """
 
-    def away(self, n_layers: int) -> range:
+    @abstractmethod
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+
+    def needs(self) -> tuple[Need, ...]:
+        """States from other passes that have to be there before it is lowered; none by default."""
+        return ()
+
+    def absent(self, n_layers: int) -> range:
         """Layers in which the operation's tokens are not there for anybody; none by default."""
         return range(0)
 
-    def describe(self, telling: Telling) -> str:
-        """What this operation does, as one sentence."""
-        return telling.declared(self)
+    def where(self) -> str:
+        """The layers it acts in, as they are declared."""
+        found = getattr(self, "layers", None)
+        return str(getattr(self, "layer", "") if found is None else found)
+
+    @property
+    def named_layers(self) -> Layers | None:
+        """The layers it has to act in, all of which stand for wherever the tokens are.
+
+        None where it has no such setting, and each of its steps stands for itself.
+        """
+        return getattr(self, "layers", None)
 
     @classmethod
     def roles(cls) -> tuple[str, ...]:
@@ -123,18 +146,50 @@ class Operation(BaseModel, ABC):
                 found.append(name)
         return tuple(found)
 
+    def selectors(self) -> dict[str, Selector]:
+        """The selectors that are given, by role."""
+        found = {role: getattr(self, role) for role in self.roles()}
+        return {role: selector for role, selector in found.items() if selector is not None}
+
     def selections(self, batch: Batch) -> dict[str, Selection]:
         """Per role the tokens that are meant, those outside the phase left out."""
-        # Tokens enter and leave in the prompt; generated ones are always there.
-        moving = type(self).away is not Operation.away
+        # Tokens are dropped or enter in the prompt; generated ones are always there.
+        moving = type(self).absent is not Operation.absent
         found = {}
-        for role in self.roles():
-            if (text := getattr(self, role)) is not None:
-                selection = parse_selector(text).select(batch)
-                acting = role in ("tokens", "queries")
-                phase = "prefill" if moving else self.phase if acting else "all"
-                found[role] = in_phase(selection, phase)
+        for role, selector in self.selectors().items():
+            selection = selector.select(batch)
+            acting = role in ("tokens", "queries")
+            phase = "prefill" if moving else self.phase if acting else "all"
+            prompt = selection.prompt & (phase != "decode")
+            found[role] = Selection(prompt, selection.generated & (phase != "prefill"))
         return found
+
+    def in_phase(self, selection: Selection, target: Target) -> Selection:
+        """The selected tokens that the phase and a kind of pass leave.
+
+        Raises:
+            InputError: An operation on decoding steps, in a pass that has none.
+        """
+        forward = target.during.kind == "forward"
+        if self.phase == "decode" and forward:
+            raise InputError(
+                f"{self!r} acts while decoding, and a single forward pass decodes nothing: "
+                "use generate() or score(), or phase='prefill'"
+            )
+        prompt, generated = selection.prompt, selection.generated
+        if self.phase == "decode":
+            prompt = np.zeros_like(prompt)
+        if self.phase == "prefill" or forward:
+            generated = np.zeros_like(generated)
+        return Selection(prompt, generated)
+
+
+class Place(TypedDict):
+    """When and on which tokens a step acts, as a step on tokens takes it."""
+
+    when: When
+    rows: torch.Tensor
+    columns: torch.Tensor | None
 
 
 class TokenOperation(Operation, ABC):
@@ -144,4 +199,61 @@ class TokenOperation(Operation, ABC):
         tokens: Which tokens it acts on, in the selector language.
     """
 
-    tokens: Tokens = "visual"
+    tokens: Tokens = Name("visual")
+
+    def places(self, target: Target, layer: int) -> list[Place]:
+        """Every place that the tokens and the phase select.
+
+        Args:
+            target: Model, batch and kind of pass.
+            layer: Layer of the steps; ``n_layers`` for the stream behind the last one.
+
+        Raises:
+            InputError: Nothing is selected, so the operation would do nothing.
+            Unsupported: The layer does not compute the selected tokens in this kind of pass.
+        """
+        meant = self.in_phase(self.tokens.select(target.batch), target)
+        prompt, generated = meant.prompt, meant.generated
+        if not (prompt.any() or generated.any()):
+            if self.allow_empty:
+                return []
+            raise InputError(
+                f"{self!r}: no token matches {str(self.tokens)!r} in phase "
+                f"{self.phase!r}; it would do nothing (allow_empty=True accepts that)"
+            )
+        rows, columns = np.nonzero(prompt)
+        if target.during.kind == "scoring" and generated.any():
+            # The answer stands behind the prompt in the same pass.
+            behind = target.batch.length + np.arange(target.during.continuation)
+            answer_rows = np.repeat(np.flatnonzero(generated), len(behind))
+            rows = np.concatenate([rows, answer_rows])
+            columns = np.concatenate([columns, np.tile(behind, int(generated.sum()))])
+        found = [self.prompt_place(target, (rows, columns), layer)] if len(rows) else []
+        if target.during.kind == "generation" and generated.any():
+            later = torch.as_tensor(np.flatnonzero(generated))
+            found.append({"when": "decode", "rows": later, "columns": None})
+        return found
+
+    def prompt_place(self, target: Target, places: Places, layer: int) -> Place:
+        """Given samples and positions, in the pass over the prompt.
+
+        Raises:
+            Unsupported: The layer does not compute them in this kind of pass.
+        """
+        rows, columns = places
+        target.check_computed(self, layer, columns)
+        when: When = "prefill"
+        return {"when": when, "rows": torch.as_tensor(rows), "columns": torch.as_tensor(columns)}
+
+
+Kind = TypeVar("Kind", bound=type[Operation])
+OPERATIONS: dict[str, type[Operation]] = {}
+
+
+def operation(kind: Kind) -> Kind:
+    """Register an operation under its ``op``: plans can be read with it, and schemas know it."""
+    name: str = kind.__pydantic_fields__["op"].default
+    if name in OPERATIONS:
+        raise ValueError(f"there is an operation {name!r} already: {OPERATIONS[name].__name__}")
+    OPERATIONS[name] = kind
+    return kind

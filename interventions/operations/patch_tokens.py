@@ -1,23 +1,30 @@
 """Carrying states: between layers, tokens, samples, images, prompts and runs.
 
-The hazard: what is read and what is written must be the same kind of thing. A sublayer's output is
-not yet what the residual stream receives where a multiplier follows, and states carried across a
-layer before which features are added lose them or get them twice.
+What is read and what is written must be the same kind of thing: a sublayer's output is not yet what
+the residual stream receives where a multiplier follows, and states carried across a layer before
+which features are added lose them or get them twice.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import NonNegativeInt, model_validator
 
 from ...lens.errors import InputError, Unsupported
-from ...lens.runs.run import Site
-from .donors import Borrower, Donor, matched
-from .target import Step, Target
+from ...lens.runs.run import Site as Capture
+from ..program.site import Site
+from ..program.steps import Read, Step, Write
+from .borrowing import Borrower
+from .donor import Donor
+from .needs import Need, StatesOf
+from .operation import Place, operation
+from .target import Target
 from .wording import Telling
 
 
+@operation
 class PatchTokens(Borrower):
     r"""Write states from one place into another: $h^{target}_t \leftarrow h^{source}_{s(t)}$.
 
@@ -43,7 +50,7 @@ class PatchTokens(Borrower):
     op: Literal["patch-tokens"] = "patch-tokens"
     source: NonNegativeInt
     target: NonNegativeInt
-    site: Site = "residual"
+    site: Capture = "residual"
 
     @model_validator(mode="after")
     def _elsewhere_is_a_prompt(self) -> PatchTokens:
@@ -59,11 +66,21 @@ class PatchTokens(Borrower):
         """Whether the source lies behind the target in the same run, which needs two passes."""
         return self.states is None and self.source > self.target
 
-    def lent(self, n_layers: int) -> list[tuple[Site, int]]:
+    def lent(self, n_layers: int) -> tuple[tuple[Capture, int], ...]:
         """The source's site and layer."""
-        return [(self.site, self.source)]
+        return ((self.site, self.source),)
 
-    def lower(self, target: Target) -> list[Step]:
+    def needs(self) -> tuple[Need, ...]:
+        """The donor's states; backwards those of an earlier pass."""
+        if self.backwards:
+            return (StatesOf(self.lent, self.sources),)
+        return super().needs()
+
+    def where(self) -> str:
+        """From where to where."""
+        return f"{self.source} → {self.target}"
+
+    def lower(self, target: Target) -> Sequence[Step]:
         """Read at the source, in this pass or an earlier one, and write at the target."""
         self._check(target)
         if self.backwards and self.phase != "prefill":
@@ -71,23 +88,24 @@ class PatchTokens(Borrower):
                 f"PatchTokens from layer {self.source} back to {self.target} works on the "
                 "prompt only: set phase='prefill'"
             )
-        write = {"do": "write", **self._side(self.target, target)}
-        places = target.at(self, write, layer=self.target)
-        donor: Donor | None = target.donors[self.states] if self.states else None
+        site, places = self._at(self.target), self.places(target, self.target)
+        donor = target.donors[self.states] if self.states else None
         if self.backwards:
             donor = target.earlier
         if donor is not None:
             return [self._lent_to(place, donor, target) for place in places]
-        key = target.new_key()
-        read = {"do": "read", **self._side(self.source, target), "key": key}
+        slot, read = target.new_slot(), self._at(self.source)
         if self.from_tokens is None:
-            reading = target.at(self, read, layer=self.source)
+            reading = self.places(target, self.source)
         else:
             masks = target.selected(self.tokens), self.source_mask(target.batch)
-            found = [matched(self, *masks) for _ in places]
-            reading = [target.of_prompt(self, read, at, layer=self.source) for at in found]
+            found = [self.matched(*masks) for _ in places]
+            reading = [self.prompt_place(target, at, self.source) for at in found]
         ratio = self._ratio(target, self._scale(self.source, target))
-        return [*reading, *({**place, "key": key, **ratio} for place in places)]
+        return [
+            *(Read(site=read, slot=slot, **place) for place in reading),
+            *(Write(site=site, slot=slot, ratio=ratio, **place) for place in places),
+        ]
 
     def describe(self, telling: Telling) -> str:
         """What this operation does, as one sentence."""
@@ -120,12 +138,13 @@ class PatchTokens(Borrower):
         )
         return f"{written}{read}{between}, {when}."
 
-    def _lent_to(self, place: Step, donor: Donor, target: Target) -> Step:
+    def _lent_to(self, place: Place, donor: Donor, target: Target) -> Write:
         """The write at one place, of states from another pass."""
         whose = f"donor {donor.name!r}" if donor.name else "this batch"
         masks = target.selected(self.tokens), self.source_mask(donor.batch)
-        states = donor.states(self.site, self.source, matched(self, *masks, whose))
-        return {**place, "values": target.fitting(self, states), **self._ratio(target, 1.0)}
+        states = donor.states(self.site, self.source, self.matched(*masks, whose))
+        states, ratio = target.fitting(self, states), self._ratio(target, 1.0)
+        return Write(site=self._at(self.target), values=states, ratio=ratio, **place)
 
     def _check(self, target: Target) -> None:
         """Refuse layers and sites that this model does not have.
@@ -157,12 +176,8 @@ class PatchTokens(Borrower):
                     "layers that do"
                 )
 
-    def _side(self, layer: int, target: Target) -> Step:
-        """Module and side at which a layer's states are."""
-        anatomy = target.model.anatomy
-        if self.site == "residual":
-            return {"path": anatomy.residual(layer)}
-        return {"path": getattr(anatomy, self.site)[layer], "side": "output"}
+    def _at(self, layer: int) -> Site:
+        return Site(layer, "entry" if self.site == "residual" else self.site)
 
     def _scale(self, layer: int, target: Target) -> float:
         """Factor with which a layer's output enters the residual stream."""
@@ -170,7 +185,7 @@ class PatchTokens(Borrower):
         scales = {"attention": anatomy.attention_scale, "ffn": anatomy.ffn_scale}
         return scales[self.site][layer] if self.site in scales else 1.0
 
-    def _ratio(self, target: Target, scale: float) -> Step:
+    def _ratio(self, target: Target, scale: float) -> float | None:
         """What brings states that were added with one factor to the target's."""
         wanted = self._scale(self.target, target)
-        return {} if scale == wanted else {"ratio": scale / wanted}
+        return None if scale == wanted else scale / wanted

@@ -1,29 +1,34 @@
-"""Overwriting tokens with something that says nothing, or something else, and scaling them.
+"""Overwriting tokens with something that says nothing, or something else.
 
-The hazard: "replaced by the mean" or "by noise" hides choices: the mean of which tokens, noise of
-which length, drawn how. Here each has one meaning, which does not depend on what stands next to a
-sample in the batch unless it says so.
+"Replaced by the mean" or "by noise" leaves choices open: the mean of which tokens, noise of which
+length, drawn how. Here each has one meaning, which does not depend on what stands next to a sample
+in the batch unless it says so.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import FiniteFloat, NonNegativeInt, model_validator
+from pydantic import NonNegativeInt, model_validator
 
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
-from ...lens.runs.run import Site
+from ...lens.runs.run import Site as Capture
 from ...lens.token_classes import CLASS_NAMES
 from ..engines.payload.written_values import means
-from ..selectors.layers import Layers, layer_indices
-from .donors import Borrower, Donor, Places, matched
+from ..program.site import Site
+from ..program.steps import Noise, Read, Step, Write
+from ..selectors.layers import FIRST
+from ..selectors.selectors import Name, Selector
+from .borrowing import Borrower
+from .donor import Places
 from .entering_word import entering_state
-from .operation import TokenOperation, Tokens
-from .target import Step, Target
+from .needs import Need, OwnPass
+from .operation import InLayers, Place, operation
+from .target import Target
 from .wording import Telling
 
 Filling = Literal["zero", "mean", "class-mean", "noise", "word", "other"]
@@ -31,6 +36,7 @@ Filling = Literal["zero", "mean", "class-mean", "noise", "word", "other"]
 STRIDE = 0x9E3779B97F4A7C15 >> 1
 
 
+@operation
 class ReplaceTokens(Borrower):
     r"""Overwrite the residual stream entering each named layer: $h^l_t \leftarrow r^l_t$.
 
@@ -65,7 +71,7 @@ class ReplaceTokens(Borrower):
 
     op: Literal["replace-tokens"] = "replace-tokens"
     by: Filling
-    layers: Layers = "0"
+    layers: InLayers = FIRST
     seed: NonNegativeInt = 0
     word: str | None = None
 
@@ -85,47 +91,52 @@ class ReplaceTokens(Borrower):
         return self
 
     @property
-    def sources(self) -> str:
+    def sources(self) -> Selector:
         """Which tokens the states come from: by default all visual ones, for ``other`` its own."""
-        if self.from_tokens is not None:
-            return self.from_tokens
-        return self.tokens if self.by == "other" else "visual"
+        own = self.by == "other" or self.from_tokens is not None
+        return super().sources if own else Name("visual")
 
-    def lent(self, n_layers: int) -> list[tuple[Site, int]]:
+    def lent(self, n_layers: int) -> tuple[tuple[Capture, int], ...]:
         """The residual stream entering the named layers."""
-        return [("residual", layer) for layer in layer_indices(self.layers, n_layers)]
+        return tuple(("residual", layer) for layer in self.layers.indices(n_layers))
+
+    def needs(self) -> tuple[Need, ...]:
+        """The donor's states, and for a word the pass in which it is measured."""
+        return (*super().needs(), *[OwnPass()] * (self.word is not None))
 
     def lower(self, target: Target) -> list[Step]:
         """Write before each layer, after reading there what is written."""
         anatomy = target.model.anatomy
         anatomy.require("residual")
-        chosen = layer_indices(self.layers, anatomy.n_layers)
+        chosen = self.layers.indices(anatomy.n_layers)
         if self.by == "other" and self.states is None and len(chosen) > 1:
             raise InputError(
                 f"{self!r}: exchanged before layer {chosen[0]}, the tokens of this batch would be "
                 f"exchanged again before layer {chosen[1]}: name one layer, or take a donor's"
             )
-        steps: list[Step] = []
-        places_of = {
-            layer: target.at(self, {"do": "write", "path": anatomy.residual(layer)}, layer=layer)
-            for layer in chosen
-        }
+        places_of = {layer: self.places(target, layer) for layer in chosen}
         if not any(places_of.values()):
             return []
-        word = None if self.word is None else entering_state(self, self.word, target)
+        same: dict[str, Any] = {}
+        if self.word is not None:
+            same = {"values": entering_state(self, self.word, target)}
+        elif self.by == "zero":
+            same = {"values": torch.zeros(1, 1)}
+        steps: list[Step] = []
         for layer, places in places_of.items():
-            if word is not None:
-                steps += [{**place, "values": word} for place in places]
-            elif self.by == "zero":
-                steps += [{**place, "values": torch.zeros(1, 1)} for place in places]
+            entry = Site(layer, "entry")
+            if same:
+                steps += [Write(site=entry, **same, **place) for place in places]
             elif self.by == "noise":
+                seeds = [self._seeds(place, target) for place in places]
                 steps += [
-                    {**place, "do": "noise", **self._seeds(place, target)} for place in places
+                    Noise(site=entry, seeds=own, stride=STRIDE, **place)
+                    for own, place in zip(seeds, places, strict=True)
                 ]
             elif self.by == "other":
-                steps += self._others(layer, places, target)
+                steps += self._others(entry, places, target)
             else:
-                steps += self._means(layer, places, target)
+                steps += self._means(entry, places, target)
         return steps
 
     def describe(self, telling: Telling) -> str:
@@ -146,28 +157,28 @@ class ReplaceTokens(Borrower):
             "other tokens stay, and go on from what they read of these."
         )
 
-    def _seeds(self, place: Step, target: Target) -> Step:
+    def _seeds(self, place: Place, target: Target) -> torch.Tensor:
         """Seeds of the selected tokens: a sample's own, and another for every generated token."""
         own = [
             int(np.random.SeedSequence([self.seed, sample]).generate_state(1, np.uint64)[0]) >> 1
             for sample in range(len(target.batch))
         ]
         rows = place["rows"].tolist()
-        columns = place["columns"].tolist() if "columns" in place else [0] * len(rows)
+        columns = [0] * len(rows) if place["columns"] is None else place["columns"].tolist()
         # The answer that is scored stands where the same tokens would have been generated.
         later = [max(0, column - target.batch.length + 1) for column in columns]
         seeds = [(own[row] + STRIDE * step) % 2**63 for row, step in zip(rows, later, strict=True)]
-        return {"seeds": torch.tensor(seeds), "stride": STRIDE}
+        return torch.tensor(seeds)
 
-    def _others(self, layer: int, places: list[Step], target: Target) -> list[Step]:
+    def _others(self, entry: Site, places: list[Place], target: Target) -> list[Step]:
         """Every token gets the state of its counterpart in another sample or the donor."""
         wanted, alike = target.selected(self.tokens), self.from_tokens is None
         if self.states is not None:
             donor = target.donors[self.states]
             mask, whose = self.source_mask(donor.batch), f"donor {donor.name!r}"
-            sources = matched(self, wanted, mask, whose, one_for_all=not alike)
-            states = target.fitting(self, donor.states("residual", layer, sources))
-            return [{**place, "values": states} for place in places]
+            sources = self.matched(wanted, mask, whose, one_for_all=not alike)
+            states = target.fitting(self, donor.states("residual", entry.layer, sources))
+            return [Write(site=entry, values=states, **place) for place in places]
         other = derangement(len(target.batch), self.seed)
         if other is None:
             raise InputError(
@@ -175,40 +186,45 @@ class ReplaceTokens(Borrower):
                 "plan.given(name=batch)"
             )
         mask = self.source_mask(target.batch)[other]
-        rows, columns = matched(self, wanted, mask, "its other", one_for_all=not alike)
-        key = target.new_key()
-        read: Step = {"do": "read", "path": target.model.anatomy.residual(layer), "key": key}
-        reading = target.of_prompt(self, read, (other[rows], columns), layer=layer)
-        return [reading, *({**place, "key": key} for place in places)]
+        rows, columns = self.matched(wanted, mask, "its other", one_for_all=not alike)
+        slot = target.new_slot()
+        reading = self.prompt_place(target, (other[rows], columns), entry.layer)
+        return [
+            Read(site=entry, slot=slot, **reading),
+            *(Write(site=entry, slot=slot, **place) for place in places),
+        ]
 
-    def _means(self, layer: int, places: list[Step], target: Target) -> list[Step]:
+    def _means(self, entry: Site, places: list[Place], target: Target) -> list[Step]:
         """Every token gets a mean: of all sources, or of those of its class."""
-        donor: Donor | None = None if self.states is None else target.donors[self.states]
+        donor = None if self.states is None else target.donors[self.states]
         batch = target.batch if donor is None else donor.batch
         rows, columns = np.nonzero(self.source_mask(batch))
         sources = rows, columns
-        if not len(sources[0]):
-            raise InputError(f"{self!r}: no token matches {self.sources!r}, so there is no mean")
+        if not len(rows):
+            raise InputError(
+                f"{self!r}: no token matches {str(self.sources)!r}, so there is no mean"
+            )
         groups, group_of = self._groups(sources, batch, places, target)
+        reading: list[Step] = []
+        given: dict[str, Any]
         if donor is not None:
-            states = target.fitting(self, donor.states("residual", layer, sources))
-            averaged = means(states, groups)
-            return [
-                {**place, "values": averaged, "group": group}
-                for place, group in zip(places, group_of, strict=True)
-            ]
-        key = target.new_key()
-        read: Step = {"do": "read", "path": target.model.anatomy.residual(layer), "key": key}
+            states = target.fitting(self, donor.states("residual", entry.layer, sources))
+            given = {"values": means(states, groups)}
+        else:
+            slot = target.new_slot()
+            place = self.prompt_place(target, sources, entry.layer)
+            reading = [Read(site=entry, slot=slot, **place)]
+            given = {"slot": slot, "from_group": groups}
         return [
-            target.of_prompt(self, read, sources, layer=layer),
+            *reading,
             *(
-                {**place, "key": key, "from_group": groups, "group": group}
+                Write(site=entry, group=group, **given, **place)
                 for place, group in zip(places, group_of, strict=True)
             ),
         ]
 
     def _groups(
-        self, sources: Places, batch: Batch, places: list[Step], target: Target
+        self, sources: Places, batch: Batch, places: list[Place], target: Target
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Which mean each source goes into, and which one each written token gets."""
         if self.by == "mean":
@@ -218,13 +234,14 @@ class ReplaceTokens(Borrower):
         present = np.unique(label)
         group_of = []
         for place in places:
-            if "columns" not in place or (place["columns"] >= target.batch.length).any():
+            columns = place["columns"]
+            if columns is None or (columns >= target.batch.length).any():
                 raise InputError(f"{self!r}: generated tokens have no class: set phase='prefill'")
-            mine = self._labels(target.batch, (place["rows"].numpy(), place["columns"].numpy()))
+            mine = self._labels(target.batch, (place["rows"].numpy(), columns.numpy()))
             if lacking := sorted(set(mine.tolist()) - set(present.tolist())):
                 raise InputError(
                     f"{self!r}: tokens of class {CLASS_NAMES[lacking[0]]!r} are to get the mean of "
-                    f"their class, and none is among {self.sources!r}"
+                    f"their class, and none is among {str(self.sources)!r}"
                 )
             group_of.append(torch.as_tensor(np.searchsorted(present, mine)))
         return torch.as_tensor(np.searchsorted(present, label)), group_of
@@ -252,85 +269,6 @@ class ReplaceTokens(Borrower):
                 "has no class: leave it out, for instance with & visual"
             )
         return found
-
-
-class ScaleTokens(TokenOperation):
-    r"""Scale the residual stream entering each named layer: $h^l_t \leftarrow \alpha_t h^l_t$.
-
-    With ``factor``, $\alpha_t$ is that number for all tokens. With ``norm_of``, $\alpha_t =
-    \mathrm{median}_{s \in S} \lVert h^l_s \rVert / \lVert h^l_t \rVert$ over the tokens $S$ of the
-    same sample's prompt (of an even number, the lower of the two middle ones). Source: the paper's
-    scaling intervention $\alpha\,\mathrm{Projector}(v)$ at layer 0 and the matching of visual to
-    text norms, docs/method.md (a7, b5).
-
-    Attributes:
-        factor: The same for all tokens; 1 changes no bit.
-        norm_of: Tokens whose median norm each token gets, in the selector language.
-        layers: Layers before which the stream is scaled.
-    """
-
-    op: Literal["scale-tokens"] = "scale-tokens"
-    factor: FiniteFloat | None = None
-    norm_of: Tokens | None = None
-    layers: Layers = "0"
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> ScaleTokens:
-        if (self.factor is None) == (self.norm_of is None):
-            raise ValueError("give a factor, or the tokens whose norm_of is to be matched")
-        return self
-
-    def lower(self, target: Target) -> list[Step]:
-        """Scale before each layer, after reading there the states whose norm is wanted."""
-        anatomy = target.model.anatomy
-        anatomy.require("residual")
-        steps: list[Step] = []
-        for layer in layer_indices(self.layers, anatomy.n_layers):
-            step: Step = {"do": "scale", "path": anatomy.residual(layer)}
-            places = target.at(self, step, layer=layer)
-            if self.factor is not None:
-                steps += [{**place, "factor": self.factor} for place in places]
-            elif places:
-                steps += self._matched(layer, places, target)
-        return steps
-
-    def describe(self, telling: Telling) -> str:
-        """What this operation does, as one sentence."""
-        how = f"multiplied by {self.factor:g}" if self.factor is not None else "scaled"
-        if self.norm_of is not None:
-            how += f" to the median norm of {telling.tokens(self.norm_of)} of the same sample"
-        return (
-            f"The residual stream of {telling.tokens(self.tokens, self.phase)} entering "
-            f"{telling.layers(self.layers)} is {how}, {telling.phase(self.phase)}; its direction "
-            f"stays{' but for the sign' if (self.factor or 0) < 0 else ''}."
-        )
-
-    def _matched(self, layer: int, places: list[Step], target: Target) -> list[Step]:
-        """Read the norms that are wanted, and scale to each sample's median."""
-        assert self.norm_of is not None
-        rows, columns = np.nonzero(target.selected(self.norm_of))
-        samples = np.unique(rows)
-        written = np.unique(np.concatenate([place["rows"].numpy() for place in places]))
-        if lacking := sorted(set(written.tolist()) - set(samples.tolist())):
-            raise InputError(
-                f"{self!r}: sample {lacking[0]} has no token of {self.norm_of!r} whose norm could "
-                "be taken"
-            )
-        key = target.new_key()
-        read: Step = {"do": "read", "path": target.model.anatomy.residual(layer), "key": key}
-        groups = torch.as_tensor(np.searchsorted(samples, rows))
-        return [
-            target.of_prompt(self, read, (rows, columns), layer=layer),
-            *(
-                {
-                    **place,
-                    "key": key,
-                    "from_group": groups,
-                    "group": torch.as_tensor(np.searchsorted(samples, place["rows"].numpy())),
-                }
-                for place in places
-            ),
-        ]
 
 
 def derangement(samples: int, seed: int) -> NDArray[np.int64] | None:

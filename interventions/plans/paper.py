@@ -1,12 +1,12 @@
 """The modes of the paper's released code, as plans: ``from embedlens import paper``.
 
-The hazard: several of these modes are not what their names say. Knocking attention out also freezes
+Several of these modes are not what their names say. Knocking attention out also freezes
 the visual tokens, skipping attention in layer 0 also changes what text and all other visual tokens
 read there, and a control with nothing to match removes everything. These functions give what the
 released code does, so that its numbers can be compared with; each says how to write the clean
-experiment next to it. What that code does is told in docs/method.md (a2, a3, a4, a5, a6, c), from
-reading it (tag [C]; a2 to a6 were also run). Where a docstring says "our reading", it goes beyond
-that. Plans are ordinary ones: they print, add up and serialise.
+experiment next to it. What that code does is described in docs/method.md, sections a2 to a6 and c,
+from reading it (tag [C]; a2 to a6 were also run). Where a docstring says "our reading", it goes
+beyond that. Plans are ordinary ones: they print, add up and serialise.
 
 Left out, because they are limits of that code and no experiment: one sample with one image of 576
 tokens at a fixed place, half precision, and doing nothing, silently, where no text follows the
@@ -29,7 +29,8 @@ takes a batch whose nearest words are known: ``batch = paper.with_ids(model, bat
         paper.skip([0.5, 1, 1.5], [26673])
         paper.skip([1.5], [1141, 30296, 26673, -1])
 
-Which set the table of b3 removed is not certain, nor hence its control (docs/method.md (b3)).
+Which set the table of b3 removed is not certain, hence its control is not either (docs/method.md,
+b3).
 """
 
 from __future__ import annotations
@@ -43,11 +44,16 @@ from ...lens.inputs.batch import Batch
 from ...lens.markers.markers import nearest_words
 from ...lens.model import VisualLM
 from ...lens.token_classes import TokenClasses
-from ..operations.ablate_attention import AblateAttention, ZeroFFN
-from ..operations.block_attention import BlockAttention
-from ..operations.operation import Operation
-from ..operations.prune_tokens import InjectTokens, PruneTokens, WithdrawTokens
-from ..selectors.layers import canonical_layers
+from ..operations import (
+    AblateAttention,
+    BlockAttention,
+    InjectTokens,
+    Operation,
+    PruneTokens,
+    WithdrawTokens,
+    ZeroFFN,
+)
+from ..selectors.layers import Layers
 from ..selectors.nearest_words import Control, Near, may_miss, visual_only
 from ..selectors.parser import parse_selector
 from ..selectors.selectors import And, Name, Not, Or, Selector
@@ -58,7 +64,7 @@ VIT_SINK, LLM_SINK, DEAD = 1141, 26673, 30296
 KNOCKOUTS = ("vv", "vt")
 VISUAL = Name("visual")
 
-Target = str | Selector | Sequence[int]
+TargetTokens = str | Selector | Sequence[int]
 
 
 def with_ids(model: VisualLM, batch: Batch, k: int = 3) -> Batch:
@@ -66,7 +72,7 @@ def with_ids(model: VisualLM, batch: Batch, k: int = 3) -> Batch:
 
     As the released code does: a token matches an id that is among the k = 3 nearest words of its
     state as it enters the language model, by cosine to the input embeddings; one token may match
-    several, docs/method.md (a2). Computed in float32, where that code has half precision. Classes
+    several (docs/method.md a2). Computed in float32, where that code has half precision. Classes
     that the batch has stay.
 
     Args:
@@ -81,12 +87,12 @@ def with_ids(model: VisualLM, batch: Batch, k: int = 3) -> Batch:
 
 def skip(
     sublayers: Sequence[int | float],
-    tokens: Target = "visual",
+    tokens: TargetTokens = "visual",
     knockout: str | Collection[str] = (),
 ) -> Plan:
     """Visual tokens skip sublayers; or, with ``knockout``, attention is knocked out as well.
 
-    What the released code does, docs/method.md (a4, a5), while it reads the prompt only:
+    What the released code does (docs/method.md a4 and a5, [C]), while it reads the prompt only:
 
     - In every sublayer named, the output is not added to the residual stream at the target tokens.
       Their keys and values stay readable by all others: a freeze, no knockout.
@@ -147,16 +153,15 @@ def skip(
     for method, queries in (("vt", "text"), ("vv", "visual")):
         if method in methods and later:
             operations.append(_zeroed(queries, later))
-    skipped, empty = str(chosen or VISUAL), may_miss(chosen)
+    skipped, empty = chosen or VISUAL, may_miss(chosen)
     for kind, layers in ((AblateAttention, attention), (ZeroFFN, ffn)):
         if layers:
-            where = canonical_layers(layers)
-            operations.append(kind(tokens=skipped, layers=where, allow_empty=empty))
+            operations.append(kind(tokens=skipped, layers=Layers.of(layers), allow_empty=empty))
     return Plan(*operations)
 
 
 def prune(
-    tokens: Target | None = None,
+    tokens: TargetTokens | None = None,
     *,
     control: Literal["random", "rest"] | None = None,
     entry: int | None = None,
@@ -165,7 +170,7 @@ def prune(
 ) -> Plan:
     """Visual tokens are removed, come in late, leave early.
 
-    What the released code does, docs/method.md (a3, a6), for every token from then on, those
+    What the released code does (docs/method.md a3 and a6, [C]), for every token from then on, those
     generated later included; the tokens that are left keep their positions throughout:
 
     - ``tokens``: the target tokens are removed before layer 0.
@@ -226,7 +231,7 @@ def prune(
             removed = None if chosen is None else Control(chosen, seed)
         elif control == "rest" or -2 in controls:
             removed = _rest(chosen)
-        operations.append(PruneTokens(tokens=str(removed or VISUAL), allow_empty=may_miss(chosen)))
+        operations.append(PruneTokens(tokens=removed or VISUAL, allow_empty=may_miss(chosen)))
     if entry is not None:
         operations.append(InjectTokens(layer=entry))
     if exit is not None:
@@ -239,7 +244,7 @@ def _zeroed(queries: str, layers: list[int], *, layer_0: bool = False) -> BlockA
     return BlockAttention(
         queries=queries,
         keys="visual",
-        layers=canonical_layers(layers),
+        layers=Layers.of(layers),
         renormalise=False,
         collapse=layer_0,
         allow_empty=layer_0,
@@ -265,7 +270,7 @@ def _layers(sublayers: Sequence[int | float]) -> tuple[list[int], list[int]]:
     return sorted(attention), sorted(ffn)
 
 
-def _target(tokens: Target) -> tuple[Selector | None, list[int]]:
+def _target(tokens: TargetTokens) -> tuple[Selector | None, list[int]]:
     """The tokens that are meant, None for none but those of the controls; and the controls."""
     if isinstance(tokens, str | Selector):
         selector = parse_selector(tokens) if isinstance(tokens, str) else tokens

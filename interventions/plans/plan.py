@@ -15,15 +15,17 @@ from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.runs.program import Pass
 from ...lens.runs.run import Run
-from ..engines.transformer_lens import Hook, attached, fwd_hooks
-from ..operations.donors import Donor, as_donor, bound, captured, check_names
+from ..engines.transformer_lens import Hook, fwd_hooks, in_force
+from ..operations.donor import Donor, as_donor, captured
+from ..operations.needs import Need, StatesOf, bound_donors, check_names
 from ..operations.operation import Operation
-from ..operations.patch_tokens import PatchTokens
-from ..operations.target import Step, Subject, Target
-from ..operations.wording import told
-from ..program.contradictions import check_declared, check_program
+from ..operations.target import Target
+from ..operations.wording import Telling
+from ..program.contradictions import check_declared, check_lowered
 from ..program.cost import Cost, cost_of
-from ..program.program import Program
+from ..program.program import Program, handed_on
+from ..program.scope import Scope, Subject
+from ..program.steps import Step
 from .schema import plan_schema
 from .table import chosen, plan_frame, plan_html, plan_text
 from .text import read_operations, written
@@ -68,7 +70,7 @@ class Plan:
         Raises:
             InputError: No operation asks for that name, or it is no donor.
         """
-        check_names(self.operations, donors)
+        check_names(self._needs(), donors)
         loaded = {name: as_donor(name, donor) for name, donor in donors.items()}
         return self._with({**dict(self.donors), **loaded})
 
@@ -129,7 +131,13 @@ class Plan:
         Raises:
             InputError: A layer that the model does not have.
         """
-        return told(self.operations, model, batch)
+        telling, lines = Telling(model, batch), []
+        for number, operation in enumerate(self.operations):
+            try:
+                lines.append(f"{number}. {operation.describe(telling)}")
+            except InputError as error:
+                raise InputError(f"operations.{number}: {error}") from None
+        return "\n".join(lines) or "Nothing is changed."
 
     def cost(self, model: Subject, batch: Batch) -> Cost:
         """FLOPs of the decoder layers that the plan saves and spends in one pass over the prompt.
@@ -161,22 +169,44 @@ class Plan:
         Raises:
             InputError: An operation that cannot be carried out or would do nothing.
         """
-        _, lowered = self._lowered(model, batch, during or Pass("forward"))
+        during = during or Pass("forward")
+        _, lowered = self._lowered(model, batch, during)
         steps = tuple(step for steps in lowered for step in steps)
-        return Program(steps, model.anatomy, len(batch))
+        return Program(steps, Scope(model, batch, during))
+
+    def _needs(self) -> list[tuple[Operation, Need]]:
+        return [(op, need) for op in self.operations for need in op.needs()]
 
     def _lowered(
         self, model: Subject, batch: Batch, during: Pass
     ) -> tuple[Target, list[list[Step]]]:
-        """Each operation's steps, and what they were resolved against."""
-        target = Target(model, batch, during, alone=len(self.operations) == 1)
-        target.donors = bound(self.operations, dict(self.donors), model, during.remote)
-        backwards = [op for op in self.operations if isinstance(op, PatchTokens) and op.backwards]
-        if backwards:
-            target.earlier = self._first_pass(target, backwards)
-        lowered = [operation.lower(target) for operation in self.operations]
-        check_program(self.operations, lowered, target)
+        """Each operation's steps, and what they were lowered against."""
+        needs = self._needs()
+        donors = bound_donors(needs, dict(self.donors), model, during.remote)
+        earlier = self._earlier(needs, donors, model, batch, during)
+        target = Target(model, batch, during, alone=len(self) == 1, donors=donors, earlier=earlier)
+        lowered = handed_on([operation.lower(target) for operation in self.operations])
+        check_lowered(self.operations, lowered, target)
         return target, lowered
+
+    def _earlier(
+        self,
+        needs: list[tuple[Operation, Need]],
+        donors: Mapping[str, Donor],
+        model: Subject,
+        batch: Batch,
+        during: Pass,
+    ) -> Donor | None:
+        """What operations read in an earlier pass, with all but these in force."""
+        read = [(op, n) for op, n in needs if isinstance(n, StatesOf) and n.donor is None]
+        if not read:
+            return None
+        without = [op for op, _ in read]
+        kept = [op for op in self.operations if op not in without and op.phase != "decode"]
+        plan = Plan(*kept)._with({name: donor.run for name, donor in donors.items()})
+        places = [place for _, need in read for place in need.places(model.n_layers)]
+        real = Scope(model, batch, during).real
+        return captured(model, batch, plan, places, real, during.remote)
 
     def to_fwd_hooks(self, bridge: Any, batch: Batch, *, generating: bool = False) -> list[Hook]:
         """The plan for TransformerLens: ``bridge.run_with_hooks(…, fwd_hooks=…)``.
@@ -204,15 +234,7 @@ class Plan:
 
         Arguments and errors as for :meth:`to_fwd_hooks`.
         """
-        return attached(self, bridge, batch, generating=generating)
-
-    def _first_pass(self, target: Target, backwards: list[PatchTokens]) -> Donor:
-        """What backward patches read, with all but these in force."""
-        kept = [op for op in self.operations if op not in backwards and op.phase != "decode"]
-        forward = Plan(*kept)._with({name: donor.run for name, donor in target.donors.items()})
-        needed = [place for op in backwards for place in op.lent(target.model.n_layers)]
-        remote = target.during.remote
-        return captured(target.model, target.batch, forward, needed, target.real, remote)
+        return in_force(self, bridge, batch, generating=generating)
 
     def to_json(self) -> str:
         """The plan as JSON, defaults left out."""

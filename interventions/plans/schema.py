@@ -1,6 +1,6 @@
 """The JSON schema of plans, made from the operations themselves and their docstrings.
 
-The hazard: a schema that is written by hand tells an editor what plans looked like a while ago. The
+A schema that is written by hand tells an editor what plans looked like a while ago. The
 published file ``plan.schema.json`` is this module's output, and a test compares the two.
 """
 
@@ -9,13 +9,16 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
-from ..operations.any_operation import AnyOperation
-from .text import BY_NAME
+from ..operations import OPERATIONS
+from ..selectors.layers import Layers
+from ..selectors.selectors import Selector
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 PUBLISHED = Path(__file__).with_name("plan.schema.json")
@@ -24,10 +27,12 @@ _ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n     +.*)*)", re.MULTILINE)
 
 def plan_schema() -> dict[str, Any]:
     """What a plan's YAML or JSON looks like; see :meth:`.plan.Plan.json_schema`."""
-    made = TypeAdapter(list[AnyOperation]).json_schema()
+    kinds: Any = [kind for _, kind in sorted(OPERATIONS.items())]
+    one: Any = Annotated[reduce(or_, kinds), Field(discriminator="op")]
+    made = TypeAdapter(list[one]).json_schema()
     definitions = made.pop("$defs")
     made["items"].pop("discriminator")  # a word of OpenAPI, not of JSON schemas
-    for kind in BY_NAME.values():
+    for kind in OPERATIONS.values():
         entry = definitions[kind.__name__]
         # What stands behind the first paragraph, formulas and sources, is for another reader.
         entry["description"] = _plain(inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0])
@@ -35,6 +40,9 @@ def plan_schema() -> dict[str, Any]:
         told = _attributes(kind)
         for name, field in entry["properties"].items():
             field.pop("title", None)
+            default = kind.model_fields[name].default
+            if isinstance(default, Selector | Layers):
+                field["default"] = str(default)
             if name in told:
                 field["description"] = told[name]
         definitions[kind.__name__].pop("title", None)

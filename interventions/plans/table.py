@@ -1,6 +1,6 @@
 """A plan as a table, and the tokens that its operations mean in one batch.
 
-The hazard: a random control that is not written down cannot be checked. What was drawn is a
+A random control that is not written down cannot be checked. What was drawn is a
 function of the batch and the plan, so it is listed here and not kept anywhere else.
 """
 
@@ -84,23 +84,16 @@ def _meant(operation: Operation, batch: Batch) -> list[tuple[str, list[int], lis
 
 def _row(number: int, operation: Operation) -> dict[str, Any]:
     given = operation.model_dump(exclude_defaults=True)
-    all_roles = {name: getattr(operation, name) for name in operation.roles()}
-    roles = {name: text for name, text in all_roles.items() if text is not None}
-    tokens = (
-        list(roles.values())
-        if list(roles) == ["tokens"]
-        else [f"{n}: {t}" for n, t in roles.items()]
-    )
-    spelled = {name: getattr(operation, name, None) for name in PLACES}
-    layers = spelled["layers"] if spelled["layers"] is not None else spelled["layer"]
-    if spelled["source"] is not None:
-        layers = f"{spelled['source']} → {spelled['target']}"
-    apart = {"op", "phase", *all_roles, *PLACES}
+    roles = {name: str(selector) for name, selector in operation.selectors().items()}
+    tokens = list(roles.values())
+    if list(roles) != ["tokens"]:
+        tokens = [f"{name}: {text}" for name, text in roles.items()]
+    apart = {"op", "phase", *operation.roles(), *PLACES}
     return {
         "step": number,
         "operation": operation.op,
         "tokens": "; ".join(tokens),
-        "layers": "" if layers is None else str(layers),
+        "layers": operation.where(),
         "phase": operation.phase,
         "settings": ", ".join(f"{n}={v}" for n, v in given.items() if n not in apart),
     }

@@ -1,25 +1,20 @@
 """Reading plans from text, strictly: every fault is named together with the path to it.
 
-The hazard: YAML takes the second of two equal keys without a word, and reads ``yes`` as a flag. A
+YAML takes the second of two equal keys without a word, and reads ``yes`` as a flag. A
 plan that means something else than it says is worse than none, so nothing is converted or dropped.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
-from typing import Any, get_args
+from collections.abc import Collection
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from ...lens.errors import InputError
-from ..operations.any_operation import AnyOperation
-from ..operations.operation import Operation, explain
-
-BY_NAME: Mapping[str, type[Operation]] = {
-    kind.model_fields["op"].default: kind for kind in get_args(get_args(AnyOperation)[0])
-}
+from ..operations.operation import OPERATIONS, Operation, explain
 
 
 class _Strict(yaml.SafeLoader):
@@ -72,12 +67,12 @@ def _operation(item: Any, path: str) -> Operation:
             f"{path}: an operation is written {{op: zero-ffn, layers: all}}, not {_shown(item)}"
         )
     name = item.get("op")
-    kind = BY_NAME.get(name) if isinstance(name, str) else None
+    kind = OPERATIONS.get(name) if isinstance(name, str) else None
     if kind is None:
         what = f"no operation is called {name!r}" if "op" in item else "the key 'op' is missing"
-        near = difflib.get_close_matches(str(name), BY_NAME, 1)
+        near = difflib.get_close_matches(str(name), OPERATIONS, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise InputError(f"{path}.op: {what}{hint}; there are: {', '.join(sorted(BY_NAME))}")
+        raise InputError(f"{path}.op: {what}{hint}; there are: {', '.join(sorted(OPERATIONS))}")
     if odd := [key for key in item if not isinstance(key, str)]:
         raise InputError(f"{path}: the key {odd[0]!r} is no text; YAML needs quotes around it")
     operation = kind.__new__(kind)

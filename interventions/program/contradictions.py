@@ -1,7 +1,7 @@
 """Operations that cannot all be meant: what one says is undone by another.
 
-The hazard: a plan whose second operation overwrites what the first one wrote runs without a murmur,
-and its result is reported under the first one's name. Every operation has to leave its mark in the
+A plan whose second operation overwrites what the first one wrote would run without a murmur, and
+its result be reported under the first one's name. So every operation has to leave its mark in the
 states that somebody reads; if it does not, and would without another one, both are named.
 
 What counts, and where the line is:
@@ -19,13 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from ...lens.errors import InputError
 from ..operations.operation import Operation
-from ..operations.target import Step, Target
-from ..selectors.layers import layer_indices
-from .flow import ENTRY, HIDE, OVERWRITE, Mark, Program
+from .flow import Flow, Mark
+from .scope import Scope
+from .steps import Mask, Step
 
 # Layers of an unknown model: more than any has.
 SOME = 1 << 20
@@ -39,10 +37,10 @@ def check_declared(operations: Sequence[Operation]) -> None:
     Raises:
         InputError: The same tokens enter or leave twice, or leave before they enter.
     """
-    moving = [(n, op, layers) for n, op in enumerate(operations) if (layers := op.away(SOME))]
+    moving = [(n, op, layers) for n, op in enumerate(operations) if (layers := op.absent(SOME))]
     for index, (number, operation, mine) in enumerate(moving):
         for other, second, theirs in moving[index + 1 :]:
-            if getattr(operation, "tokens", None) != getattr(second, "tokens", None):
+            if operation.selectors().get("tokens") != second.selectors().get("tokens"):
                 continue
             leaving, entering = mine.stop == SOME, theirs.stop == SOME
             if leaving and entering:
@@ -59,52 +57,50 @@ def check_declared(operations: Sequence[Operation]) -> None:
             )
 
 
-def check_program(
-    operations: Sequence[Operation], lowered: Sequence[Sequence[Step]], target: Target
+def check_lowered(
+    operations: Sequence[Operation], lowered: Sequence[Sequence[Step]], scope: Scope
 ) -> None:
     """Refuse operations that others undo on this model and batch.
 
     Args:
         operations: The plan's operations.
         lowered: Per operation its steps.
-        target: Model, batch and kind of pass.
+        scope: Model, batch and kind of pass.
 
     Raises:
         InputError: With the paths of both.
     """
     if len(operations) < 2:
         return
-    program = Program.of(operations, lowered, target)
-    program.follow(operations)
-    if (lost := _first_lost(operations, program)) is not None:
+    flow = Flow.of(operations, lowered, scope)
+    flow.follow()
+    if (lost := _first_lost(operations, flow)) is not None:
         number, layers = lost
-        causes = _causes(operations, program, number, layers)
-        raise InputError(_told(operations, program, number, layers, causes))
-    _check_reads(operations, program)
+        causes = _causes(operations, flow, number, layers)
+        raise InputError(_told(operations, flow, number, layers, causes))
+    _check_reads(operations, flow)
 
 
-def _units(program: Program) -> dict[_Unit, bool]:
+def _units(flow: Flow) -> dict[_Unit, bool]:
     """For each operation and layer whether something of it is used."""
     units: dict[_Unit, bool] = {}
-    for mark in program.marks:
-        if mark.step["do"] != "read":
-            unit = (mark.operation, mark.layer, mark.step["do"] in HIDE)
+    for mark in flow.marks:
+        if not mark.step.reads:
+            unit = (mark.operation, mark.step.site.layer, mark.step.hides)
             units[unit] = units.get(unit, False) or mark.used
     return units
 
 
-def _first_lost(
-    operations: Sequence[Operation], program: Program
-) -> tuple[int, tuple[int, ...]] | None:
+def _first_lost(operations: Sequence[Operation], flow: Flow) -> tuple[int, tuple[int, ...]] | None:
     """The first operation that leaves no mark where it should, and in which layers."""
-    units, n_layers = _units(program), program.target.model.n_layers
+    units, n_layers = _units(flow), flow.scope.model.n_layers
     for number, operation in enumerate(operations):
         mine = {unit: used for unit, used in units.items() if unit[0] == number}
         lost = [unit for unit, used in mine.items() if not used]
-        layers = getattr(operation, "layers", "all")
-        named = len(layer_indices(layers, n_layers)) < n_layers
+        layers = operation.named_layers
+        named = layers is not None and len(layers.indices(n_layers)) < n_layers
         # What a single layer says, an edit of states, stands for itself.
-        alone = [unit for unit in lost if not unit[2] and not hasattr(operation, "layers")]
+        alone = [unit for unit in lost if not unit[2] and layers is None]
         if lost and (named or len(lost) == len(mine)):
             return number, tuple(sorted({layer for _, layer, _ in lost}))
         if alone:
@@ -113,15 +109,15 @@ def _first_lost(
 
 
 def _causes(
-    operations: Sequence[Operation], program: Program, number: int, layers: tuple[int, ...]
+    operations: Sequence[Operation], flow: Flow, number: int, layers: tuple[int, ...]
 ) -> list[int]:
     """Operations without any one of which more would be left; all others if it takes several."""
     found = []
     for other in range(len(operations)):
         if other == number:
             continue
-        rest = program.without({other})
-        rest.follow(operations)
+        rest = flow.without({other})
+        rest.follow()
         units = _units(rest)
         if any(units[unit] for unit in units if unit[0] == number and unit[1] in layers):
             found.append(other)
@@ -130,16 +126,16 @@ def _causes(
 
 def _told(
     operations: Sequence[Operation],
-    program: Program,
+    flow: Flow,
     number: int,
     layers: tuple[int, ...],
     causes: list[int],
 ) -> str:
     where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))}"
-    n_layers = program.target.model.n_layers
+    n_layers = flow.scope.model.n_layers
     others = " and ".join(f"operations.{other} ({operations[other]!r})" for other in causes)
-    leaving = any(operations[cause].away(n_layers) for cause in causes)
-    what = "nobody sees its tokens then" if leaving else "what it does there is overwritten"
+    unseen = any(operations[cause].absent(n_layers) for cause in causes)
+    what = "nobody sees its tokens then" if unseen else "what it does there is overwritten"
     return (
         f"operations.{number} ({operations[number]!r}) would change nothing in {where}: {what}, "
         f"because of {others}. Leave one of them out, name other layers or tokens, or, where both "
@@ -147,30 +143,33 @@ def _told(
     )
 
 
-def _check_reads(operations: Sequence[Operation], program: Program) -> None:
+def _check_reads(operations: Sequence[Operation], flow: Flow) -> None:
     """Refuse to read states of tokens where they are not there.
 
     Raises:
-        InputError: All tokens of a read are away in the layer whose outcome is read, and nobody
+        InputError: All tokens of a read are absent in the layer whose outcome is read, and nobody
             has written them since.
     """
-    if not program.absences:
+    if not flow.absences:
         return
     written: dict[int, list[Mark]] = {}
-    for mark in program.marks:
-        if mark.part == ENTRY and mark.step["do"] in OVERWRITE:
-            written.setdefault(mark.layer, []).append(mark)
-        if mark.step["do"] != "read" or not mark.tokens.any():
+    for mark in flow.marks:
+        step, site = mark.step, mark.step.site
+        if site.part == "entry" and step.overwrites:
+            written.setdefault(site.layer, []).append(mark)
+        if not step.reads or not mark.tokens.any():
             continue
-        before = mark.layer - 1 if mark.part == ENTRY else mark.layer
-        gone = program.away(before, mark.operation) if before >= 0 else np.zeros_like(mark.tokens)
-        for writing in written.get(mark.layer, []):
-            gone &= ~writing.tokens
-        if (mark.tokens & ~gone).any():
+        before = site.layer - 1 if site.part == "entry" else site.layer
+        missing: Mask = mark.tokens & False
+        if before >= 0:
+            missing = flow.absent(before, mark.operation)
+        for writing in written.get(site.layer, []):
+            missing &= ~writing.tokens
+        if (mark.tokens & ~missing).any():
             continue
         others = [
             f"operations.{absence.operation} ({operations[absence.operation]!r})"
-            for absence in program.absences
+            for absence in flow.absences
             if before in absence.layers and absence.operation != mark.operation
         ]
         raise InputError(

@@ -1,56 +1,47 @@
-"""Which states a program still uses: followed backwards through the layers, from what is read.
+"""Which states a plan still uses: followed backwards through the layers, from what is read.
 
-The hazard: an edit that a later one overwrites, or that is made on tokens nobody sees any more, is
-carried out without a murmur and means nothing. What somebody reads is therefore followed backwards
-through the decoder: states leaving a layer need what its sublayers add, and what is gathered by
-attention needs the keys it can see.
+1. Every step that reads or changes states, or hides keys, is a mark at its site (:meth:`Flow.of`).
+2. Needed are, behind the last layer, the states of all real tokens, whether or not anybody asks for
+   them, but for tokens that were dropped.
+3. From there back, layer by layer: states leaving a layer need what its sublayers add; what is
+   gathered by attention needs the keys it can see; a step that overwrites ends the need for what
+   was there, and a slot that is used brings the need for what was read into it.
+4. What an earlier pass reads for operations that are used is followed through that pass too.
 
-Read are the states of every real token behind the last layer, whether or not anybody asks for them,
-but for tokens that have left; and what the program itself reads.
+A step whose change is not needed anywhere would be carried out without a murmur and mean nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ...lens.opening.wrapping import envoy_path
+from ..operations.needs import StatesOf
 from ..operations.operation import Operation
-from ..operations.target import Step, Target
+from .scope import Scope
+from .site import PARTS, Site
+from .steps import Mask, PairStep, Step, wide
 
-Mask = NDArray[np.bool_]
-
-# Where in a layer something happens, in this order.
-ENTRY, MIXING, ATTENTION, FFN = range(4)
-# Steps after which nothing is left of what was there; any other changes what it finds.
-OVERWRITE = frozenset({"zero", "write"})
-HIDE = frozenset({"block", "zero-weights"})
+Key = TypeVar("Key")
 
 
 @dataclass(eq=False)
 class Mark:
-    """One step as the analysis sees it; tokens are ``[sample, token]``, the last for generated.
+    """One step as it is followed; tokens are ``[sample, token + 1]``, the last those generated.
 
     Attributes:
         operation: Number of its operation in the plan.
-        layer: Layer it happens in; the number of layers for the stream behind the last.
-        part: Where in the layer.
         step: The step.
-        tokens: Tokens it reads or changes; for a mask the queries.
-        keys: For a mask, the keys.
-        used: Whether anybody uses what it changes, filled in by :func:`follow`.
+        tokens: Tokens it reads or changes; of a mask the queries.
+        used: Whether anybody uses what it changes, filled in by :meth:`Flow.follow`.
     """
 
     operation: int
-    layer: int
-    part: int
     step: Step
     tokens: Mask
-    keys: Mask | None = None
     used: bool = False
 
 
@@ -64,8 +55,8 @@ class Absence:
 
 
 @dataclass(eq=False)
-class Flow:
-    """What is used where, ``[sample, token]`` for each layer.
+class Used:
+    """What is used where, ``[sample, token + 1]`` for each layer.
 
     Attributes:
         gathering: Tokens whose attention output is used.
@@ -79,225 +70,187 @@ class Flow:
 
 
 @dataclass(frozen=True, eq=False)
-class Program:
-    """A lowered plan, ready to be followed."""
+class Flow:
+    """A lowered plan, ready to be followed.
 
-    target: Target
+    Attributes:
+        scope: Model, batch and kind of pass.
+        marks: The steps, in the plan's order.
+        absences: Where tokens are not there.
+        earlier: Per operation what it reads in an earlier pass: layers and tokens.
+    """
+
+    scope: Scope
     marks: tuple[Mark, ...]
     absences: tuple[Absence, ...]
+    earlier: dict[int, list[tuple[int, Mask]]]
 
     @staticmethod
     def of(
-        operations: Sequence[Operation], lowered: Sequence[Sequence[Step]], target: Target
-    ) -> Program:
-        """The marks and absences of a plan's operations."""
-        places = _places(target)
+        operations: Sequence[Operation], lowered: Sequence[Sequence[Step]], scope: Scope
+    ) -> Flow:
+        """The marks and absences of a plan's operations, given the steps of each."""
+        samples, length = len(scope.batch), scope.batch.length
         marks = tuple(
-            mark
+            Mark(number, step, tokens)
             for number, steps in enumerate(lowered)
             for step in steps
-            if (mark := _mark(number, step, places, target)) is not None
+            if step.site.part in PARTS and (tokens := step.tokens(samples, length)) is not None
         )
-        n_layers = target.model.n_layers
-        absences = tuple(
-            Absence(number, layers, _wide(tokens.prompt, None, target))
-            for number, operation in enumerate(operations)
-            if (layers := operation.away(n_layers))
-            for role, tokens in operation.selections(target.batch).items()
-            if role == "tokens"
-        )
-        return Program(target, marks, absences)
+        n_layers = scope.model.n_layers
+        absences = []
+        earlier: dict[int, list[tuple[int, Mask]]] = {}
+        for number, operation in enumerate(operations):
+            layers, meant = operation.absent(n_layers), operation.selections(scope.batch)
+            if layers and "tokens" in meant:
+                absences.append(Absence(number, layers, wide(meant["tokens"].prompt)))
+            for need in operation.needs():
+                if isinstance(need, StatesOf) and need.donor is None:
+                    read = wide(need.tokens.select(scope.batch).prompt)
+                    # What a sublayer adds has gone into the stream that enters the next layer.
+                    places = [
+                        (layer + (kind != "residual"), read)
+                        for kind, layer in need.places(n_layers)
+                    ]
+                    earlier.setdefault(number, []).extend(places)
+        return Flow(scope, marks, tuple(absences), earlier)
 
-    def without(self, operations: Collection[int]) -> Program:
-        """The program with some operations left out."""
-        return Program(
-            self.target,
+    def without(self, operations: Collection[int]) -> Flow:
+        """The flow with some operations left out."""
+        return Flow(
+            self.scope,
             tuple(mark for mark in self.marks if mark.operation not in operations),
-            tuple(gone for gone in self.absences if gone.operation not in operations),
+            tuple(absence for absence in self.absences if absence.operation not in operations),
+            {n: places for n, places in self.earlier.items() if n not in operations},
         )
 
-    def away(self, layer: int, but: int | None = None) -> Mask:
+    def absent(self, layer: int, but: int | None = None) -> Mask:
         """Tokens that are not there in a layer, on behalf of any operation ``but`` one."""
-        found = np.zeros_like(_everyone(self.target))
-        for gone in self.absences:
-            if layer in gone.layers and gone.operation != but:
-                found |= gone.tokens
+        found = np.zeros_like(self._everyone())
+        for absence in self.absences:
+            if layer in absence.layers and absence.operation != but:
+                found |= absence.tokens
         return found
 
-    def follow(self, operations: Sequence[Operation], *, until_gone: bool = False) -> Flow:
+    def follow(self, *, until_dropped: bool = False) -> Used:
         """Fill in which marks are used, and return what is used in each layer.
 
         Args:
-            operations: The plan's operations.
-            until_gone: Whether the states with which tokens leave count as used, although nobody
-                reads them.
+            until_dropped: Whether the states with which tokens are dropped count as used, although
+                nobody reads them.
         """
         for mark in self.marks:
             mark.used = False
-        n_layers = self.target.model.n_layers
-        leaving: dict[int, Mask] = {}
-        for gone in self.absences if until_gone else ():
-            if gone.layers.stop == n_layers:
-                start = gone.layers.start
-                leaving[start] = leaving.get(start, np.zeros_like(gone.tokens)) | gone.tokens
-        flow = self._backwards(_everyone(self.target) & ~self.away(n_layers - 1), leaving)
-        # The states a backward patch writes were read in a pass without the backward patches.
+        n_layers = self.scope.model.n_layers
+        last: dict[int, Mask] = {}
+        for absence in self.absences if until_dropped else ():
+            if absence.layers.stop == n_layers:
+                _add(last, absence.layers.start, absence.tokens)
+        everyone = self._everyone()
+        used = self._backwards(everyone & ~self.absent(n_layers - 1), last)
+        # The earlier pass is one without the operations that need it.
         sources: dict[int, Mask] = {}
-        backward = {n for n, op in enumerate(operations) if getattr(op, "backwards", False)}
-        for mark in self.marks:
-            if mark.operation in backward and "values" in mark.step and mark.used:
-                layer, tokens = self._read(operations[mark.operation])
-                sources[layer] = sources.get(layer, np.zeros_like(tokens)) | tokens
+        for number in {mark.operation for mark in self.marks if mark.used}:
+            for layer, tokens in self.earlier.get(number, ()):
+                _add(sources, layer, tokens)
         if sources:
-            self.without(backward)._backwards(np.zeros_like(_everyone(self.target)), sources)
-        return flow
+            self.without(self.earlier)._backwards(np.zeros_like(everyone), sources)
+        return used
 
-    def _read(self, operation: Any) -> tuple[int, Mask]:
-        """Layer and tokens whose states a backward patch reads.
-
-        What a sublayer adds has gone into the stream that enters the next layer.
-        """
-        tokens = operation.source_mask(self.target.batch)
-        return operation.source + (operation.site != "residual"), _wide(tokens, None, self.target)
-
-    def _backwards(self, needed: Mask, sources: dict[int, Mask]) -> Flow:
+    def _backwards(self, needed: Mask, sources: dict[int, Mask]) -> Used:
         """Follow what is needed behind the last layer, and at ``sources``, to the first layer."""
-        n_layers = self.target.model.n_layers
-        at: dict[tuple[int, int], list[Mark]] = {}
+        n_layers = self.scope.model.n_layers
+        at: dict[Site, list[Mark]] = {}
         for mark in reversed(self.marks):
-            at.setdefault((mark.layer, mark.part), []).append(mark)
-        flow, keys = Flow(), set[str]()
+            at.setdefault(mark.step.site, []).append(mark)
+        used, slots = Used(), set[str]()
         for layer in range(n_layers, -1, -1):
             if layer < n_layers:
                 leaving = needed
-                added = _through(at.get((layer, FFN), ()), leaving, keys)
-                flow.transformed[layer] = added
+                added = _through(at.get(Site(layer, "ffn"), ()), leaving, slots)
+                used.transformed[layer] = added
                 middle = leaving | added
-                gathering = _through(at.get((layer, ATTENTION), ()), middle, keys)
-                masks = at.get((layer, MIXING), [])
+                gathering = _through(at.get(Site(layer, "attention"), ()), middle, slots)
+                masks = at.get(Site(layer, "mixing"), [])
                 for mask in masks:
                     mask.used |= self._hides(mask, middle)
-                flow.gathering[layer] = gathering
-                flow.seen[layer] = self._seen(gathering, masks)
-                needed = middle | gathering | flow.seen[layer]
+                used.gathering[layer] = gathering
+                used.seen[layer] = self._seen(gathering, masks)
+                needed = middle | gathering | used.seen[layer]
             if layer in sources:
                 needed = needed | sources[layer]
-            needed = _through(at.get((layer, ENTRY), ()), needed, keys)
-        return flow
+            needed = _through(at.get(Site(layer, "entry"), ()), needed, slots)
+        return used
 
     def _hides(self, mask: Mark, middle: Mask) -> bool:
         """Whether a mask hides tokens that are there from queries that are used."""
-        assert mask.keys is not None
-        there = mask.keys & ~self.away(mask.layer, mask.operation)
+        assert isinstance(mask.step, PairStep)
+        there = mask.step.hidden() & ~self.absent(mask.step.site.layer, mask.operation)
         return bool(((mask.tokens & middle).any(1) & there.any(1)).any())
 
     def _seen(self, queries: Mask, masks: Sequence[Mark]) -> Mask:
         """Tokens that some query sees; each sees itself."""
         seen = queries.copy()
-        both_ways = "bidirectional_image" in self.target.model.anatomy.capabilities
         place = np.arange(queries.shape[1])
-        hidden = [m for m in masks if not m.step.get("collapse")]
-        for keys, blocked in patterns(hidden, "keys", "tokens", queries):
+        hidden = [
+            (mark.step.hidden(), mark.tokens)
+            for mark in masks
+            if isinstance(mark.step, PairStep) and mark.step.conceals
+        ]
+        for keys, blocked in patterns(hidden, queries):
             left = queries & ~blocked
             last = np.where(left.any(1), left.shape[1] - 1 - left[:, ::-1].argmax(1), -1)
-            visible = np.broadcast_to((last >= 0)[:, None] & both_ways, keys.shape)
+            visible = np.broadcast_to((last >= 0)[:, None] & self.scope.both_ways, keys.shape)
             seen |= keys & (visible | (place[None] < last[:, None]))
         return seen
 
+    def _everyone(self) -> Mask:
+        """All real tokens, and those that are generated or scored if there are any."""
+        later = np.full(len(self.scope.batch), self.scope.during.kind != "forward")
+        return wide(self.scope.real, later)
 
-def patterns(masks: Sequence[Mark], by: str, what: str, like: Mask) -> list[tuple[Mask, Mask]]:
-    """Tokens that are in the same masks ``by`` one side, and all that those hold on the other."""
-    if len(masks) > 60:  # more than a number has bits: as if nothing were hidden
-        masks = []
-    code = np.zeros(like.shape, dtype=np.int64)
-    for bit, mask in enumerate(masks):
-        code |= getattr(mask, by).astype(np.int64) << bit
+
+def patterns(masks: Sequence[tuple[Mask, Mask]], like: Mask) -> list[tuple[Mask, Mask]]:
+    """Tokens that are on the first side of the same masks, and all on the second side of those."""
+    if not masks:
+        return [(np.ones_like(like), np.zeros_like(like))]
+    sides = np.stack([side for side, _ in masks], axis=-1).reshape(-1, len(masks))
+    kinds, of = np.unique(sides, axis=0, return_inverse=True)
     found = []
-    for value in np.unique(code).tolist():
+    for number, kind in enumerate(kinds):
         others = np.zeros_like(like)
-        for bit, mask in enumerate(masks):
-            if value >> bit & 1:
-                others |= getattr(mask, what)
-        found.append((code == value, others))
+        for (_, other), inside in zip(masks, kind, strict=True):
+            if inside:
+                others |= other
+        found.append((of.reshape(like.shape) == number, others))
     return found
 
 
-def _through(marks: Sequence[Mark], needed: Mask, keys: set[str]) -> Mask:
+def _through(marks: Sequence[Mark], needed: Mask, slots: set[str]) -> Mask:
     """What is needed before some steps at one place, given in reverse, to have what is needed."""
-    needed, zeroed = needed.copy(), np.zeros_like(needed)
+    needed = needed.copy()
+    # Tokens on which a later step of the same kind says the same.
+    settled: dict[type[Step], Mask] = {}
     for mark in marks:
-        do, key = mark.step["do"], mark.step.get("key")
-        if do == "read":
-            if key in keys:
+        step, slot = mark.step, mark.step.slot
+        if step.reads:
+            if slot in slots:
                 needed |= mark.tokens
             continue
-        # What is made zero twice is as both say.
-        meant = needed | zeroed if do == "zero" else needed
+        meant = needed | settled.get(type(step), False) if step.idempotent else needed
         used = bool((mark.tokens & meant).any())
         mark.used |= used
-        if do in OVERWRITE:
-            zeroed = zeroed & ~mark.tokens if do != "zero" else zeroed | (mark.tokens & meant)
+        if step.overwrites:
+            settled = {kind: tokens & ~mark.tokens for kind, tokens in settled.items()}
+            if step.idempotent:
+                _add(settled, type(step), mark.tokens & meant)
             needed &= ~mark.tokens
-        if used and key is not None:
-            keys.add(key)
-        if used and "others" in mark.step:
-            others = mark.step["others"].numpy()
+        if used and slot is not None:
+            slots.add(slot)
+        if used and (others := step.looks_at()) is not None:
             needed[:, : others.shape[1]] |= others
     return needed
 
 
-def _everyone(target: Target) -> Mask:
-    """All real tokens, and those that are generated or scored if there are any."""
-    later = np.full(len(target.batch), target.during.kind != "forward")
-    return _wide(target.real, later, target)
-
-
-def _wide(prompt: Mask, later: Mask | None, target: Target) -> Mask:
-    column = np.zeros(len(target.batch), bool) if later is None else later
-    return np.concatenate([prompt, column[:, None]], axis=1)
-
-
-def _places(target: Target) -> dict[tuple[str, str], tuple[int, int]]:
-    """Layer and part for each (path, side) at which states can be changed."""
-    anatomy = target.model.anatomy
-    places: dict[tuple[str, str], tuple[int, int]] = {}
-    for layer, path in enumerate(anatomy.mixer):
-        if path is not None:
-            places[envoy_path(path), "mask"] = (layer, MIXING)
-    for part, addends in ((ATTENTION, anatomy.attention), (FFN, anatomy.ffn)):
-        for layer, path in enumerate(addends):
-            if path is not None:
-                places[envoy_path(path), "output"] = (layer, part)
-    for layer in range(anatomy.n_layers + 1):
-        places[envoy_path(anatomy.residual(layer)), "input"] = (layer, ENTRY)
-    return places
-
-
-def _mark(
-    number: int, step: Step, places: dict[tuple[str, str], tuple[int, int]], target: Target
-) -> Mark | None:
-    """A step's mark, or None for one that changes no states (rows that are taken out)."""
-    side = "output" if step["do"] == "zero" else step.get("side", "input")
-    place = places.get((step["path"], "mask" if step["do"] in HIDE else side))
-    if place is None or not ("rows" in step or step["do"] in HIDE):
-        return None
-    if step["do"] in HIDE:
-        queries, keys = (_pair(step, role, target) for role in ("queries", "keys"))
-        return Mark(number, *place, step, queries, keys)
-    return Mark(number, *place, step, _tokens(step, target))
-
-
-def _pair(step: Step, role: str, target: Target) -> Mask:
-    """The queries or keys of a mask; queries only where the step acts."""
-    prompt, later = step[role].numpy(), step["later_" + role].numpy()
-    if role == "queries" and step["when"] != "prefill":
-        prompt = np.zeros_like(prompt)
-    return _wide(prompt, later, target)
-
-
-def _tokens(step: Step, target: Target) -> Mask:
-    found = np.zeros_like(_everyone(target))
-    rows: Any = step["rows"].numpy()
-    columns = step["columns"].numpy() if step["when"] == "prefill" else target.batch.length
-    found[rows, np.minimum(columns, target.batch.length)] = True
-    return found
+def _add(to: dict[Key, Mask], key: Key, tokens: Mask) -> None:
+    to[key] = to.get(key, np.zeros_like(tokens)) | tokens

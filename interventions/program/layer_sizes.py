@@ -1,7 +1,7 @@
 """What one decoder layer costs per token, from the shapes of its own weight matrices.
 
-The hazard: a formula with the hidden size in it is wrong for grouped keys, gated FFNs and experts,
-and right-looking all the same. Every matrix of a layer is therefore accounted for by its shape, the
+A formula with the hidden size in it is wrong for grouped keys, gated FFNs and experts, and
+right-looking all the same. Every matrix of a layer is therefore accounted for by its shape, the
 attention's shapes are checked against each other, and what is left over is refused.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from ...lens.errors import Unsupported
-from ..operations.target import Subject
+from .scope import Subject
 
 SCORED = frozenset({"attention", "sliding_attention", "chunked_attention"})
 

@@ -1,30 +1,29 @@
-"""A compiled plan: its steps, and what a run has to know about them."""
+"""A compiled plan: typed steps in the plan's order, and what a run has to know about them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ...lens.anatomy import Anatomy
-from ..engines.nnsight import store_edits
-from ..operations.target import Step
-from .stacking import first_layer, joined, stands_alone
+from ..engines.engine import engine_of
+from .scope import Scope
+from .site import Site
+from .stacking import stacked
+from .steps import Step, When, ZeroWeights
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What a plan compiled to, for one model, one batch and one kind of pass.
+    """What a plan compiled to.
 
     Attributes:
         steps: What is done, in the plan's order.
-        anatomy: Where things are in the model.
-        samples: Rows of the batch.
+        scope: The model, the batch and the kind of pass.
     """
 
     steps: tuple[Step, ...]
-    anatomy: Anatomy
-    samples: int
+    scope: Scope
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -32,23 +31,47 @@ class Program:
     @property
     def first_layer(self) -> int:
         """First layer that is read or changed: ``n_layers`` behind all, -1 before the decoder."""
-        return first_layer(self.steps, self.anatomy)
+        return min((step.site.layer for step in self.steps), default=self.scope.model.n_layers)
 
     @property
     def changes_length(self) -> bool:
         """Whether it changes the length of the sequence, which other programs could not share."""
-        return stands_alone(self.steps)
+        return any(step.length_after is not None for step in self.steps)
 
-    def stack(self, others: Sequence[Program]) -> Program:
+    def stack(self, others: Sequence[Any]) -> Program:
         """This program and others as one, for the batch repeated once per program.
 
         Raises:
             Unsupported: A step that cannot share a pass.
         """
         programs = [program.steps for program in (self, *others)]
-        steps = joined(programs, self.samples)
-        return Program(tuple(steps), self.anatomy, self.samples * len(programs))
+        steps = stacked(programs, self.scope.samples)
+        return Program(tuple(steps), replace(self.scope, copies=len(programs)))
 
     def apply(self, host: Any) -> Any:
-        """The host with the program in force; the host itself if the program is empty."""
-        return store_edits(host, list(self.steps)) if self.steps else host
+        """The host with the program in force; the host itself if the program is empty.
+
+        What that is, the engine of the host says: a copy of an nnsight model, or for a bridge of
+        TransformerLens a context inside which the program is in force.
+
+        Raises:
+            Unsupported: No engine for such a host, or a step that its engine has no form for.
+        """
+        return engine_of(host).apply(self.steps, self.scope, host) if self.steps else host
+
+
+def handed_on(lowered: Sequence[Sequence[Step]]) -> list[list[Step]]:
+    """Each operation's steps, where those on the weights of one call go on from one another."""
+    made = [list(steps) for steps in lowered]
+    last: dict[tuple[Site, When], tuple[int, int]] = {}
+    for number, steps in enumerate(made):
+        for index, step in enumerate(steps):
+            if not isinstance(step, ZeroWeights):
+                continue
+            call = step.site, step.when
+            if call in last:
+                before, place = last[call]
+                made[before][place] = replace(made[before][place], leaves=True)  # type: ignore[call-arg]
+                steps[index] = replace(step, takes=True)
+            last[call] = number, index
+    return made

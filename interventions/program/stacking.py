@@ -1,55 +1,29 @@
-"""Programs of several conditions on one batch, joined into one program on a stacked batch.
+"""Programs of several conditions on one batch, joined into one on a batch of all their rows.
 
-The hazard: in the stacked batch every condition has a block of rows of its own, and a step that
-kept the rows, the masks or the store keys of its single run would change, without a sound, what
-another condition returns. So a step is taken apart key by key, and a key that is not known here is
-refused.
+Every condition has a block of rows of its own. A field that is not known to go with the rows along
+some axis is refused, because a step that kept the rows, masks or slots of its single run would
+change, without a sound, what another condition returns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...lens.anatomy import Anatomy
 from ...lens.errors import Unsupported
-from ...lens.opening.wrapping import envoy_path
-from ..operations.target import Step
-
-# Steps on the sequence as a whole: their conditions have a pass of their own.
-WHOLE = frozenset(("remove", "cut"))
-# One entry per selected token, wherever that token's row is.
-PER_TOKEN = frozenset(("columns", "values", "seeds", "group", "from_group"))
-# One row per sample.
-PER_SAMPLE = frozenset(("queries", "keys", "later_queries", "later_keys", "others"))
-# Steps that do to some rows what they do to others, so that one can serve several conditions;
-# those that leave something to the next step on their module stay where they are.
-ALIKE = frozenset(("zero", "block", "zero-weights"))
+from .steps import Step
 
 
-def stands_alone(program: Sequence[Step]) -> bool:
-    """Whether a program changes the sequence's length, which others could not share."""
-    return any(step["do"] in WHOLE for step in program)
-
-
-def first_layer(program: Sequence[Step], anatomy: Anatomy) -> int:
-    """The first layer that a program reads or changes anything in; ``n_layers`` behind the last.
-
-    Returns:
-        -1 where it reaches something in front of the decoder.
-    """
-    return min((_layer_of(step, anatomy) for step in program), default=anatomy.n_layers)
-
-
-def joined(programs: Sequence[Sequence[Step]], samples: int) -> list[Step]:
+def stacked(programs: Sequence[Sequence[Step]], samples: int) -> list[Step]:
     """One program for the batch repeated once for every condition.
 
     Args:
-        programs: One per condition, each resolved on the single batch, without steps on the whole
-            sequence.
+        programs: One per condition, each compiled for the single batch, without steps that change
+            the sequence's length.
         samples: Rows of the single batch.
 
     Raises:
@@ -74,66 +48,49 @@ def joined(programs: Sequence[Sequence[Step]], samples: int) -> list[Step]:
 
 def _moved(step: Step, block: int, samples: int, blocks: int) -> Step:
     """A step of a single batch, on one block of the stacked batch."""
-    moved: Step = {}
-    for name, value in step.items():
-        if name == "samples":
-            moved[name] = samples * blocks
-        elif name == "key":
-            moved[name] = f"{block}.{value}"
-        elif name == "rows":
-            moved[name] = value + block * samples
-        elif name in PER_SAMPLE:
+    changes: dict[str, Any] = {}
+    for name, along, value in _held(step):
+        if along == "slot":
+            changes[name] = f"{block}.{value}"
+        elif along == "row":
+            changes[name] = value + block * samples
+        elif along == "sample":
             whole = value.new_zeros(samples * blocks, *value.shape[1:])
             whole[block * samples : (block + 1) * samples] = value
-            moved[name] = whole
-        elif name in PER_TOKEN or _is_plain(value):
-            moved[name] = value
-        else:
+            changes[name] = whole
+        elif along is None and isinstance(value, Tensor):
             raise Unsupported(
-                f"the step {step['do']!r} at {step.get('path')} cannot share a pass with other "
-                f"conditions: it is not known how its {name!r} goes with the rows; use run() or "
-                "score() for this plan"
+                f"the step {type(step).__name__!r} at the {step.site} cannot share a pass with "
+                f"other conditions: it is not known how its {name!r} goes with the rows; use run() "
+                "or score() for this plan"
             )
-    return moved
+    return replace(step, **changes)
 
 
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)
+def _held(step: Step) -> list[tuple[str, str | None, Any]]:
+    """Name, axis and value of every field that is set."""
+    held = [(f.name, f.metadata.get("along"), getattr(step, f.name)) for f in fields(step)]
+    return [(name, along, value) for name, along, value in held if value is not None]
 
 
 def _alike(one: Step, other: Step) -> bool:
     """Whether two steps differ in nothing but the rows they act on, and need no neighbours."""
-    bound = one.get("takes") or one.get("leaves")
-    return one["do"] in ALIKE and not bound and _settings(one) == _settings(other)
+    return one.merges and type(one) is type(other) and _settings(one) == _settings(other)
 
 
 def _settings(step: Step) -> dict[str, Any]:
     return {
         name: "tensor" if isinstance(value, Tensor) else value
-        for name, value in step.items()
+        for name, _, value in _held(step)
         if name != "by"
     }
 
 
 def _merged(one: Step, other: Step) -> Step:
-    merged = dict(one)
-    for name, value in one.items():
-        if name in PER_SAMPLE:
-            merged[name] = value | other[name]
+    changes = {}
+    for name, along, value in _held(one):
+        if along == "sample":
+            changes[name] = value | getattr(other, name)
         elif isinstance(value, Tensor):
-            merged[name] = torch.cat([value, other[name]])
-    return merged
-
-
-def _layer_of(step: Step, anatomy: Anatomy) -> int:
-    paths = [part["path"] for part in (step, *step.get("layers", ())) if "path" in part]
-    return min(_place_of(path, anatomy) for path in paths)
-
-
-def _place_of(path: str, anatomy: Anatomy) -> int:
-    for layer, prefix in enumerate(map(envoy_path, anatomy.layers)):
-        if path == prefix or path.startswith(f"{prefix}."):
-            return layer
-    if path == envoy_path(anatomy.norm):
-        return anatomy.n_layers
-    return 0 if path == envoy_path(anatomy.decoder) else -1
+            changes[name] = torch.cat([value, getattr(other, name)])
+    return replace(one, **changes)

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from ...lens.errors import InputError, Unsupported
 from ...lens.inputs.batch import Batch
@@ -61,6 +64,11 @@ class Selector:
 
     def __invert__(self) -> Selector:
         return Not(self)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        written = core_schema.to_string_ser_schema(when_used="always")
+        return core_schema.is_instance_schema(Selector, serialization=written)
 
 
 @dataclass(frozen=True)

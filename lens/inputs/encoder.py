@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError, Unsupported
-from ..layout import Again, locate, video_positions
+from ..layout import RepeatCall, locate, video_positions
 from ..layout.locate import Stated
 from ..visual_tokens import VisualTokens
 from .batch import Batch
@@ -230,7 +230,7 @@ class Encoder:
         inputs: Mapping[str, Tensor],
         images: Nested | None,
         layout: Stated | None,
-        again: Again | None = None,
+        again: RepeatCall | None = None,
         frames: list[list[int]] | None = None,
     ) -> VisualTokens:
         return locate(
@@ -241,8 +241,8 @@ class Encoder:
             processor=self.processor,
             latents="resampler" in self.anatomy.capabilities,
             layout=layout,
-            again=again,
-            films=frames,
+            repeat_call=again,
+            frames_per_video=frames,
         )
 
     def _need_processor(self) -> None:

@@ -1,7 +1,7 @@
 """A bank of words in their sentences: contextual text states to compare visual tokens with.
 
-The hazard: a sentence given twice, or a beginning that sentences share, gives the same state again
-and again, and the k nearest entries are then one entry k times. What is the same is kept once.
+What is the same is kept once: a sentence given twice, or a beginning that sentences share, gives
+the same state again and again, and the k nearest entries would then be one entry k times.
 """
 
 from __future__ import annotations

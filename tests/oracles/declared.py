@@ -67,7 +67,7 @@ class Hooks:
         self.layers, self.ends = decoder.layers, [*decoder.layers, decoder.norm]
 
     def mask(self, text: str) -> Tensor:
-        return SETS[text](self.inputs["input_ids"], self.real)
+        return SETS[str(text)](self.inputs["input_ids"], self.real)
 
     def logits(
         self, operations: Sequence[Any], capture: int | None = None, *, grad: bool = False
@@ -99,15 +99,15 @@ class Hooks:
     def _attach(self, op: Any, hidden: Tensor, handles: list[Any], kept: Any) -> None:
         if isinstance(op, AblateAttention | ZeroFFN):
             part = "self_attn" if isinstance(op, AblateAttention) else "mlp"
-            for layer in numbers(op.layers):
+            for layer in numbers(str(op.layers)):
                 module = getattr(self.layers[layer], part)
                 handles.append(module.register_forward_hook(zeroing(self.mask(op.tokens))))
         elif isinstance(op, BlockAttention):
             pairs = self.mask(op.queries)[:, :, None] & self.mask(op.keys)[:, None]
-            hidden[numbers(op.layers)] |= pairs
+            hidden[numbers(str(op.layers))] |= pairs
         elif isinstance(op, ReplaceTokens | ScaleTokens):
             edit = overwriting(op, self.mask(op.tokens), self.mask("visual"))
-            for layer in numbers(op.layers):
+            for layer in numbers(str(op.layers)):
                 handles.append(self.layers[layer].register_forward_pre_hook(edit))
         elif backwards(op):
             handles.append(self._write(op.target, kept, id(op), self.mask(op.tokens)))

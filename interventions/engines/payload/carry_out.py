@@ -4,6 +4,9 @@ NDIF's sandbox admits plain functions over torch with plain dict arguments, so t
 those it imports use nothing but torch and name no class of ours. They are shipped by value.
 Every write goes to a clone: the tensors a model passes on are shared between a layer's output
 and the next layer's input, and an in-place edit would change what somebody else has already read.
+
+Every function that carries a step out takes the traced model, what steps leave to one another,
+the step as a plain dict, and which decoding step this is (0 for the prompt).
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules
@@ -12,10 +15,6 @@ from typing import Any
 
 import torch
 
-from .attention_masks import block
-from .attention_weights import zero_weights
-from .drop_before_decoder import remove
-from .drop_between_layers import cut
 from .written_values import means, noise, scaled
 
 
@@ -25,9 +24,13 @@ def index_of(step: dict[str, Any], like: torch.Tensor) -> Any:
     return (rows, step["columns"].to(like.device)) if step["when"] == "prefill" else rows
 
 
-def zero(model: Any, step: dict[str, Any]) -> None:
-    """Replace a module's output by zero at the step's tokens."""
+def zero(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
+    """Replace states by zero at the step's tokens."""
     site = model.get(step["path"])
+    if step["side"] == "input":
+        states = states_at(site, step)
+        replace(site, step, states, torch.zeros_like(states[index_of(step, states)]))
+        return
     output = site.output
     states = output[0] if isinstance(output, tuple) else output
     changed = states.clone(memory_format=torch.contiguous_format)
@@ -40,7 +43,7 @@ def zero(model: Any, step: dict[str, Any]) -> None:
 
 def states_at(site: Any, step: dict[str, Any]) -> torch.Tensor:
     """The states on the step's side of a module, ``[sample, token, d]``."""
-    if step.get("side") != "output":
+    if step["side"] == "input":
         entering: torch.Tensor = site.input
         return entering
     output = site.output
@@ -50,7 +53,7 @@ def states_at(site: Any, step: dict[str, Any]) -> torch.Tensor:
 
 def put_back(site: Any, step: dict[str, Any], changed: torch.Tensor) -> None:
     """Let a module receive or return other states, in the shape that it had them in."""
-    if step.get("side") != "output":
+    if step["side"] == "input":
         site.input = changed
         return
     output = site.output
@@ -60,10 +63,17 @@ def put_back(site: Any, step: dict[str, Any], changed: torch.Tensor) -> None:
         site.output = changed.reshape(output.shape)
 
 
-def read(model: Any, store: dict[str, Any], step: dict[str, Any]) -> None:
-    """Leave the states on the step's side of a module under its key."""
+def replace(site: Any, step: dict[str, Any], states: torch.Tensor, values: torch.Tensor) -> None:
+    """Let other values take the place of the states at the step's tokens."""
+    changed = states.clone()
+    changed[index_of(step, states)] = values.to(states)
+    put_back(site, step, changed)
+
+
+def read(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
+    """Leave the states on the step's side of a module in its slot."""
     states = states_at(model.get(step["path"]), step)
-    store[step["key"]] = states[index_of(step, states)]
+    store[step["slot"]] = states[index_of(step, states)]
 
 
 def normed(values: torch.Tensor, states: torch.Tensor, step: dict[str, Any]) -> torch.Tensor:
@@ -83,7 +93,7 @@ def normed(values: torch.Tensor, states: torch.Tensor, step: dict[str, Any]) -> 
 
 def given_values(states: torch.Tensor, store: dict[str, Any], step: dict[str, Any]) -> torch.Tensor:
     """What a step writes: what an earlier one read or the step brings along, group by group."""
-    values: torch.Tensor = step["values"] if "values" in step else store[step["key"]]
+    values: torch.Tensor = step["values"] if "values" in step else store[step["slot"]]
     if "from_group" in step:
         values = means(values, step["from_group"])
     if "group" in step:
@@ -98,44 +108,33 @@ def given_values(states: torch.Tensor, store: dict[str, Any], step: dict[str, An
 
 
 def write(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
-    """Replace the states on the step's side of a module at its tokens."""
+    """Overwrite the states on the step's side of a module with what it brings along or finds."""
     site = model.get(step["path"])
-    # Wait for the own site first: what the key holds is only there once the reader has run.
+    # Wait for the own site first: what the slot holds is only there once the reader has run.
     states = states_at(site, step)
-    changed = states.clone()
-    index = index_of(step, states)
-    if step["do"] == "noise":
-        values = noise(states[index], step, decoded)
-    elif step["do"] == "scale":
-        values = scaled(states[index], store, step)
-    else:
-        values = given_values(states, store, step)
-    changed[index] = values.to(states)
-    put_back(site, step, changed)
+    replace(site, step, states, given_values(states, store, step))
 
 
-def carry_out(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
-    """Do one step at the current occurrence of its site, the given decoding step (0: prompt)."""
-    if step["do"] == "block":
-        block(model, store, step, decoded)
-    elif step["do"] == "remove":
-        remove(model, step, decoded)
-    elif step["do"] == "cut":
-        cut(model, step, decoded)
-    elif step["do"] == "zero-weights":
-        zero_weights(model, store, step, decoded)
-    elif step["do"] == "zero":
-        zero(model, step)
-    elif step["do"] == "read":
-        read(model, store, step)
-    else:
-        write(model, store, step, decoded)
+def add_noise(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
+    """Overwrite states with noise of their own norms."""
+    site = model.get(step["path"])
+    states = states_at(site, step)
+    replace(site, step, states, noise(states[index_of(step, states)], step, decoded))
 
 
-def carry_out_when(model: Any, store: dict[str, Any], step: dict[str, Any], steps: Any) -> None:
-    """Do one step in its phase: at the first pass, or at every decoding step after it."""
+def scale(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
+    """Scale states by a factor or to a norm."""
+    site = model.get(step["path"])
+    states = states_at(site, step)
+    replace(site, step, states, scaled(states[index_of(step, states)], store, step))
+
+
+def carry_out_when(
+    action: Any, model: Any, store: dict[str, Any], step: dict[str, Any], steps: Any
+) -> None:
+    """Carry a step out in its phase: at the first pass, or at every decoding step after it."""
     if step["when"] == "prefill":
-        carry_out(model, store, step, 0)
+        action(model, store, step, 0)
     else:
         for decoded in steps[1:]:
-            carry_out(model, store, step, decoded)
+            action(model, store, step, decoded)

@@ -1,12 +1,12 @@
-"""Taking rows out of the sequence before the decoder, inside a trace.
+"""Dropping tokens from the sequence before the decoder, inside a trace.
 
-The hazard: the decoder receives the sequence in several arguments that must be cut alike, and what
-it is not given it makes up for itself: positions without gaps, and a mask that takes gaps between
+The decoder receives the sequence in several arguments that must be shortened alike, and what it is
+not given it makes up for itself: positions without gaps, and a mask that takes gaps between
 positions for the seams of packed sequences. So positions and a mask are always handed over, and an
 argument that is not understood is refused.
 
-Rows of a batch that lose different numbers of tokens keep some of them as padding on the left.
-Shipped by value to remote runs, like :mod:`.steps`: imports nothing but torch.
+Samples that drop different numbers of tokens keep some of them as padding on the left.
+Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules
@@ -74,11 +74,14 @@ def refuse_mask(step: dict[str, Any]) -> None:
     )
 
 
-def remove(model: Any, step: dict[str, Any], decoded: int) -> None:
-    """Cut the decoder's arguments to the step's tokens and whatever came after the prompt.
+def drop_before_decoder(
+    model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int
+) -> None:
+    """Shorten the decoder's arguments to the step's tokens and whatever came after the prompt.
 
     Args:
         model: The traced model.
+        store: Not used.
         step: Path of the decoder, which tokens to take, which of these are no padding, and whether
             positions are counted anew.
         decoded: Which decoding step this is; 0 for the prompt.

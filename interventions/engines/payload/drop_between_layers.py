@@ -1,11 +1,11 @@
-"""Taking rows out of the sequence between two decoder layers, inside a trace.
+"""Dropping tokens from the sequence between two decoder layers, inside a trace.
 
-The hazard: what a decoder makes once for all its layers (masks, rotary tables, positions) is as
-long as the whole sequence, for the layers behind the cut too, and while decoding masks are as long
-as the first layer's cache, which the layers behind the cut do not have. So each of these layers
-gets arguments of its own, cut alike, and an argument that is not understood is refused.
+What a decoder makes once for all its layers (masks, rotary tables, positions) is as long as the
+whole sequence, for the layers without the tokens too, and while decoding masks are as long as the
+first layer's cache, which those layers do not have. So each of them gets arguments of its own, all
+shortened alike, and an argument that is not understood is refused.
 
-Shipped by value to remote runs, like :mod:`.steps`: imports nothing but torch.
+Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules
@@ -17,11 +17,14 @@ import torch
 from .shorter_tensors import is_mask, key_columns, left_over, made_mask, shorter_mask, taken
 
 
-def cut(model: Any, step: dict[str, Any], decoded: int) -> None:
+def drop_between_layers(
+    model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int
+) -> None:
     """Lead only the step's tokens, and whatever came after the prompt, through the last layers.
 
     Args:
         model: The traced model.
+        store: Not used.
         step: The layers in their order, which tokens to take, and which of these are no padding.
         decoded: Which decoding step this is; 0 for the prompt.
     """

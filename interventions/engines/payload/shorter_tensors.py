@@ -1,9 +1,9 @@
 """Tensors without some of their tokens: columns, positions, masks.
 
-The hazard: samples that lose different numbers of tokens keep some of them as padding on the left,
+Samples that lose different numbers of tokens keep some of them as padding on the left,
 and a mask that is only cut would show that padding to everybody.
 
-Shipped by value to remote runs, like :mod:`.steps`: imports nothing but torch.
+Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules

@@ -1,10 +1,10 @@
 """What takes a state's place inside a trace: a mean, noise, or the state itself at another length.
 
-The hazard: a mean that rounds makes a change of what was alike already, and noise drawn where it is
-needed differs between machines, engines and paddings. So a mean is counted from its first member,
-and noise is drawn on the CPU from a seed of its sample's own.
+A mean that rounds would change what was alike already, so it is counted from its first member; and
+noise drawn where it is needed would differ between machines, engines and paddings, so it is drawn
+on the CPU from a seed of its sample's own.
 
-Shipped by value to remote runs, like :mod:`.steps`: imports nothing but torch.
+Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules
@@ -56,18 +56,18 @@ def noise(states: torch.Tensor, step: dict[str, Any], decoded: int) -> torch.Ten
 
 
 def scaled(states: torch.Tensor, store: dict[str, Any], step: dict[str, Any]) -> torch.Tensor:
-    """States times the step's factor, or with the median norm of those under the step's key.
+    """States times the step's factor, or with the median norm of those in its slot.
 
     Args:
         states: ``[selected, …, d]``.
         store: What earlier steps have read.
-        step: A ``factor``; or a ``key``, the ``from_group`` of every state under it and the
+        step: A ``factor``; or a ``slot``, the ``from_group`` of every state in it and the
             ``group`` of every selected one.
     """
     if "factor" in step:
         times: torch.Tensor = states * step["factor"]
         return times
-    norms = wide(store[step["key"]]).norm(dim=-1)
+    norms = wide(store[step["slot"]]).norm(dim=-1)
     groups = step["from_group"].to(norms.device)
     medians = [norms[groups == group].median() for group in range(int(groups.max()) + 1)]
     wanted = torch.stack(medians).to(states.device)[step["group"].to(states.device)]

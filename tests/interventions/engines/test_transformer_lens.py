@@ -6,7 +6,6 @@ Every engine has a copy of its own: a bridge changes the model it is booted from
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -250,8 +249,8 @@ def test_a_step_without_a_form_in_transformer_lens_is_refused(
 ) -> None:
     batch = tiny_batch(twin().model)
     plan = Plan(ZeroFFN(layers=1))
-    program = plan.compile(twin().model, batch, Pass("forward"))
-    removing = replace(program, steps=({**program.steps[0], "do": "remove"},))
+    removing = Plan(PruneTokens(tokens="box[0:2, 0:2]", method="remove"))
+    removing = removing.compile(twin().model, batch, Pass("forward"))
     monkeypatch.setattr(Plan, "compile", lambda *_: removing)
     for hooks_of in (plan.to_fwd_hooks, lambda *given: plan.attached(*given).__enter__()):
         with pytest.raises(Unsupported, match="no form in TransformerLens"):

@@ -415,8 +415,9 @@ def test_a_missing_mask_is_refused_where_it_cannot_mean_causal(
     """Eager attention without a mask sees the future; windows exist in masks only."""
     model = twin().model
     batch = encode(model, "middle")
-    program = Plan(BlockAttention(queries="text", keys="visual")).compile(model, batch).steps
-    target = store_edits(model.nn, [{**step, **change} for step in program])
+    program = Plan(BlockAttention(queries="text", keys="visual")).compile(model, batch)
+    actions = [bound(step, program.scope) for step in program.steps]
+    target = store_edits(model.nn, [(action, {**step, **change}) for action, step in actions])
     with pytest.raises(ValueError, match="received no mask"), target.trace(**batch.inputs):
         target.output.logits.save()
 

@@ -27,7 +27,8 @@ from embedlens import (
     WithdrawTokens,
     ZeroFFN,
 )
-from embedlens.interventions.engines.payload.drop_between_layers import cut
+from embedlens.interventions.engines.payload.drop_between_layers import drop_between_layers
+from embedlens.interventions.program.steps import Drop, Hide, Zero
 from embedlens.lens.runs.program import Pass
 from embedlens.lens.runs.undisturbed import undisturbed
 from families.family import FAMILIES, noise, random_model
@@ -320,8 +321,8 @@ def test_removing_nothing_changes_no_bit(twin: Any, attn: str) -> None:
 # ---------------------------------------------------------------- which of the two it is
 
 
-def kinds(plan: Plan, model: VisualLM, batch: Batch, during: Pass | None = None) -> set[str]:
-    return {step["do"] for step in plan.compile(model, batch, during).steps}
+def kinds(plan: Plan, model: VisualLM, batch: Batch, during: Pass | None = None) -> set[type]:
+    return {type(step) for step in plan.compile(model, batch, during).steps}
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -329,19 +330,19 @@ def test_auto_removes_unless_the_whole_sequence_is_needed(twin: Any, layer: int)
     model = twin().model
     batch, _ = marked(encode(model, "ragged"))
     auto, operation = leaves(layer, "auto"), leaves(layer, "auto").operations[0]
-    out = {"cut" if layer else "remove"}
+    out = {Drop}
     for during in (Pass("forward"), Pass("generation"), Pass("scoring", 2)):
         assert kinds(auto, model, batch, during) == out
         assert operation.way(model, during) == ("remove", "")
     for during in (Pass("forward", positions=True), Pass("forward", traced=True)):
-        assert kinds(auto, model, batch, during) == {"block"}
+        assert kinds(auto, model, batch, during) == {Hide}
         way = operation.way(model, during)
         assert way.method == "mask"
         assert "positions" in way.reason
     two = auto + Plan(ZeroFFN(layers=1))
-    assert kinds(two, model, batch) == {"block", "zero"}
+    assert kinds(two, model, batch) == {Hide, Zero}
     assert "other operations" in operation.way(model, alone=False).reason
-    assert kinds(leaves(layer, "mask"), model, batch) == {"block"}
+    assert kinds(leaves(layer, "mask"), model, batch) == {Hide}
     assert leaves(layer, "mask").operations[0].way(model) == ("mask", "")
 
 
@@ -370,8 +371,8 @@ def test_the_way_tokens_leave_is_the_default_of_both_operations(twin: Any) -> No
     model = twin().model
     batch, _ = marked(encode(model, "middle"))
     assert PruneTokens().method == WithdrawTokens(layer=1).method == "auto"
-    assert kinds(Plan(PruneTokens(tokens="dead")), model, batch) == {"remove"}
-    assert kinds(Plan(WithdrawTokens(tokens="dead", layer=1)), model, batch) == {"cut"}
+    assert kinds(Plan(PruneTokens(tokens="dead")), model, batch) == {Drop}
+    assert kinds(Plan(WithdrawTokens(tokens="dead", layer=1)), model, batch) == {Drop}
 
 
 @pytest.mark.parametrize("method", ["auto", "mask", "remove"])
@@ -526,7 +527,7 @@ def cut_once(site: Site, **layer: Any) -> dict[str, Any]:
             {"path": "x", "index": 0, "boolean": True, "causal": True, "window": 0, **layer}
         ],
     }
-    cut(site, step, 0)
+    drop_between_layers(site, {}, step, 0)
     args, given = site.inputs
     return {"states": args[0] if args else given["hidden_states"], **given}
 

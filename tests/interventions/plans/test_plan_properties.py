@@ -200,7 +200,7 @@ DECLARED = st.lists(
 def declared(parts: Sequence[tuple[Any, Mapping[str, Any]]]) -> Plan:
     """The plan, unless the same tokens move twice in it, which may be a contradiction."""
     operations = [kind(**fields) for kind, fields in parts]
-    moving = [op.tokens for op in operations if op.away(99)]
+    moving = [op.tokens for op in operations if op.absent(99)]
     assume(len(moving) == len(set(moving)))
     return Plan(*operations)
 
@@ -313,13 +313,13 @@ def test_what_is_refused_as_lost_changes_nothing(
     number, layers = found
     operation = operations[number]
     without = [op for index, op in enumerate(operations) if index != number]
-    if hasattr(operation, "layers") and (rest := set(numbers(operation.layers)) - set(layers)):
+    if hasattr(operation, "layers") and (rest := set(numbers(str(operation.layers))) - set(layers)):
         without.insert(number, operation.model_copy(update={"layers": ",".join(map(str, rest))}))
-    elif not hasattr(operation, "layers") and operation.away(N):
+    elif not hasattr(operation, "layers") and operation.absent(N):
         return  # what it hides it may still hide
     kept = hooks.real.clone()
     for op in operations:
-        if N - 1 in op.away(N):
+        if N - 1 in op.absent(N):
             kept &= ~hooks.mask(op.tokens)
     whole, rest_only = (hooks.logits(some)[0] for some in (operations, without))
     assert float((whole - rest_only)[kept].abs().max()) < EQUAL

@@ -21,8 +21,8 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.interventions import Box, FrameIs, ImageIs, Name, Random, TileIs, parse_selector
+from embedlens.interventions.operations import OPERATIONS
 from embedlens.interventions.plans.schema import PUBLISHED, schema_text
-from embedlens.interventions.plans.text import BY_NAME
 
 PLAN = Plan(
     AblateAttention(layers="0-2", tokens="image[0]"),
@@ -156,7 +156,7 @@ def test_the_published_schema_is_what_the_operations_say() -> None:
 def test_the_schema_describes_every_operation_and_key() -> None:
     schema = Plan.json_schema()
     assert schema["$schema"].endswith("2020-12/schema")
-    for name, kind in BY_NAME.items():
+    for name, kind in OPERATIONS.items():
         entry = schema["$defs"][kind.__name__]
         assert entry["properties"]["op"]["const"] == name
         assert entry["description"]

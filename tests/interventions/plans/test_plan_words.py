@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -23,11 +23,7 @@ from embedlens import (
     WithdrawTokens,
     ZeroFFN,
 )
-from embedlens.interventions import parse_selector
-from embedlens.interventions.operations.operation import TokenOperation
-from embedlens.interventions.operations.target import Step, Target
-from embedlens.interventions.operations.wording import Telling
-from embedlens.interventions.plans.text import BY_NAME
+from embedlens.interventions.operations import OPERATIONS
 
 N = tiny.LAYERS
 
@@ -161,7 +157,7 @@ def test_every_operation_says_what_it_does(
 
 def test_every_operation_has_a_sentence_of_its_own() -> None:
     told = {operation.op for operation, _ in SENTENCES.values()}
-    ours = {name for name, kind in BY_NAME.items() if "describe" in vars(kind)}
+    ours = {name for name, kind in OPERATIONS.items() if "describe" in vars(kind)}
     assert ours <= told
 
 
@@ -176,75 +172,3 @@ def test_a_plan_is_told_in_its_order_and_its_faults_have_a_path(model: VisualLM)
 
 def wrong_layer(operation: Any) -> int:
     return N + 1 if isinstance(operation, PatchTokens) else N
-
-
-class Dim(TokenOperation):
-    """An operation that brings no sentence along."""
-
-    op: Literal["dim"] = "dim"
-    factor: float = 0.5
-    layers: str = "0-1"
-    from_tokens: str | None = None
-
-    def lower(self, target: Target) -> list[Step]:
-        return []
-
-
-def test_an_operation_without_a_sentence_is_told_word_for_word(
-    model: VisualLM, batch: Batch
-) -> None:
-    assert Dim().describe(Telling(model, batch)) == (
-        "dim: tokens: the tokens 'visual' (16 in sample 0, 32 in sample 1); factor 0.5; layers 0 "
-        "to 1 (2 of 4); while the prompt is read."
-    )
-
-
-# ---------------------------------------------------------------- which tokens
-
-
-def test_chosen_lists_the_tokens_of_every_role(model: VisualLM, batch: Batch) -> None:
-    control = "random(like=image[0], within=visual, seed=7)"
-    plan = Plan(
-        ZeroFFN(tokens=control),
-        BlockAttention(queries="text", keys="image[1]", phase="all", allow_empty=True),
-        ZeroFFN(tokens="text", phase="decode"),
-        PruneTokens(tokens="box[0:1, 0:2] | text & ~last"),
-    )
-    frame = plan.chosen(batch)
-    assert list(frame.columns) == ["sample", "position", "step", "operation", "role"]
-
-    def places(step: int, role: str) -> set[tuple[int, int]]:
-        rows = frame[(frame.step == step) & (frame.role == role)].dropna()
-        return {(int(s), int(p)) for s, p in zip(rows["sample"], rows["position"], strict=True)}
-
-    def selected(text: str) -> set[tuple[int, int]]:
-        rows, columns = parse_selector(text).select(batch).prompt.nonzero()
-        return set(zip(rows.tolist(), columns.tolist(), strict=True))
-
-    assert places(0, "tokens") == selected(control)
-    assert len(places(0, "tokens")) == 32
-    assert places(1, "queries") == selected("text")
-    assert places(1, "keys") == selected("image[1]")
-    assert not places(2, "tokens")
-    assert places(3, "tokens") == selected("box[0:1, 0:2] | text & ~last")
-    later = frame[frame.position.isna()]
-    assert sorted(zip(later.step, later.role, later["sample"], strict=True)) == [
-        *((1, "queries", 0), (1, "queries", 1), (2, "tokens", 0), (2, "tokens", 1)),
-    ]
-    assert frame.equals(plan.chosen(batch))
-    assert list(Plan().chosen(batch).columns) == list(frame.columns)
-
-
-def test_what_is_chosen_is_what_is_changed(model: VisualLM, batch: Batch) -> None:
-    """The draw that is written down is the draw that was made."""
-    plan = Plan(ZeroFFN(layers=1, tokens="random(like=image[0], within=visual, seed=1)"))
-    ffn = model.run(batch, plan, capture="ffn", layers=[1], tokens="all").ffn[1]
-    run = model.run(batch, capture="ffn", layers=[1], tokens="all")
-    zeroed = (ffn == 0).all(1)
-    found = {
-        (int(s), int(p)) for s, p in zip(run.sample[zeroed], run.position[zeroed], strict=True)
-    }
-    frame = plan.chosen(batch)
-    assert found == {
-        (int(s), int(p)) for s, p in zip(frame["sample"], frame["position"], strict=True)
-    }

@@ -28,7 +28,7 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.interventions import Box, ImageIs, Name, Random, Selector, parse_selector
-from embedlens.interventions.selectors.layers import canonical_layers, layer_indices
+from embedlens.interventions.selectors.layers import Layers
 
 NAMES = ("visual", "text", "bos", "last", "generated", "sink", "vit-sink", "dead", "alive")
 
@@ -172,10 +172,10 @@ def test_what_is_no_selector_is_refused_at_its_place(text: str, place: str) -> N
 
 @given(st.sets(st.integers(0, 40), min_size=1))
 def test_layers_have_one_spelling(layers: set[int]) -> None:
-    spelled = canonical_layers(sorted(layers, reverse=True))
-    assert layer_indices(spelled, 41) == tuple(sorted(layers))
-    assert canonical_layers(spelled) == spelled
-    assert canonical_layers(",".join(map(str, layers))) == spelled
+    parsed = Layers.of(sorted(layers, reverse=True))
+    assert parsed.indices(41) == tuple(sorted(layers))
+    assert Layers.of(str(parsed)) == parsed
+    assert Layers.of(",".join(map(str, layers))) == parsed
 
 
 @pytest.mark.parametrize("layers", ["", "first", "3-1", -1, [], [1.0], True, "1,,2", "0-", None])
@@ -214,7 +214,7 @@ DECLARED = st.one_of(
 @given(st.lists(DECLARED, max_size=4))
 def test_plans_survive_being_written_and_read(declared: list[tuple[Any, dict[str, Any]]]) -> None:
     operations = [kind(**fields) for kind, fields in declared]
-    moving = [op.tokens for op in operations if op.away(99)]
+    moving = [op.tokens for op in operations if op.absent(99)]
     assume(len(moving) == len(set(moving)))  # the same tokens may contradict each other
     plan = Plan(*operations)
     for again in (Plan.from_yaml(plan.to_yaml()), Plan.from_json(plan.to_json())):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytest
+import torch
 
 import tiny
 from embedlens import (
@@ -22,7 +23,10 @@ from embedlens import (
 )
 from embedlens.interventions import Operation
 from embedlens.interventions.operations.target import Target
-from embedlens.interventions.program.contradictions import check_program
+from embedlens.interventions.operations.wording import Telling
+from embedlens.interventions.program.contradictions import check_lowered
+from embedlens.interventions.program.site import Site
+from embedlens.interventions.program.steps import Noise, Read, Scale, Write, Zero
 from embedlens.lens.runs.program import Pass
 
 N = tiny.LAYERS
@@ -252,32 +256,35 @@ class Foreign(Operation):
     def lower(self, target: Target) -> list[Any]:
         return []
 
+    def describe(self, telling: Telling) -> str:
+        return ""
+
 
 def test_steps_nobody_here_knows_change_what_they_find_and_overwrite_nothing(
     model: VisualLM, batch: Batch
 ) -> None:
     target = Target(model, batch, Pass("forward"))
-    path, ffn = model.anatomy.residual(2), model.anatomy.ffn[1]
-    operation = ZeroFFN()
+    entry, ffn = Site(2, "entry"), Site(1, "ffn")
 
-    def steps(do: str, where: str | None = path, **more: Any) -> list[Any]:
-        return target.at(operation, {"do": do, "path": where, **more}, layer=2)
+    def steps(kind: Any, site: Site = entry, **more: Any) -> list[Any]:
+        return [kind(site=site, **more, **place) for place in ZeroFFN().places(target, 2)]
 
     def check(*lowered: list[Any]) -> None:
-        check_program([Foreign() for _ in lowered], lowered, target)
+        check_lowered([Foreign() for _ in lowered], lowered, target)
 
-    check(steps("write"), steps("scale"))
-    check(steps("scale"), steps("noise"))
-    check(steps("zero", ffn), steps("scale"))
+    noise = {"seeds": torch.zeros(1), "stride": 1}
+    check(steps(Write), steps(Scale))
+    check(steps(Scale), steps(Noise, **noise))
+    check(steps(Zero, ffn), steps(Scale))
     with pytest.raises(InputError, match=r"operations\.0.*operations\.1"):
-        check(steps("scale"), steps("write"))
+        check(steps(Scale), steps(Write))
     with pytest.raises(InputError, match=r"operations\.0.*operations\.1"):
-        check(steps("zero", ffn), steps("write", ffn, side="output"))
+        check(steps(Zero, ffn), steps(Write, ffn))
     with pytest.raises(InputError, match=r"operations\.0.*operations\.1"):
-        check(steps("write", ffn, side="output"), steps("zero", ffn))
-    check(steps("zero", ffn), steps("zero", ffn))
-    read = steps("read", ffn, side="output", key="k")
-    later = steps("write", model.anatomy.ffn[2], side="output", key="k")
-    check(steps("scale", ffn, side="output"), read + later, steps("zero", ffn))
+        check(steps(Write, ffn), steps(Zero, ffn))
+    check(steps(Zero, ffn), steps(Zero, ffn))
+    read = steps(Read, ffn, slot="k")
+    later = steps(Write, Site(2, "ffn"), slot="k")
+    check(steps(Scale, ffn), read + later, steps(Zero, ffn))
     with pytest.raises(InputError, match=r"operations\.0"):
-        check(steps("scale", ffn, side="output"), later, steps("zero", ffn))
+        check(steps(Scale, ffn), later, steps(Zero, ffn))

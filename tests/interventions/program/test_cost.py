@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from embedlens import (
 )
 from embedlens.interventions import parse_selector
 from embedlens.interventions.operations.target import Target
-from embedlens.interventions.program.flow import Program
+from embedlens.interventions.program.flow import Flow, patterns
 from embedlens.lens.runs.program import Pass
 from families.family import FAMILIES
 from families.zoo import built, visual_lm
@@ -307,8 +308,7 @@ def against_gradients(pair: Any, padded: Batch, plan: Plan) -> None:
     target = Target(model, padded, Pass("forward"))
     operations = list(plan)
     lowered = [operation.lower(target) for operation in operations]
-    program = Program.of(operations, lowered, target)
-    flow = program.follow(operations)
+    flow = Flow.of(operations, lowered, target).follow()
 
     plain = pair.plain
     hooks = Hooks(plain, padded.inputs)
@@ -333,7 +333,7 @@ def against_gradients(pair: Any, padded: Batch, plan: Plan) -> None:
             handles.append(part.register_forward_hook(probe(name, layer)))
     read = hooks.real.clone()
     for operation in operations:
-        if N - 1 in operation.away(N):
+        if N - 1 in operation.absent(N):
             read &= ~hooks.mask(getattr(operation, "tokens", "visual"))
     try:
         with torch.enable_grad():
@@ -347,7 +347,7 @@ def against_gradients(pair: Any, padded: Batch, plan: Plan) -> None:
         used = torch.zeros_like(hooks.real) if zeros.grad is None else zeros.grad.abs().amax(-1) > 0
         expected = torch.from_numpy(getattr(flow, name)[layer][:, :-1])
         assert torch.equal(used & hooks.real, expected & hooks.real), (name, layer)
-    if any(operation.away(N).stop == N for operation in operations):
+    if any(operation.absent(N).stop == N for operation in operations):
         return  # a token's last work before it leaves is used by nobody, but counted as done
     cost = plan.cost(model, padded)
     per_token = of(cost, "clean", 0, "ffn") / hooks.real.numel()
@@ -382,3 +382,32 @@ def test_a_plan_that_cannot_be_carried_out_has_no_cost(model: VisualLM, batch: B
         Plan(ZeroFFN(layers=N)).cost(model, batch)
     with pytest.raises(InputError, match="change nothing"):
         Plan(ZeroFFN(layers=1), PatchTokens(source=0, target=2)).cost(model, batch)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 60, 61, 200])
+def test_any_number_of_masks_is_taken_apart(count: int) -> None:
+    """Beyond sixty too, where a number has no more bits: the tokens of each pattern, and theirs."""
+    drawn = np.random.default_rng(count)
+    masks = [(drawn.random((2, 9)) < 0.3, drawn.random((2, 9)) < 0.1) for _ in range(count)]
+    found = patterns(masks, np.zeros((2, 9), bool))
+    assert (sum(inside.astype(int) for inside, _ in found) == 1).all()
+    for inside, others in found:
+        for token in zip(*inside.nonzero(), strict=True):
+            expected = np.zeros((2, 9), bool)
+            for side, other in masks:
+                expected |= other & side[token]
+            assert np.array_equal(others, expected)
+
+
+def test_what_seventy_operations_hide_is_saved(model: VisualLM, batch: Batch) -> None:
+    one = Plan(BlockAttention(queries="text", keys="visual", layers=1))
+    cells = [f"box[{row}:{row + 1}, {col}:{col + 1}]" for row in range(4) for col in range(4)]
+    many = Plan(
+        *(
+            BlockAttention(queries="text", keys=f"{cell} | {cell} & {kind}", layers=1)
+            for cell in cells
+            for kind in ("visual", "patch", "image[0]", "image[1]", "frame[0]")
+        )
+    )
+    assert len(many) > 60
+    assert many.cost(model, batch).total == one.cost(model, batch).total

@@ -234,7 +234,7 @@ def test_types_tell_a_video_that_bears_the_id_of_images() -> None:
 def test_frames_written_as_images_are_one_video_when_their_number_is_known() -> None:
     ids, pixels = prompt(16, [WORD], 16), pictures(2, 3, 32, 32)
     assert set(find(ids, None, pixel_values=pixels).image) == {0, 1}
-    visual = find(ids, [[]], pixel_values=pixels, films=[[2]])
+    visual = find(ids, [[]], pixel_values=pixels, frames_per_video=[[2]])
     assert cells(visual) == [*grid(4, 4), *grid(4, 4, time=1)]
 
 
@@ -297,7 +297,7 @@ def called(tiler: Tiler, images: list[list[Image.Image]]) -> VisualTokens:
     inputs = tiler(images, range(len(images)))
     tiler.calls.clear()
     mask = inputs["input_ids"] == SEEN
-    return locate(inputs, mask, images, config=CONFIG, processor=tiler, again=tiler)
+    return locate(inputs, mask, images, config=CONFIG, processor=tiler, repeat_call=tiler)
 
 
 def test_boxes_of_an_unknown_processor_are_measured() -> None:
@@ -352,7 +352,7 @@ def test_what_is_left_over_when_patches_are_cut_is_in_no_box() -> None:
     images = [black((100, 50))]
     inputs = again(images, [0])
     mask = inputs["input_ids"] == SEEN
-    visual = locate(inputs, mask, images, config=CONFIG, again=again)
+    visual = locate(inputs, mask, images, config=CONFIG, repeat_call=again)
     assert visual.box[-1] == pytest.approx([40, 20, 80, 40])
 
 

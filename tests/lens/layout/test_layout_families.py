@@ -51,7 +51,7 @@ class Called:
             config=self.family.model.config,
             processor=self.family.processor,
             latents=name in LATENT,
-            again=self.call,
+            repeat_call=self.call,
         )
 
     def call(

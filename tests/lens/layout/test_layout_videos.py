@@ -31,7 +31,7 @@ def video(name: str) -> tuple[Inputs, VisualTokens]:
     films = [[3]] if name in AS_IMAGES else None
     images = [[]] if name in AS_IMAGES else None
     return inputs, locate(
-        inputs, mask, images, config=config, processor=family.processor, films=films
+        inputs, mask, images, config=config, processor=family.processor, frames_per_video=films
     )
 
 

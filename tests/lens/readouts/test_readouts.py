@@ -206,7 +206,7 @@ def test_the_running_top_k_equals_sorting_everything(kind: str, block: int, k: i
     scores = scores_of(kind, 40, 1000)
     found = top_k.TopK(40, k, scores.device)
     for start in range(0, 1000, block):
-        found.see(scores[:, start : start + block].contiguous(), start)
+        found.update(scores[:, start : start + block].contiguous(), start)
     assert torch.equal(found.scores, scores.topk(k, dim=1).values)
     assert torch.equal(scores.gather(1, found.ids), found.scores)
     assert all(len(set(row)) == k for row in found.ids.tolist())

@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,9 @@ from embedlens import (
     ZeroFFN,
     paper,
 )
-from embedlens.interventions.program.stacking import joined
+from embedlens.interventions.program.site import Site
+from embedlens.interventions.program.stacking import stacked
+from embedlens.interventions.program.steps import Write, Zero
 from embedlens.lens.runs.many import proven_sharing
 from embedlens.lens.runs.many.proven_sharing import LAYERS, STACK, TOWERS, proven_of
 from families.family import noise
@@ -343,22 +346,28 @@ def test_a_plan_that_cannot_be_carried_out_is_named(fresh: VisualLM) -> None:
         fresh.run(batch, wrong)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Spiced(Zero):
+    """A step that does not say how one of its tensors goes with the rows."""
+
+    spice: torch.Tensor
+
+
 def test_alike_steps_become_one_and_unknown_ones_are_refused() -> None:
-    rows = {"rows": torch.tensor([0, 1]), "columns": torch.tensor([4, 5]), "samples": 2}
-    zero = {"do": "zero", "path": "a", "when": "prefill", **rows}
-    write = {"do": "write", "path": "a", "when": "prefill", "key": "states1", **rows}
-    made = joined([[zero], [zero, write], [write, zero]], 2)
-    assert [step["do"] for step in made] == ["zero", "write", "write", "zero"]
-    assert made[0]["rows"].tolist() == [0, 1, 2, 3]
-    assert made[0]["columns"].tolist() == [4, 5, 4, 5]
-    assert made[2]["rows"].tolist() == made[3]["rows"].tolist() == [4, 5]
-    assert {step["samples"] for step in made} == {6}
-    assert made[1]["key"] != made[2]["key"]
-    elsewhere = {**zero, "path": "b"}
-    made = joined([[zero, elsewhere], [elsewhere, zero]], 2)
-    assert [step["path"] for step in made] == ["a", "b", "a"]
+    rows: Any = {"rows": torch.tensor([0, 1]), "columns": torch.tensor([4, 5]), "when": "prefill"}
+    site = Site(1, "ffn")
+    zero, write = Zero(site=site, **rows), Write(site=site, slot="states1", **rows)
+    made: list[Any] = stacked([[zero], [zero, write], [write, zero]], 2)
+    assert [type(step) for step in made] == [Zero, Write, Write, Zero]
+    assert made[0].rows.tolist() == [0, 1, 2, 3]
+    assert made[0].columns.tolist() == [4, 5, 4, 5]
+    assert made[2].rows.tolist() == made[3].rows.tolist() == [4, 5]
+    assert made[1].slot != made[2].slot
+    elsewhere = replace(zero, site=Site(2, "ffn"))
+    made = stacked([[zero, elsewhere], [elsewhere, zero]], 2)
+    assert [step.site.layer for step in made] == [1, 2, 1]
     with pytest.raises(Unsupported, match="'spice' goes with the rows"):
-        joined([[{**zero, "spice": torch.ones(2)}]], 2)
+        stacked([[Spiced(site=site, spice=torch.ones(2), **rows)]], 2)
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])

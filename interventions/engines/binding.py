@@ -1,0 +1,71 @@
+"""Sites as modules of transformers, and steps as the plain dicts that are carried out there.
+
+NDIF's sandbox admits no class of ours, so what is carried out gets a dict of torch tensors and
+plain values: the step's fields that are set, and what depends on the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from ...lens.anatomy import Anatomy
+from ...lens.errors import Unsupported
+from ..program.scope import Scope
+from ..program.site import Site
+from ..program.steps import (
+    Hide,
+    Noise,
+    PairStep,
+    Read,
+    Scale,
+    Step,
+    TokenStep,
+    Write,
+    Zero,
+)
+from .mask_kinds import mask_kind
+from .payload.attention_masks import block
+from .payload.carry_out import add_noise, read, scale, write, zero
+
+# Takes the traced model, what steps leave to one another, a plain step, the decoding step.
+Action = Callable[[Any, dict[str, Any], dict[str, Any], int], None]
+# What is carried out for steps that both engines know.
+ACTIONS: dict[type[Step], Action] = {
+    Zero: zero,
+    Read: read,
+    Write: write,
+    Noise: add_noise,
+    Scale: scale,
+    Hide: block,
+}
+
+
+def module_of(site: Site, anatomy: Anatomy) -> str:
+    """Path, in transformers' words, of the module at a site.
+
+    Raises:
+        Unsupported: The layer has no such part.
+    """
+    if site.part == "decoder":
+        return anatomy.decoder
+    if site.part == "entry":
+        return anatomy.residual(site.layer)
+    paths = {"mixing": anatomy.mixer, "attention": anatomy.attention, "ffn": anatomy.ffn}
+    path = paths[site.part][site.layer]
+    if path is None:
+        raise Unsupported(f"layer {site.layer} of this model has no {site.part}")
+    return path
+
+
+def plain(step: Step, scope: Scope) -> dict[str, Any]:
+    """A step's fields that are set, and its side of the module; of a mask, of which kind it is."""
+    held = {f.name: getattr(step, f.name) for f in fields(step) if f.name != "site"}
+    made = {name: value for name, value in held.items() if value is not None}
+    made |= {"layer": step.site.layer, "samples": scope.samples}
+    if isinstance(step, TokenStep):
+        made["side"] = "input" if step.site.part == "entry" else "output"
+    if isinstance(step, PairStep):
+        made |= mask_kind(step.by, scope.model, step.site.layer)
+    return made

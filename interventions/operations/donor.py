@@ -1,0 +1,111 @@
+"""A batch with captures of a run of it: where states come from that are written elsewhere.
+
+States are found again by sample and position; a token that was not captured is refused, and never
+filled in by its neighbour.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...lens.errors import InputError
+from ...lens.inputs.batch import Batch
+from ...lens.runs.run import SITES, Run
+from ...lens.runs.run import Site as Capture
+from ..program.scope import Subject
+
+# Samples and positions of some tokens.
+Places = tuple[NDArray[np.intp], NDArray[np.intp]]
+
+
+@dataclass(frozen=True, eq=False)
+class Donor:
+    """A batch and what was captured of it.
+
+    Attributes:
+        batch: Whose tokens they are.
+        run: The captures.
+        name: What a plan calls it; empty for an earlier pass over the same batch.
+        passes: How many passes over the batch it took.
+    """
+
+    batch: Batch
+    run: Run
+    name: str = ""
+    passes: int = 0
+
+    def states(self, capture: Capture, layer: int, places: Places) -> Tensor:
+        """The states of some tokens, ``[token, d]``.
+
+        Raises:
+            InputError: They were not captured.
+        """
+        run = self.run
+        kept: Mapping[int, Tensor] = getattr(run, capture)
+        if layer not in kept:
+            raise InputError(
+                f"donor {self.name!r} holds no {capture!r} of layer {layer} (it has "
+                f"{sorted(kept) or 'none'}): run(batch, capture={capture!r}, tokens='all')"
+            )
+        number = np.full((len(self.batch), self.batch.length), -1)
+        rows, columns = run.sample.cpu().numpy(), run.position.cpu().numpy()
+        number[rows, columns] = np.arange(len(rows))
+        wanted = number[places]
+        if (wanted < 0).any():
+            sample, position = (int(axis[wanted < 0][0]) for axis in places)
+            raise InputError(
+                f"donor {self.name!r} holds no state of the token at position {position} of its "
+                f"sample {sample}: capture with tokens='all'"
+            )
+        states = kept[layer]
+        return states[torch.as_tensor(wanted, device=states.device)].cpu()
+
+
+def captured(
+    model: Subject,
+    batch: Batch,
+    plan: Any,
+    places: Collection[tuple[Capture, int]],
+    tokens: NDArray[np.bool_],
+    remote: bool | str,
+    name: str = "",
+) -> Donor:
+    """A donor whose states come from a pass of their own, which runs where the next one runs."""
+    kept: dict[str, Any] = {capture: {} for capture in SITES}
+    kinds = list(dict.fromkeys(capture for capture, _ in places))
+    for kind in kinds:
+        layers = sorted({layer for where, layer in places if where == kind})
+        run = model.run(
+            batch, plan, capture=kind, layers=layers, tokens=tokens, logits=None, remote=remote
+        )
+        kept[kind] = getattr(run, kind)
+    rows, columns = (torch.as_tensor(axis) for axis in np.nonzero(tokens))
+    return Donor(batch, Run(None, rows, columns, **kept, batch=batch), name, len(kinds))
+
+
+def as_donor(name: str, given: Any) -> Batch | Run:
+    """What a plan was given as a donor, a saved run loaded.
+
+    Raises:
+        InputError: It is none, or a run that does not know its batch.
+    """
+    donor = Run.load(os.fspath(given)) if isinstance(given, str | os.PathLike) else given
+    if not isinstance(donor, Batch | Run):
+        raise InputError(
+            f"given({name}=…): a donor is a Batch, a Run or the path of a saved Run, not "
+            f"{type(given).__name__}"
+        )
+    if isinstance(donor, Run) and donor.batch is None:
+        raise InputError(
+            f"given({name}=…): this Run does not know its batch, so its tokens cannot be found: "
+            "take one that model.run(batch, …) returned"
+        )
+    return donor

@@ -1,0 +1,46 @@
+"""Freezing: what a sublayer computes for some tokens is not added to the residual stream."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import ClassVar, Literal
+
+from ...lens.errors import Unsupported
+from ..program.site import Site
+from ..program.steps import Zero
+from ..selectors.layers import ALL
+from .operation import InLayers, TokenOperation
+from .target import Target
+from .wording import Telling
+
+
+class SkippedSublayer(TokenOperation, ABC):
+    """An operation in which one sublayer adds nothing for some tokens."""
+
+    part: ClassVar[Literal["attention", "ffn"]]
+    layers: InLayers = ALL
+
+    def lower(self, target: Target) -> list[Zero]:
+        """Zero what the sublayer adds at the chosen tokens, layer by layer."""
+        anatomy = target.model.anatomy
+        addends = {"attention": anatomy.attention, "ffn": anatomy.ffn}[self.part]
+        anatomy.require("sublayers")
+        steps = []
+        for layer in self.layers.indices(len(addends)):
+            anatomy.require(f"sublayers:{layer}")
+            if addends[layer] is not None:
+                site = Site(layer, self.part)
+                steps += [Zero(site=site, **place) for place in self.places(target, layer)]
+            elif self.layers != ALL:
+                raise Unsupported(
+                    f"{self!r}: layer {layer} of this model has no such part (its layers have "
+                    "one sublayer each); name the layers that have it, or layers='all'"
+                )
+        return steps
+
+    def told(self, what: str, stays: str, telling: Telling) -> str:
+        """The sentence of what is not added, and of what stays."""
+        return (
+            f"{what} {telling.tokens(self.tokens, self.phase)} is not added to the residual stream "
+            f"in {telling.layers(self.layers)}, {telling.phase(self.phase)}; {stays}."
+        )

@@ -1,0 +1,25 @@
+"""Freezing the FFN."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .operation import operation
+from .skipping import SkippedSublayer
+from .wording import Telling
+
+
+@operation
+class ZeroFFN(SkippedSublayer):
+    r"""What the FFN computes for the tokens is not added to the residual stream.
+
+    $h_t \leftarrow h_t + 0$ in place of $h_t + \mathrm{FFN}(h_t)$. Source: the paper's visual
+    FFN skipping, docs/method.md a4.
+    """
+
+    part = "ffn"
+    op: Literal["zero-ffn"] = "zero-ffn"
+
+    def describe(self, telling: Telling) -> str:
+        """What this operation does, as one sentence."""
+        return self.told("What the FFN computes for", "what attention adds stays", telling)

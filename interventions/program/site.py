@@ -1,0 +1,28 @@
+"""Where in a model a step happens: a layer and a part of it, whatever the modules are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Part = Literal["decoder", "entry", "mixing", "attention", "ffn"]
+# What happens in a layer, in this order.
+PARTS: tuple[Part, ...] = ("entry", "mixing", "attention", "ffn")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in the decoder.
+
+    Attributes:
+        layer: Counted from 0; the number of layers for the stream behind the last one.
+        part: ``entry`` is the residual stream entering the layer, ``mixing`` the arguments of its
+            token mixer, the mask among them, ``attention`` and ``ffn`` what that sublayer adds to
+            the stream; ``decoder``, in layer 0, the arguments of the whole decoder.
+    """
+
+    layer: int
+    part: Part
+
+    def __str__(self) -> str:
+        return f"{self.part} of layer {self.layer}"
