@@ -64,7 +64,6 @@ def score_all(
     model: VisualLM,
     questions: Questions,
     conditions: Sequence[Zeroing],
-    *,
     tokens: str,
     markers: Markers | None,
     batch_size: int,

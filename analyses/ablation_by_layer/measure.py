@@ -91,14 +91,7 @@ def ablation(
     questions = Questions(examples, pictures, wrong)
     conditions = [CLEAN, WRONG_IMAGE, *zeroed(operations, scopes, model.n_layers)]
     answered = score_all(
-        model,
-        questions,
-        conditions,
-        tokens=tokens,
-        markers=markers,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        progress=progress,
+        model, questions, conditions, tokens, markers, batch_size, max_new_tokens, progress
     )
     tasks = [example.task for example in examples]
     meta = provenance(
