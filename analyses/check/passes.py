@@ -31,13 +31,10 @@ def plain_logits(model: VisualLM, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def logits_of(
-    model: VisualLM,
-    batch: Batch,
-    plan: Plan | None = None,
-    positions: Literal["last", "all"] = "last",
+    model: VisualLM, batch: Batch, plan: Plan | None = None, at: Literal["last", "all"] = "last"
 ) -> Tensor:
     """Logits of a run of ours, after the prompts or everywhere."""
-    logits = model.run(batch, plan, logits=positions).logits
+    logits = model.run(batch, plan, logits=at).logits
     assert logits is not None
     return logits
 
@@ -55,7 +52,7 @@ def hooked(hooks: Iterable[Any]) -> Iterator[None]:
 
 def forward(model: VisualLM, batch: Batch, _: Image) -> Iterator[tuple[str, str]]:
     """A pass through nnsight gives the model's own logits."""
-    found = logits_of(model, batch, positions="all")
+    found = logits_of(model, batch, at="all")
     yield "forward", f"as transformers': {agree(found, plain_logits(model, batch.inputs))}"
 
 

@@ -95,9 +95,7 @@ def _images(model: VisualLM, batch: Batch, markers: Markers | None) -> Iterator[
         )
     states = model.run(batch, capture="residual", logits=None).residual
     entry = states[0].double()
-    pairs = [
-        (states[layer].double(), states[layer + 1].double()) for layer in range(model.n_layers)
-    ]
+    pairs = [(states[i].double(), states[i + 1].double()) for i in range(model.n_layers)]
     stability = torch.stack([torch.cosine_similarity(*pair, dim=-1) for pair in pairs])
     labels, visual = classes.labels, batch.visual
     images = set(zip(visual.sample.tolist(), visual.image.tolist(), strict=True))
