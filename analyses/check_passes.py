@@ -14,7 +14,7 @@ from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
 from ..lens.readouts.embed_lens import EmbedLens
 from ..lens.readouts.logit_lens import LogitLens
-from ..lens.runs.tracing import undisturbed
+from ..lens.runs.undisturbed import undisturbed
 from .agreement import Differs, agree
 
 NEW_TOKENS = 3

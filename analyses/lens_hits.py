@@ -11,16 +11,11 @@ from numpy.typing import NDArray
 from ..lens.errors import InputError
 from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
-from ..lens.readouts.embed_lens import EmbedLens
-from ..lens.readouts.logit_lens import LogitLens
+from ..lens.readouts import LENSES
 from .bootstrap import bootstrap_mean
 from .provenance import provenance
 from .result import Result
 
-LENSES: dict[str, type[EmbedLens] | type[LogitLens]] = {
-    "EmbedLens": EmbedLens,
-    "LogitLens": LogitLens,
-}
 _PERMUTATIONS = 20
 
 

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from random_llava import Setup, alternate, ratios, setup, write  # type: ignore[import-not-found]
+from random_llava import Setup, setup  # type: ignore[import-not-found]
+from timing import alternate, ratios, write  # type: ignore[import-not-found]
 
 from embedlens import AblateAttention, Plan, Run, ZeroFFN
 

@@ -17,7 +17,8 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from random_llava import IMAGE_ID, TOKENS, Setup, alternate, ratios, setup, write  # type: ignore[import-not-found]
+from random_llava import IMAGE_ID, TOKENS, Setup, setup  # type: ignore[import-not-found]
+from timing import alternate, ratios, write  # type: ignore[import-not-found]
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -158,24 +159,24 @@ def going_back(plain: Any, made: Setup, stack: ExitStack) -> None:
     stack.callback(decoder[LOW].register_forward_pre_hook(write_back).remove)
 
 
-def removing(plain: Any, made: Setup, stack: ExitStack) -> None:
-    """Take the dead tokens out before the decoder."""
+def dropping(plain: Any, made: Setup, stack: ExitStack) -> None:
+    """Drop the dead tokens before the decoder."""
     keep = torch.ones(TOKENS, dtype=torch.bool)
     keep[made.dead] = False
-    left = keep.nonzero().flatten()
+    kept = keep.nonzero().flatten()
 
-    def cut(_: Any, args: Any, kwargs: Any) -> Any:
-        embeds = kwargs["inputs_embeds"][:, left]
-        mask = torch.ones(1, len(left), dtype=torch.long)
+    def drop(_: Any, args: Any, kwargs: Any) -> Any:
+        embeds = kwargs["inputs_embeds"][:, kept]
+        mask = torch.ones(1, len(kept), dtype=torch.long)
         return args, {
             **kwargs,
             "inputs_embeds": embeds,
-            "position_ids": left[None],
+            "position_ids": kept[None],
             "attention_mask": mask,
         }
 
     decoder = plain.model.language_model
-    stack.callback(decoder.register_forward_pre_hook(cut, with_kwargs=True).remove)
+    stack.callback(decoder.register_forward_pre_hook(drop, with_kwargs=True).remove)
 
 
 def zeroing_weights(plain: Any, made: Setup, stack: ExitStack) -> None:
@@ -228,7 +229,7 @@ CASES: dict[str, tuple[Plan, Hooked]] = {
         entering(to_norm_of_text),
     ),
     "pruned, masked": (Plan(PruneTokens(tokens="dead", method="mask")), masking(dead=True)),
-    "pruned, removed": (Plan(PruneTokens(tokens="dead", method="remove")), removing),
+    "pruned, dropped": (Plan(PruneTokens(tokens="dead", method="remove")), dropping),
     "withdrawn": (Plan(WithdrawTokens(layer=HIGH, method="mask")), masking(first=HIGH)),
     "injected": (Plan(InjectTokens(layer=HIGH)), writing(0, HIGH, before=masking(last=HIGH))),
 }

@@ -15,7 +15,8 @@ import sys
 from typing import Literal
 
 import torch
-from random_llava import TOKENS, alternate, ratios, setup, write  # type: ignore[import-not-found]
+from random_llava import TOKENS, setup  # type: ignore[import-not-found]
+from timing import alternate, ratios, write  # type: ignore[import-not-found]
 from torch import Tensor
 
 from embedlens import Plan, PruneTokens
@@ -23,9 +24,9 @@ from embedlens import Plan, PruneTokens
 HALF = 6
 LIMIT = 0.65
 # Method, first layer without the tokens, and limit.
-WAYS: dict[str, tuple[Literal["auto", "mask", "remove"], int, float | None]] = {
-    "removed": ("remove", 0, LIMIT),
-    "removed half-way": ("remove", HALF, (1 + LIMIT) / 2),
+CASES: dict[str, tuple[Literal["auto", "mask", "remove"], int, float | None]] = {
+    "dropped": ("remove", 0, LIMIT),
+    "dropped half-way": ("remove", HALF, (1 + LIMIT) / 2),
     "chosen": ("auto", 0, LIMIT),
     "masked": ("mask", 0, None),
 }
@@ -47,21 +48,21 @@ def main() -> int:
 
     apart = max(
         float((ours(method, layer) - ours("mask", layer)).abs().max())
-        for method, layer, _ in WAYS.values()
+        for method, layer, _ in CASES.values()
     )
-    assert apart < 1e-5, f"removal and masking differ by {apart:.1e}"
+    assert apart < 1e-5, f"dropping and masking differ by {apart:.1e}"
     write(
         f"{TOKENS} tokens, {len(made.dead)} of {len(made.batch.visual)} visual ones pruned, "
         f"{options.threads} threads, {options.repeats} repeats, torch {torch.__version__}; "
-        f"removal and masking differ by {apart:.1e}"
+        f"dropping and masking differ by {apart:.1e}"
     )
     tasks = {"clean": made.clean} | {
         name: lambda method=method, layer=layer: ours(method, layer)
-        for name, (method, layer, _) in WAYS.items()
+        for name, (method, layer, _) in CASES.items()
     }
     taken = alternate(tasks, options.repeats)
     kept = True
-    for name, (_, _, limit) in WAYS.items():
+    for name, (_, _, limit) in CASES.items():
         clock, processor = ratios(taken, name, "clean")
         kept &= limit is None or processor <= limit
         verdict = "" if limit is None else f": {'within' if processor <= limit else 'OVER'} {limit}"

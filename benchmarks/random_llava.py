@@ -6,11 +6,7 @@ What is measured on it is work, which does not depend on the weights.
 from __future__ import annotations
 
 import copy
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -98,32 +94,3 @@ def _inputs() -> dict[str, Tensor]:
     ids[:, BEFORE : BEFORE + SIDE * SIDE] = IMAGE_ID
     pixels = torch.randn(1, 3, SIDE * PATCH, SIDE * PATCH, generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
-
-
-# Seconds of one timing: by the clock, and of all processors together.
-Timing = tuple[float, float]
-
-
-def alternate(tasks: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[Timing]]:
-    """Time every task in turn, so that a busy machine slows all of them alike."""
-    taken: dict[str, list[Timing]] = {name: [] for name in tasks}
-    for number in range(repeats):
-        # Who goes second finds warm caches: the order turns around.
-        for name in list(tasks) if number % 2 == 0 else list(tasks)[::-1]:
-            start = time.perf_counter(), time.process_time()
-            tasks[name]()
-            stop = time.perf_counter(), time.process_time()
-            taken[name].append((stop[0] - start[0], stop[1] - start[1]))
-    return taken
-
-
-def ratios(taken: dict[str, list[Timing]], name: str, base: str) -> tuple[float, float]:
-    """Median ratio of two tasks over their pairs: by the clock, and in processor time."""
-    pairs = list(zip(taken[name], taken[base], strict=True))
-    return median(a[0] / b[0] for a, b in pairs), median(a[1] / b[1] for a, b in pairs)
-
-
-def write(line: str) -> None:
-    """One line of output, at once."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()

@@ -1,9 +1,7 @@
 """How much a readout costs on top of the matrix product it cannot do without.
 
-The hazard: on a shared machine two timings taken apart compare the machine's moods. So the readout
-and the bare product alternate, the ratio is the median over the pairs, and it is given in processor
-time as well, which other people's work moves less. Peak memory is the kernel's own high-water mark
-of a process that does nothing else.
+The readout and the bare product alternate (see ``timing.py``). Peak memory is the kernel's own
+high-water mark of a process that does nothing else.
 
     python benchmarks/readout.py                    # minutes
     python benchmarks/readout.py --states 18432     # 32 layers of 576 tokens
@@ -14,26 +12,19 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
+from timing import Timing, alternate, pair_ratios, write  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
 from embedlens.lens.anatomy.logit_rule import LogitRule
 from embedlens.lens.model import VisualLM
-from embedlens.lens.readouts import top_k
-from embedlens.lens.readouts.embed_lens import EmbedLens
-from embedlens.lens.readouts.logit_lens import LogitLens
+from embedlens.lens.readouts import LENSES, Lens, top_k
 
-LENSES: dict[str, type[EmbedLens] | type[LogitLens]] = {
-    "EmbedLens": EmbedLens,
-    "LogitLens": LogitLens,
-}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 K = 10
 RATIO_LIMIT, MEGABYTES_LIMIT = 1.25, 512
@@ -45,10 +36,10 @@ def main() -> int:
     """Measure, print one line per lens and type of weights, and compare with the limits."""
     options = _options()
     if options.peak:
-        _write(str(_peak(options)))
+        write(str(_peak(options)))
         return 0
     torch.set_num_threads(options.threads)
-    _write(
+    write(
         f"{options.states} states x {options.vocabulary} words x {options.width}, k={K}, "
         f"{options.threads} threads, {options.repeats} repeats, torch {torch.__version__}"
     )
@@ -58,27 +49,27 @@ def main() -> int:
         matrix = words if dtype == "float32" else words.to(DTYPES[dtype])
         for name in options.lenses:
             lens = _lens(name, matrix)
-            seconds = _alternate(
+            seconds = alternate(
                 {
                     "bare": lambda: _bare(states, words),
                     "read": lambda lens=lens: lens.read(states, K),  # type: ignore[misc]
                 },
                 options.repeats,
             )
-            wall, processor = _ratios(seconds)
+            clock, processor = pair_ratios(seconds, "read", "bare")
             peak = _peak_of_a_process(name, dtype, options)
             fits = median(processor) <= RATIO_LIMIT and peak <= MEGABYTES_LIMIT
             kept &= fits
-            pairs = ", ".join(f"{value:.3f}" for value in wall)
-            _write(
-                f"{name} {dtype}: ratio {median(wall):.3f} by the clock ({pairs}), "
+            pairs = ", ".join(f"{value:.3f}" for value in clock)
+            write(
+                f"{name} {dtype}: ratio {median(clock):.3f} by the clock ({pairs}), "
                 f"{median(processor):.3f} in processor time; {_typical(seconds['read'])} against "
                 f"{_typical(seconds['bare'])}; {peak:.0f} MB added: "
                 f"{'within' if fits else 'OVER'} {RATIO_LIMIT} and {MEGABYTES_LIMIT} MB"
             )
     if options.states * options.vocabulary * 4 <= WHOLE_RESULT_BYTES:
-        whole = _alternate({"whole": lambda: states @ words.T}, options.repeats)["whole"]
-        _write(f"one product over everything, its result kept: {_typical(whole)}")
+        whole = alternate({"whole": lambda: states @ words.T}, options.repeats)["whole"]
+        write(f"one product over everything, its result kept: {_typical(whole)}")
     return 0 if kept else 1
 
 
@@ -106,7 +97,7 @@ def _words(options: argparse.Namespace) -> Tensor:
     return drawn.mul_(3 / options.width**0.5)
 
 
-def _lens(name: str, matrix: Tensor) -> Any:
+def _lens(name: str, matrix: Tensor) -> Lens:
     """A lens on a model that is nothing but an embedding, a norm and a head."""
     vocabulary, width = matrix.shape
     root: Any = nn.Module()
@@ -137,27 +128,6 @@ def _bare(states: Tensor, words: Tensor) -> None:
         for block in torch.split(words, top_k.WORDS_AT_ONCE):
             into = buffer[: len(rows) * len(block)].view(len(rows), len(block))
             torch.mm(rows, block.T, out=into)
-
-
-# Seconds of one timing: by the clock, and of all processors together.
-Timing = tuple[float, float]
-
-
-def _alternate(tasks: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[Timing]]:
-    taken: dict[str, list[Timing]] = {name: [] for name in tasks}
-    for _ in range(repeats):
-        for name, task in tasks.items():
-            start = time.perf_counter(), time.process_time()
-            task()
-            stop = time.perf_counter(), time.process_time()
-            taken[name].append((stop[0] - start[0], stop[1] - start[1]))
-    return taken
-
-
-def _ratios(taken: dict[str, list[Timing]]) -> tuple[list[float], list[float]]:
-    """Readout over bare product of every pair: by the clock, and in processor time."""
-    pairs = list(zip(taken["read"], taken["bare"], strict=True))
-    return [r[0] / b[0] for r, b in pairs], [r[1] / b[1] for r, b in pairs]
 
 
 def _typical(timings: list[Timing]) -> str:
@@ -191,11 +161,6 @@ def _resident(name: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(f"{name}:"))
     return int(line.split()[1]) / 1024
-
-
-def _write(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
-import nnsight
-import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
+from .anatomy.anatomy import Anatomy
+from .errors import Unsupported
 from .inputs.batch import Batch
 from .inputs.encoder import Stated
 from .inputs.images import Images, Videos
-from .opened import Opened
-from .progress import Progress, silent
-from .runs.captures import by_layer, capture_positions, capture_sites, lowest_layer
-from .runs.many import Question, ask
+from .opening.checkpoint import Checkpoint, open_checkpoint
+from .opening.loaded_model import LoadedModel, Stage
+from .opening.wrapping import envoy_path, need_processor, origin_of, own_processor, unwrapped
+from .runs import forward, generation, many, scoring
 from .runs.program import Intervention, Pass
-from .runs.reading import read_sites
-from .runs.run import Run, Scores, Site
-from .runs.scoring import AnswerTokens, check_unseen
-from .runs.tracing import generate_ids, trace_forward
-
-nnsight.register(read_sites.__module__)
+from .runs.remote import need_weights
+from .runs.tracing import trace_forward
 
 
-class VisualLM(Opened):
+class VisualLM:
     """A multimodal LLM whose visual tokens can be read and changed.
 
     The model stays as its owner has it: weights, training flags, gradients, hooks, configuration,
@@ -39,7 +35,8 @@ class VisualLM(Opened):
     Args:
         model: A multimodal model of transformers, in memory; an nnsight model around one, which
             is then used as it is (its weights are loaded if they are not); or a
-            :class:`~embedlens.lens.loading.Checkpoint`, whose weights are loaded when needed.
+            :class:`~embedlens.lens.opening.checkpoint.Checkpoint`, whose weights are loaded when
+            needed.
         processor: Its processor, of which a copy is used; without one the nnsight model's, or
             the one that belongs to the model's ``name_or_path``. A model without any processor
             takes batches made from tensors only.
@@ -52,6 +49,158 @@ class VisualLM(Opened):
         Unsupported: The model does not put visual tokens into a decoder's sequence, or its
             parts could not be found and verified.
     """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any = None,
+        *,
+        name: str | None = None,
+        anatomy: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._overrides = dict(anatomy or {})
+        self._opened: Checkpoint | LoadedModel
+        if isinstance(model, Checkpoint):
+            self._processor = model.processor if processor is None else processor
+            self.name = name or model.name
+            self._opened = model
+        else:
+            hf, envoy = unwrapped(model)
+            self.name = name or origin_of(hf) or type(hf).__name__
+            self._processor = own_processor(processor, hf, envoy)
+            self._opened = LoadedModel(hf, self._processor, envoy, self._overrides)
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        lazy: bool = False,
+        remote: bool = False,
+        anatomy: Mapping[str, Any] | None = None,
+        **from_pretrained: Any,
+    ) -> VisualLM:
+        """Load a model by name.
+
+        Args:
+            name: Hub id or local folder; None is the small trained model that comes along.
+            device: Where to put it; the first GPU if there is one, else the CPU. Quantised
+                weights stay where transformers puts them unless this says otherwise.
+            dtype: Weights' type; float32 on a CPU, the checkpoint's own on a GPU, with a
+                ``device_map`` or when quantised.
+            attn_implementation: ``sdpa`` or ``eager``; transformers' choice when None.
+            revision: Revision of the hub repository.
+            trust_remote_code: Whether code that comes with the model may run.
+            lazy: Check configuration and processor now, and load the weights when they are first
+                needed, which encoding does: a verified anatomy says which tokens are visual.
+            remote: Load no weights: all runs on the server (:mod:`.opening.invented_weights`).
+            anatomy: As for :class:`VisualLM`.
+            **from_pretrained: More for transformers' ``from_pretrained``, for instance
+                ``device_map`` (in place of ``device``) or ``quantization_config``.
+
+        Raises:
+            InputError: No such model, or it cannot be loaded.
+            Unsupported: A model without images, or of a form embedlens cannot read.
+        """
+        checkpoint = open_checkpoint(
+            name,
+            device=device,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            remote=remote,
+            **from_pretrained,
+        )
+        model = cls(checkpoint, anatomy=anatomy)
+        if not lazy:
+            _ = model._loaded
+        return model
+
+    def __repr__(self) -> str:
+        if self._stage is not Stage.VERIFIED:
+            return f"VisualLM({self.name!r}: {self._stage.value})"
+        return (
+            f"VisualLM({self.name!r}: {type(self.hf).__name__}, {self.n_layers} layers, "
+            f"d={self.anatomy.hidden_size}, {self.dtype}, {self.device}, "
+            f"{self.attn_implementation})"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise Unsupported(
+            "a VisualLM does not travel with a remote run: write `layers = model.layers` or "
+            "`nn = model.nn` before the block and use that inside it"
+        )
+
+    @property
+    def hf(self) -> Any:
+        """The transformers model."""
+        return self._loaded.hf
+
+    @property
+    def nn(self) -> Any:
+        """The nnsight model."""
+        return self._loaded.nn
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Where things are in this model.
+
+        Verified on an image at once where there is a processor to make one, otherwise on the
+        first batch that has an image (``anatomy.seen_image`` says which); refused before, if
+        the model cannot do without an image.
+        """
+        return self._loaded.anatomy
+
+    @property
+    def processor(self) -> Any:
+        """The model's processor, a copy of its owner's; None if it came without one."""
+        return self._processor
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer, or None."""
+        return None if self._processor is None else self._processor.tokenizer
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return self.anatomy.n_layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return self._loaded.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type in which the model computes."""
+        return self._loaded.dtype
+
+    @property
+    def attn_implementation(self) -> str:
+        """Attention implementation in force, for instance ``sdpa`` or ``eager``."""
+        return str(self.hf.config.get_text_config()._attn_implementation)
+
+    @property
+    def image_placeholder(self) -> str:
+        """The text that stands for an image in a prompt; empty where none is written."""
+        return self._loaded.encoder.placeholder
+
+    @property
+    def layers(self) -> list[Any]:
+        """The decoder layers as nnsight envoys, for use inside a trace."""
+        return [self.nn.get(envoy_path(path)) for path in self.anatomy.layers]
+
+    @property
+    def embeddings(self) -> Float[Tensor, "vocab d"]:
+        """The input embedding matrix."""
+        return need_weights(self.hf, "embeddings").get_input_embeddings().weight  # type: ignore[no-any-return]
 
     def encode(
         self,
@@ -81,8 +230,13 @@ class VisualLM(Opened):
                 or a model without a processor.
             Unsupported: The model takes no videos.
         """
-        self._need_processor()
-        return self._open.encode(images, prompts, videos, template, layout)
+        need_processor(self._processor)
+        loaded, given = self._loaded, (images, prompts, videos, template)
+        if loaded.stage is Stage.UNVERIFIED:
+            loaded.verify_on_inputs(loaded.encoder.tensors(*given)[0])
+        batch = loaded.encoder.encode(*given, layout)
+        loaded.verify_on_batch(batch)
+        return loaded.place_batch(batch)
 
     def batch(self, inputs: Mapping[str, Tensor], *, layout: Stated | None = None) -> Batch:
         """A batch from tensors as the model's processor returns them, padded on the left.
@@ -91,7 +245,13 @@ class VisualLM(Opened):
             InputError: ``attention_mask`` or another tensor that changes results is missing, or
                 tensors (or the ``layout``, as for :meth:`encode`) do not fit together.
         """
-        return self._open.batch(inputs, layout)
+        loaded = self._loaded
+        loaded.verify_on_inputs(inputs)
+        batch = loaded.encoder.batch(inputs, layout)
+        if loaded.verify_on_batch(batch):
+            # Which tokens are visual is only certain now.
+            batch = loaded.encoder.batch(inputs, layout)
+        return loaded.place_batch(batch)
 
     def trace(
         self,
@@ -100,7 +260,7 @@ class VisualLM(Opened):
         *,
         remote: bool | str = False,
         grad: bool = False,
-        **forward: Any,
+        **arguments: Any,
     ) -> Any:
         """An nnsight tracing context over one forward pass, with the plan in force.
 
@@ -114,212 +274,32 @@ class VisualLM(Opened):
             remote: False runs here, ``"local"`` rehearses a remote run in this process, True
                 sends it to NDIF.
             grad: Whether to record gradients (local runs only; remote ones never do).
-            **forward: More arguments for the model's forward.
+            **arguments: More arguments for the model's forward.
         """
-        target = self._edited(batch, plan, Pass("forward", remote=remote, traced=True))
-        return trace_forward(target, self.hf, batch.inputs, remote=remote, grad=grad, **forward)
+        host, during = self.nn, Pass("forward", remote=remote, traced=True)
+        if plan is not None:
+            host = plan.compile(self, batch, during).apply(host)
+        return trace_forward(host, self.hf, batch.inputs, remote=remote, grad=grad, **arguments)
 
-    @torch.no_grad()
-    def run(
-        self,
-        batch: Batch,
-        plan: Intervention | None = None,
-        *,
-        capture: Site | Collection[Site] = (),
-        layers: Collection[int] | Literal["all"] = "all",
-        tokens: Literal["visual", "all"] | NDArray[np.bool_] = "visual",
-        logits: Literal["last", "all"] | None = "last",
-        remote: bool | str = False,
-    ) -> Run:
-        """One forward pass, returning logits and activations.
-
-        Args:
-            batch: The inputs.
-            plan: What to change; nothing when None.
-            capture: ``residual`` (the stream entering a layer), ``attention``, ``ffn`` (what
-                they add to it).
-            layers: Layers to keep; for ``residual`` 0 to ``n_layers`` inclusive.
-            tokens: The visual tokens, in the order of ``batch.visual``; every position that is
-                not padding; or a mask ``[sample, token]``.
-            logits: Which positions' logits to keep.
-            remote: As in :meth:`trace`.
-
-        Raises:
-            InputError: A site or layer that does not exist.
-        """
-        return self.run_many(
-            batch,
-            [plan],
-            capture=capture,
-            layers=layers,
-            tokens=tokens,
-            logits=logits,
-            remote=remote,
-        )[0]
-
-    @torch.no_grad()
-    def run_many(
-        self,
-        batch: Batch,
-        plans: Sequence[Intervention | None],
-        *,
-        capture: Site | Collection[Site] = (),
-        layers: Collection[int] | Literal["all"] = "all",
-        tokens: Literal["visual", "all"] | NDArray[np.bool_] = "visual",
-        logits: Literal["last", "all"] | None = "last",
-        at_once: int | None = None,
-        remote: bool | str = False,
-        progress: Progress = silent,
-    ) -> list[Run]:
-        """One run per plan on the same batch, each with the numbers of its own :meth:`run`.
-
-        What the runs have in common is computed once: the vision tower and all else in front of
-        the decoder, and, where it pays, the layers below the first one that a plan touches or
-        that is captured. Several plans go through the model in one pass, stacked along the batch;
-        plans that shorten the sequence have a pass of their own. All of this is compared with a
-        single run when a model does it for the first time, and left out where the numbers differ.
-
-        Args:
-            batch: The inputs.
-            plans: What to change in each run; None leaves the model untouched.
-            capture: As for :meth:`run`, like ``layers``, ``tokens`` and ``logits``.
-            layers: Layers to keep.
-            tokens: Tokens to keep.
-            logits: Which positions' logits to keep.
-            at_once: Most plans in one pass, which bounds the memory. None takes as many as have
-                1024 tokens on a CPU, 16384 elsewhere, and at least one.
-            remote: As in :meth:`trace`; the tower then runs once per pass.
-            progress: Called with what is being done, the plans done, and the plans in all.
-
-        Raises:
-            InputError: A site or layer that does not exist, a plan that cannot be carried out, or
-                ``at_once`` below 1.
-        """
-        wanted = capture_sites(self.anatomy, capture, layers)
-        rows, columns = capture_positions(batch, tokens)
-
-        def read(out: Tensor, found: dict[str, Tensor], _: int) -> Run:
-            scores = None if logits is None else out[:, -1].clone() if logits == "last" else out
-            return Run(scores, rows, columns, **by_layer(found, self.anatomy, batch, self.name))
-
-        question = Question(
-            inputs=batch.inputs,
-            during=Pass("forward", remote=remote, positions=bool(wanted) or logits == "all"),
-            forward={} if logits == "all" else self.anatomy.last_logits(1),
-            wanted=wanted,
-            lowest=lowest_layer(wanted, self.n_layers),
-            rows=rows,
-            columns=columns,
-            read=read,
-        )
-        return ask(self, batch, plans, question, at_once=at_once, progress=progress)
+    # Each is one file, which starts with what the method does and takes.
+    run = forward.run
+    run_many = many.run_many
+    generate = generation.generate
+    score = scoring.score
+    score_many = many.score_many
 
     def entry(self, batch: Batch) -> Float[Tensor, "visual d"]:
         """The visual tokens as they enter the language model, rows as in ``batch.visual``."""
         return self.run(batch, capture="residual", layers=[0], logits=None).residual[0]
 
-    @torch.no_grad()
-    def generate(
-        self,
-        batch: Batch,
-        plan: Intervention | None = None,
-        *,
-        max_new_tokens: int = 20,
-        remote: bool | str = False,
-        **generation: Any,
-    ) -> list[str]:
-        """Continue each prompt greedily; returns the new text only.
+    @property
+    def _stage(self) -> Stage:
+        return Stage.UNLOADED if isinstance(self._opened, Checkpoint) else self._opened.stage
 
-        Args:
-            batch: The inputs.
-            plan: What to change during prefill, decoding or both, as its operations say.
-            max_new_tokens: Length limit.
-            remote: As in :meth:`trace`.
-            **generation: More arguments for transformers' ``generate``.
-        """
-        tokenizer = self._need_processor().tokenizer
-        target = self._edited(batch, plan, Pass("generation", remote=remote))
-        settings = {"max_new_tokens": max_new_tokens, "do_sample": False, **generation}
-        ids = generate_ids(target, self.hf, batch.inputs, remote=remote, **settings)
-        return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-    @torch.no_grad()
-    def score(
-        self,
-        batch: Batch,
-        answers: Sequence[str],
-        plan: Intervention | None = None,
-        *,
-        end: bool = False,
-        remote: bool | str = False,
-    ) -> Scores:
-        """Log-probability of given answers after the prompts, in one forward pass.
-
-        Operations of phase ``decode`` act on the answer's tokens, as they would if the model
-        had generated them.
-
-        Args:
-            batch: The prompts.
-            answers: One per sample.
-            plan: What to change.
-            end: Whether the end-of-sequence token belongs to the answer.
-            remote: As in :meth:`trace`.
-
-        Raises:
-            InputError: Not one answer per sample, or an answer without tokens.
-            Unsupported: The prompt's tokens would see the answer.
-        """
-        return self.score_many(batch, answers, [plan], end=end, remote=remote)[0]
-
-    @torch.no_grad()
-    def score_many(
-        self,
-        batch: Batch,
-        answers: Sequence[str],
-        plans: Sequence[Intervention | None],
-        *,
-        end: bool = False,
-        at_once: int | None = None,
-        remote: bool | str = False,
-        progress: Progress = silent,
-    ) -> list[Scores]:
-        """The answers' probabilities under each plan, with the numbers of :meth:`score`.
-
-        Args:
-            batch: The prompts.
-            answers: One per sample.
-            plans: What to change in each run; None leaves the model untouched.
-            end: Whether the end-of-sequence token belongs to the answer.
-            at_once: As for :meth:`run_many`, where the sharing of work is described.
-            remote: As in :meth:`trace`.
-            progress: Called with what is being done, the plans done, and the plans in all.
-
-        Raises:
-            InputError: As for :meth:`score` and :meth:`run_many`.
-            Unsupported: The prompt's tokens would see the answer.
-        """
-        tokenizer = self._need_processor().tokenizer
-        answered = AnswerTokens.of(tokenizer, answers, len(batch), end=end)
-        nothing = torch.zeros(0, dtype=torch.long)
-
-        def read(out: Tensor, _: dict[str, Tensor], plan: int) -> Scores:
-            if not self._unseen and "bidirectional_image" in self.anatomy.capabilities:
-                alone = self.run(batch, plans[plan], remote=remote).logits
-                check_unseen(alone, out, answered.length)
-                self._unseen = True
-            return answered.scores(out)
-
-        question = Question(
-            inputs=answered.append_to(batch.inputs, self.hf),
-            during=Pass("scoring", answered.length, remote),
-            forward=self.anatomy.last_logits(answered.length + 1),
-            wanted=[],
-            lowest=self.n_layers,
-            rows=nothing,
-            columns=nothing,
-            read=read,
-        )
-        return ask(self, batch, plans, question, at_once=at_once, progress=progress)
-
-    def _edited(self, batch: Batch, plan: Intervention | None, during: Pass) -> Any:
-        return self.nn if plan is None else plan.compile(self, batch, during).apply(self.nn)
+    @property
+    def _loaded(self) -> LoadedModel:
+        """The model in memory; loads the weights of a checkpoint, once."""
+        if isinstance(self._opened, Checkpoint):
+            hf, checkpoint = self._opened.load(), self._opened
+            self._opened = LoadedModel(hf, self._processor, None, self._overrides, checkpoint)
+        return self._opened

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from processes import ROOT, run_python
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
@@ -23,24 +24,6 @@ import tiny
 from embedlens import VisualLM
 
 torch.set_num_threads(1)
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def run_python(
-    *arguments: str, cwd: Path, timeout: float = 240, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """This interpreter in a process of its own, which sees no PYTHONPATH but the given one."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env={**kept, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout,
-    )
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, run_python
 from PIL import Image
 
+from builders.results import ablation
 from embedlens import VisualLM
 from embedlens.__main__ import main
 from embedlens.analyses import Result
 from embedlens.analyses import analyze as analysis
 from embedlens.lens.scenes import scenes
+from processes import ROOT, run_python
 
 MODEL = str(ROOT / "lens" / "shipped")
 
@@ -172,7 +173,6 @@ def test_an_interrupt_leaves_nothing(
 
 
 def ablation_of_one() -> Result:
-    from test_report import ablation
 
     return ablation()
 

@@ -15,8 +15,8 @@ class AblateAttention(SkippedSublayer):
 
     $h_t \leftarrow h_t + 0$ in place of $h_t + \mathrm{Attn}(h)_t$ for the chosen tokens $t$.
     Their keys and values are still computed, and stay readable by every other token, so this is
-    no knockout. Source: the paper's visual attention skipping, docs/method.md a4, of its released
-    code, without that code's special rule for layer 0.
+    no knockout. Source: the paper's visual attention skipping, docs/method.md (a4),
+    without that code's special rule for layer 0.
     """
 
     part = "attention"

@@ -29,13 +29,14 @@ class BlockAttention(Operation):
 
     With ``renormalise`` the score of every pair of a query $q$ and a key $k$ is set to $-\infty$
     before the softmax: $A_{qk} \leftarrow 0$, and what the other keys get grows so that
-    $\sum_k A_{qk} = 1$ as before. Source: attention knockout over a window of layers, method.md
-    (e), cross-modal information flow. Without it $A_{qk} \leftarrow 0$ behind the softmax, and the
-    row sums to less than 1: the paper's knockouts, method.md (a5). With ``collapse`` the weight
-    taken goes to the first of the keys $k_0$, $A_{qk_0} \leftarrow \sum_k A_{qk}$: what the paper
-    does to text queries and visual keys in layer 0, method.md (a4). Where several operations
-    without ``renormalise`` meet in one layer, each edits the weights that the one before it left;
-    what is hidden with ``renormalise`` is hidden before, wherever it stands in the plan.
+    $\sum_k A_{qk} = 1$ as before. Source: attention knockout over a window of layers,
+    docs/method.md (e), cross-modal information flow. Without it $A_{qk} \leftarrow 0$ behind the
+    softmax, and the row sums to less than 1: the paper's knockouts, docs/method.md (a5). With
+    ``collapse`` the weight taken goes to the first of the keys $k_0$, $A_{qk_0} \leftarrow \sum_k
+    A_{qk}$: what the paper does to text queries and visual keys in layer 0, docs/method.md (a4).
+    Where several operations without ``renormalise`` meet in one layer, each edits the weights that
+    the one before it left; what is hidden with ``renormalise`` is hidden before, wherever it stands
+    in the plan.
 
     In a generation ``phase`` says which queries are meant: those of the prompt, those generated, or
     both. Selected keys stay hidden whenever their query is meant; generated tokens belong to the

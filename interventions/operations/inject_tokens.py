@@ -26,8 +26,7 @@ class InjectTokens(TokenOperation):
 
     For $l <$ ``layer`` no other token sees them; at ``layer`` their states are replaced by those
     with which they entered layer 0, $h^{layer}_t \leftarrow s_t\, h^0_t$. The others keep their
-    positions. Source: vision entry, docs/method.md (a6); at layer 0 with ``norm="raw"`` nothing
-    changes.
+    positions. Source: vision entry, docs/method.md (a6); at layer 0, ``raw`` changes nothing.
 
     Attributes:
         layer: Layer at which they enter.

@@ -2,7 +2,7 @@
 
 A dropped token is dropped for everybody, tokens generated later included, and the others keep their
 positions: pruning that renumbers them changes what the model sees even where nothing was pruned
-(docs/method.md, a3).
+(docs/method.md (a3)).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class PruneTokens(DroppedTokens):
     and every $q \ne k$, those generated later included; positions of the others stay as they were.
     That leaves every other token where removing the rows leaves it. Where they are only hidden,
     the states and logits of the pruned tokens themselves are still computed, and mean nothing.
-    Source: class pruning, docs/method.md (a3), and at a later layer the early exit of (a6).
+    Source: class pruning and, at a later layer, the early exit, docs/method.md (a3, a6).
 
     Attributes:
         layer: First layer without them.

@@ -13,8 +13,7 @@ from .wording import Telling
 class WithdrawTokens(DroppedTokens):
     r"""Tokens leave at a layer: those below have them, from ``layer`` on nobody sees them.
 
-    Like :class:`PruneTokens` at that layer. Source: the early exit of docs/method.md (a6), after
-    VTW.
+    Like :class:`PruneTokens` at that layer. Source: the early exit, docs/method.md (a6), after VTW.
 
     Attributes:
         layer: First layer without them.

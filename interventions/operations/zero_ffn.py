@@ -14,7 +14,7 @@ class ZeroFFN(SkippedSublayer):
     r"""What the FFN computes for the tokens is not added to the residual stream.
 
     $h_t \leftarrow h_t + 0$ in place of $h_t + \mathrm{FFN}(h_t)$. Source: the paper's visual
-    FFN skipping, docs/method.md a4.
+    FFN skipping, docs/method.md (a4).
     """
 
     part = "ffn"

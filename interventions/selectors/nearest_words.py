@@ -22,7 +22,7 @@ class Near(Selector):
     """``near[1141]``: visual tokens that have a vocabulary id among their nearest words.
 
     Nearest by cosine to the input embeddings at the language model's entry, the three nearest in
-    the paper's code: what its ``target_ids`` name (docs/method.md a2).
+    the paper's code: what its ``target_ids`` name, docs/method.md (a2).
     """
 
     word: int
@@ -53,7 +53,7 @@ class Near(Selector):
 
 @dataclass(frozen=True)
 class Control(Selector):
-    r"""``control(of=A, seed=0)``: the random control of the paper's pruning (docs/method.md a3).
+    r"""``control(of=A, seed=0)``: the paper's random control, docs/method.md (a3).
 
     With $R$ the visual tokens of a sample that are not in $A$: $\min(|A|, |R|)$ tokens of $R$,
     drawn uniformly without replacement, and all of $R$ where the sample has no token of $A$. The

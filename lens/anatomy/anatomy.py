@@ -1,9 +1,9 @@
 """Where things are inside one particular multimodal LLM, found by looking and then checked.
 
-The hazard: the submodule called ``mlp`` is not always what the residual stream receives, an image
-token id in a configuration is only a claim, and ``head(norm(h))`` is not always the logits. So
-nothing is looked up by family name: parts are found by structure, one short multimodal forward
-decides by arithmetic what they are, and whatever does not add up is refused with its numbers.
+The submodule called ``mlp`` is not always what the residual stream receives, an image token id in a
+configuration is only a claim, and ``head(norm(h))`` is not always the logits. So nothing is looked
+up by family name: parts are found by structure, one short multimodal forward decides by arithmetic
+what they are, and whatever does not add up is refused with its numbers.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..errors import InputError, Unsupported
-from .experiments import last_token_layers
 from .logit_rule import LogitRule
 from .recorded_forward import forward_parameters
-from .traits import injections_of, mixer_kinds_of, refusals_of, traits_of
-from .verification import Examination, Given, embedding_scale, examine, text_probe
+from .traits import refusals_of, traits_of
+from .verification import Findings, Overrides, verify
 from .visual_entry import claimed_positions
 
 
@@ -57,7 +56,7 @@ class Anatomy:
         last_token_layers: Layers that compute only the last position when only its logits are
             asked for, as generation does (layers that share earlier layers' keys and values).
         cuts_logits: Whether the forward can be asked for its last logits only.
-        capabilities: Short names of what is particular about this model.
+        capabilities: Names of what is particular about this model (``traits.TRAITS``).
         refusals: What this model cannot do, with the reason.
         residual_error: Largest relative error of *addends = layer update* measured.
         visual_error: Largest absolute difference between visual rows and features; NaN when
@@ -194,18 +193,18 @@ class Anatomy:
             Unsupported: The model is text-only, is an encoder-decoder, looks at the image
                 through cross-attention, or does not add up.
         """
-        given = Given(decoder, norm, head, attention, ffn, image_token_id, video_token_id, accept)
-        return _written_down(model, examine(model, inputs, given))
+        overrides = Overrides(
+            decoder, norm, head, attention, ffn, image_token_id, video_token_id, accept
+        )
+        return _written_down(verify(model, inputs, overrides))
 
 
-def _written_down(model: nn.Module, found: Examination) -> Anatomy:
-    """An examination's findings as paths and plain values."""
-    names = {module: name for name, module in model.named_modules()}
+def _written_down(found: Findings) -> Anatomy:
+    """The findings as paths and plain values."""
+    names = {module: name for name, module in found.model.named_modules()}
     parts, addends = found.parts, found.addends
     layers = tuple(names[layer] for layer in parts.layers)
-    kinds = mixer_kinds_of(model, found)
-    injections = injections_of(found.recording, found.entry)
-    traits = traits_of(model, found, kinds, injections)
+    traits = traits_of(found)
 
     def below(children: Sequence[str | None]) -> tuple[str | None, ...]:
         known = children or [None] * len(layers)
@@ -214,9 +213,6 @@ def _written_down(model: nn.Module, found: Examination) -> Anatomy:
             for layer, child in zip(layers, known, strict=True)
         )
 
-    # Where visual positions are marked by an input, a forward without an image may be impossible.
-    short = found.entry.mask_name is None
-    probe = text_probe(model, parts, found.entry.token_ids) if short else found.probe
     return Anatomy(
         decoder=names[parts.decoder],
         layers=layers,
@@ -225,7 +221,7 @@ def _written_down(model: nn.Module, found: Examination) -> Anatomy:
         attention_scale=tuple(a.attention_scale for a in addends) or (1.0,) * len(layers),
         ffn_scale=tuple(a.ffn_scale for a in addends) or (1.0,) * len(layers),
         mixer=below([a.mixer for a in addends]),
-        mixer_kinds=kinds,
+        mixer_kinds=found.mixer_kinds,
         embedding=names[parts.embedding],
         norm=names[parts.norm],
         head=names[parts.head],
@@ -236,16 +232,13 @@ def _written_down(model: nn.Module, found: Examination) -> Anatomy:
         video_token_id=found.video_token_id,
         hidden_size=int(parts.embedding.weight.shape[1]),
         vocab_size=int(parts.embedding.weight.shape[0]),
-        embedding_scale=embedding_scale(parts),
+        embedding_scale=found.embedding_scale,
         logit_rule=found.logit_rule,
-        injections=injections,
-        last_token_layers=last_token_layers(model, parts, probe),
-        cuts_logits="logits_to_keep" in forward_parameters(model),
-        capabilities=traits,
-        refusals={
-            **refusals_of(type(model).__name__, layers, found, traits, kinds, injections),
-            **found.unverified,
-        },
+        injections=found.injections,
+        last_token_layers=found.last_token_layers,
+        cuts_logits="logits_to_keep" in forward_parameters(found.model),
+        capabilities=frozenset(trait.name for trait in traits),
+        refusals=refusals_of(found, traits, layers),
         residual_error=max((a.error for a in addends), default=float("nan")),
         visual_error=found.entry.error,
         seen_image=found.seen_image,

@@ -1,7 +1,7 @@
 """How a model's logits come from ``head(norm(h))``: scaled, capped, masked, or just so.
 
-The hazard: what a text configuration says about scaling or soft-capping is not always what the
-multimodal wrapper does, so the rule is fitted to logits the model really returned.
+What a text configuration says about scaling or soft-capping is not always what the multimodal
+wrapper does, so the rule is fitted to logits the model really returned.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Finding the parts of a decoder-only multimodal LLM by structure, before anything is verified.
+"""Finding layers, embedding, final norm and head of a multimodal LLM, before anything is verified.
 
-The hazard: ``get_decoder()`` sometimes stops one level too high, a vision tower may own a list of
-as many layers as the decoder, and image token ids live under several names and places of the
-configuration. So candidates are ranked here, and what was found is only believed once a forward
-pass has confirmed it (``anatomy.py``).
+``get_decoder()`` sometimes stops one level too high, a vision tower may own a list of as many
+layers as the decoder, and image token ids live under several names and places of the configuration.
+So candidates are ranked here by structure, and what was found is only believed once a forward pass
+has confirmed it (``verification.py``).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def locate_parts(
         Unsupported: An encoder-decoder, a model with cross-attention to the image, or a part that
             is not there.
     """
-    refuse_other_architectures(model)
+    _refuse_other_architectures(model)
     owner, layers = _decoder(model, decoder)
     final = model.get_submodule(norm) if norm else _first_child(owner, FINAL_NORMS)
     embedding = _accessor(model, "get_input_embeddings")
@@ -86,7 +86,7 @@ def locate_parts(
     return Parts(owner, layers, embedding, final, top)
 
 
-def refuse_other_architectures(model: nn.Module) -> None:
+def _refuse_other_architectures(model: nn.Module) -> None:
     """Refuse models whose visual tokens do not stand in the decoder's own sequence.
 
     Raises:

@@ -1,7 +1,7 @@
 """One short forward pass with everything written down that the anatomy is verified against.
 
-The hazard: a real model's forward makes gigabytes of activations. Only a sample of token rows is
-kept from the decoder, and of the modules before it only a fingerprint of each row.
+A real model's forward makes gigabytes of activations. So only a sample of token rows is kept from
+the decoder, and of the modules before it only a fingerprint of each row.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from einops import rearrange
+from jaxtyping import Bool, Float64, Shaped
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..runs.tracing import undisturbed
+from ..runs.tracing import without_cache
+from ..runs.undisturbed import undisturbed
 from .parts import Parts
 
 # Token rows kept of every activation: half of them visual, when there is an image.
@@ -25,20 +28,46 @@ ROWS_KEPT = 64
 FINGERPRINT = 2
 
 
+@dataclass(frozen=True)
+class KeptRows:
+    """The token rows that are kept of every activation.
+
+    Attributes:
+        positions: Their positions, ``[row]``.
+        length: Tokens of the prompt.
+    """
+
+    positions: Tensor
+    length: int
+
+    def of(self, tensor: Tensor | None) -> Tensor | None:
+        """Of ``[1, token, d]`` or ``[token, d]``, in float64 on the CPU; None of anything else."""
+        if tensor is None or tensor.ndim not in (2, 3) or tensor.shape[:-1].numel() != self.length:
+            return None
+        flat = rearrange(tensor.detach(), "... d -> (...) d")
+        return flat[self.positions.to(flat.device)].to("cpu", torch.float64)
+
+
 @dataclass
 class LayerRecord:
     """What went into and came out of one decoder layer, at the kept rows.
 
+    Its methods are hooks. They are not functions made anew for every submodule, because the tests'
+    type checker would examine each of those again.
+
     Attributes:
+        kept: Which rows.
         entering: Stream entering the layer, ``[row, d]`` float64.
         leaving: Stream leaving it.
         outputs: Output of every submodule (to depth 2) with one row per token, in the order in
             which they finished.
         bare: Submodules that returned a bare tensor rather than a tuple.
         arguments: Names and values of the keyword arguments each submodule received.
+        calls: How often the layer ran.
         own_input: Whether the layer received rows of its own beside the stream.
     """
 
+    kept: KeptRows
     entering: Tensor | None = None
     leaving: Tensor | None = None
     outputs: dict[str, Tensor] = field(default_factory=dict)
@@ -47,17 +76,33 @@ class LayerRecord:
     calls: int = 0
     own_input: bool = False
 
+    def on_leaving(self, _: nn.Module, __: Any, output: Any) -> None:
+        """After the layer."""
+        self.leaving = self.kept.of(first_tensor(output))
+
+    def on_arguments(self, name: str, _: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
+        """Before a submodule."""
+        self.arguments[name] = dict(kwargs)
+
+    def on_output(self, name: str, _: nn.Module, __: Any, output: Any) -> None:
+        """After a submodule."""
+        found = self.kept.of(first_tensor(output))
+        if found is None or self.entering is None or found.shape != self.entering.shape:
+            return
+        self.outputs.pop(name, None)  # where it runs twice, the last time counts
+        self.outputs[name] = found
+        if isinstance(output, Tensor):
+            self.bare.add(name)
+
 
 @dataclass
 class Recording:
     """One forward pass.
 
     Attributes:
-        rows: Token positions kept, ``[row]``.
         layers: One record per decoder layer.
         final: Stream entering the final norm at the last token, in the model's own dtype, with
             the shape the norm received; None when the norm never ran.
-        final_rows: The same stream at the kept rows, ``[row, d]`` float64.
         stacked: Whether the stream has more axes than ``[sample, token, d]``.
         embeds: The decoder's ``inputs_embeds``, ``[token, d]``; where it takes none, what enters
             layer 0.
@@ -69,10 +114,8 @@ class Recording:
         logits: At the last token, ``[vocab]``.
     """
 
-    rows: Tensor
     layers: list[LayerRecord]
     final: Tensor | None = None
-    final_rows: Tensor | None = None
     stacked: bool = False
     embeds: Tensor | None = None
     decoder_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -87,7 +130,7 @@ def forward_parameters(model: nn.Module) -> frozenset[str]:
     return frozenset(inspect.signature(model.forward).parameters)
 
 
-def tensor_of(output: Any) -> Tensor | None:
+def first_tensor(output: Any) -> Tensor | None:
     """The tensor a module returned, which may be the first of a tuple or of a model output."""
     if isinstance(output, Tensor):
         return output
@@ -109,19 +152,19 @@ def tensors_of(output: Any) -> list[Tensor]:
     return []
 
 
-def project(rows: Tensor) -> Tensor:
-    """Two random numbers per row, the same for equal rows, ``[..., d]`` to ``[rows, 2]``."""
+def project(rows: Shaped[Tensor, "*_ d"]) -> Float64[Tensor, "row 2"]:
+    """Two random numbers per row, the same for equal rows."""
     generator = torch.Generator().manual_seed(0)
     width = rows.shape[-1]
     directions = torch.randn(width, FINGERPRINT, generator=generator, dtype=torch.float64)
-    flat = rows.detach().reshape(-1, width)
+    flat = rearrange(rows.detach(), "... d -> (...) d")
     # In blocks: float64 of a whole vision tower's output would be large.
     parts = [part.to("cpu", torch.float64) @ directions for part in torch.split(flat, 4096)]
     return torch.cat(parts) if parts else torch.empty(0, FINGERPRINT, dtype=torch.float64)
 
 
 def record(
-    model: nn.Module, parts: Parts, inputs: Mapping[str, Tensor], visual: Tensor
+    model: nn.Module, parts: Parts, inputs: Mapping[str, Tensor], visual: Bool[Tensor, " token"]
 ) -> Recording:
     """Run the model once on one prompt.
 
@@ -129,23 +172,23 @@ def record(
         model: The model; hooks and training flags are put back afterwards.
         parts: Its parts.
         inputs: Tensors for the forward; one sample.
-        visual: Which positions are visual, ``[token]`` bool: rows are sampled from both kinds.
+        visual: Which positions are visual: rows are sampled from both kinds.
 
     Raises:
         Unsupported: A layer does not run exactly once.
     """
-    recording = Recording(_sample_rows(visual), [LayerRecord() for _ in parts.layers])
+    kept = KeptRows(_sample_rows(visual), len(visual))
+    recording = Recording([LayerRecord(kept) for _ in parts.layers])
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
         stack.enter_context(torch.no_grad())
-        for handle in _decoder_hooks(recording, parts, len(visual)):
+        for handle in _decoder_hooks(recording, parts):
             stack.callback(handle.remove)
         for handle in _outer_hooks(recording, model, parts):
             stack.callback(handle.remove)
         stack.enter_context(_features_of(model, recording))
         # No logits_to_keep: some models then compute only the last token in their later layers.
-        cache = {"use_cache": False} if "use_cache" in forward_parameters(model) else {}
-        output = model(**inputs, **cache)
+        output = model(**inputs, **without_cache(model))
     recording.logits = output.logits[0, -1].detach()
     wrong = [i for i, layer in enumerate(recording.layers) if layer.calls != 1]
     if wrong:
@@ -173,17 +216,7 @@ def stream_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None
     return value if isinstance(value, Tensor) else None
 
 
-def _rows(tensor: Tensor | None, rows: Tensor, length: int) -> Tensor | None:
-    """The kept rows of ``[1, token, d]`` or of ``[token, d]``, in float64 on the CPU."""
-    if tensor is None or tensor.ndim not in (2, 3) or tensor.shape[:-1].numel() != length:
-        return None
-    flat = tensor.detach().reshape(length, tensor.shape[-1])
-    return flat[rows.to(flat.device)].to("cpu", torch.float64)
-
-
-def _decoder_hooks(recording: Recording, parts: Parts, length: int) -> Iterator[Any]:
-    rows = recording.rows
-
+def _decoder_hooks(recording: Recording, parts: Parts) -> Iterator[Any]:
     def on_decoder(_: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         recording.decoder_arguments = dict(kwargs)
         embeds = kwargs.get("inputs_embeds")
@@ -193,35 +226,28 @@ def _decoder_hooks(recording: Recording, parts: Parts, length: int) -> Iterator[
     def on_norm(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stream = stream_of(args, kwargs)
         if stream is not None and recording.final is None and stream.ndim == 3:
-            recording.final_rows = _rows(stream, rows, length)
             recording.final = stream[:, -1:].detach().clone()
 
     yield parts.decoder.register_forward_pre_hook(on_decoder, with_kwargs=True)
     yield parts.norm.register_forward_pre_hook(on_norm, with_kwargs=True)
     for layer, made in zip(parts.layers, recording.layers, strict=True):
-        yield from _layer_hooks(recording, layer, made, length)
+        yield from _layer_hooks(recording, layer, made)
 
 
-# The hooks are functions of this module with their first arguments filled in, not functions made
-# anew for every submodule: the tests' type checker would examine each of those again.
-def _layer_hooks(
-    recording: Recording, layer: nn.Module, made: LayerRecord, length: int
-) -> Iterator[Any]:
-    rows = recording.rows
-    entering = partial(_on_entering, recording, made, length)
+def _layer_hooks(recording: Recording, layer: nn.Module, made: LayerRecord) -> Iterator[Any]:
+    entering = partial(_on_entering, recording, made)
     yield layer.register_forward_pre_hook(entering, with_kwargs=True)
-    yield layer.register_forward_hook(partial(_on_leaving, made, rows, length))
+    yield layer.register_forward_hook(made.on_leaving)
     for name, module in layer.named_modules():
         if name and name.count(".") <= 1:
-            before = partial(_on_arguments, made, name)
+            before = partial(made.on_arguments, name)
             yield module.register_forward_pre_hook(before, with_kwargs=True)
-            yield module.register_forward_hook(partial(_on_output, made, name, rows, length))
+            yield module.register_forward_hook(partial(made.on_output, name))
 
 
 def _on_entering(
     recording: Recording,
     made: LayerRecord,
-    length: int,
     _: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -229,7 +255,7 @@ def _on_entering(
     stream = stream_of(args, kwargs)
     made.calls += 1
     recording.stacked |= stream is not None and stream.ndim > 3
-    made.entering = _rows(stream, recording.rows, length)
+    made.entering = made.kept.of(stream)
     made.own_input = any(
         isinstance(value, Tensor)
         and stream is not None
@@ -239,36 +265,6 @@ def _on_entering(
     )
     if recording.embeds is None and stream is not None and stream.ndim == 3:
         recording.embeds = stream[0].detach().clone()
-
-
-def _on_leaving(
-    made: LayerRecord, rows: Tensor, length: int, _: nn.Module, __: Any, output: Any
-) -> None:
-    made.leaving = _rows(tensor_of(output), rows, length)
-
-
-def _on_arguments(
-    made: LayerRecord, name: str, _: nn.Module, __: Any, kwargs: dict[str, Any]
-) -> None:
-    made.arguments[name] = dict(kwargs)
-
-
-def _on_output(
-    made: LayerRecord,
-    name: str,
-    rows: Tensor,
-    length: int,
-    _: nn.Module,
-    __: Any,
-    output: Any,
-) -> None:
-    found = _rows(tensor_of(output), rows, length)
-    if found is None or made.entering is None or found.shape != made.entering.shape:
-        return
-    made.outputs.pop(name, None)  # where it runs twice, the last time counts
-    made.outputs[name] = found
-    if isinstance(output, Tensor):
-        made.bare.add(name)
 
 
 def _outer_hooks(recording: Recording, model: nn.Module, parts: Parts) -> Iterator[Any]:
@@ -308,7 +304,9 @@ def _features_of(model: Any, recording: Recording) -> Iterator[None]:
         output = original(*args, **kwargs)
         pooled = getattr(output, "pooler_output", output)
         width = model.get_input_embeddings().weight.shape[1]
-        found = [t.reshape(-1, width) for t in tensors_of(pooled) if t.shape[-1] == width]
+        found = [
+            rearrange(t, "... d -> (...) d") for t in tensors_of(pooled) if t.shape[-1] == width
+        ]
         recording.features = torch.cat(found).detach() if found else None
         return output
 

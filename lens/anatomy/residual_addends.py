@@ -1,9 +1,9 @@
 """Which submodules' outputs are what a layer adds to the residual stream.
 
-The hazard: the submodule called ``mlp`` is often not what the stream receives. With sandwich norms
-the norm after it is; some models scale every update; some mix attention and FFN in parallel; some
-layers have only one of the two. So nothing is looked up by name: at some token rows of one forward
-pass, the sets of submodules whose outputs add up to the layer's update are found by arithmetic.
+The submodule called ``mlp`` is often not what the stream receives. With sandwich norms the norm
+after it is; some models scale every update; some mix attention and FFN in parallel; some layers
+have only one of the two. So nothing is looked up by name: at some token rows of one forward pass,
+the sets of submodules whose outputs add up to the layer's update are found by arithmetic.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
+from ..tolerances import ADDENDS
 from .recorded_forward import LayerRecord
 
-# The largest relative error at which a sum counts as what the layer added: rounding in the
-# model's own type is all that may remain. Where an update is small beside the stream, rounding
-# is more of it; beyond the last number nothing can be told.
-SUM_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+# Where an update is small beside the stream, rounding is more of it; beyond this nothing shows.
 LARGEST_TOLERANCE = 0.3
 LARGEST_SET = 4
 # Arguments by which a token mixer is told apart: only it looks at other tokens.
@@ -121,7 +119,7 @@ def _tolerance(entering: Tensor, leaving: Tensor, dtype: torch.dtype) -> float:
     eps = torch.finfo(dtype).eps if dtype.is_floating_point else torch.finfo(torch.float16).eps
     update = float((leaving - entering).norm())
     rounding = eps * float(leaving.norm()) / max(update, 1e-30)
-    return min(max(SUM_TOLERANCE.get(dtype, 4e-2), rounding), LARGEST_TOLERANCE)
+    return min(max(ADDENDS.of(dtype), rounding), LARGEST_TOLERANCE)
 
 
 def _fits(
@@ -144,7 +142,7 @@ def _fits(
         for chosen in combinations(range(2, len(vectors)), size)
         if all(name in {candidates[i - 2] for i in chosen} for name in must_hold)
     ]
-    plain = [_plain(gram, chosen, candidates, update) for chosen in sets]
+    plain = [_fit(gram, chosen, candidates, update, (1.0,) * len(chosen), 1.0) for chosen in sets]
     plain.sort(key=lambda fit: fit.error)
     if plain and plain[0].error < 1e-3:
         return plain
@@ -159,16 +157,6 @@ def _fits(
     return sorted([*plain, *scaled], key=lambda fit: fit.error)
 
 
-def _plain(gram: Tensor, chosen: tuple[int, ...], names: Sequence[str], update: float) -> _Fit:
-    weights = torch.zeros(len(gram), dtype=gram.dtype)
-    weights[0], weights[1] = 1, -1
-    weights[list(chosen)] = -1
-    left = float(weights @ gram @ weights)
-    return _Fit(
-        tuple(names[i - 2] for i in chosen), (1.0,) * len(chosen), 1.0, _relative(left, update)
-    )
-
-
 def _scaled(
     gram: Tensor, chosen: tuple[int, ...], names: Sequence[str], update: float
 ) -> list[_Fit]:
@@ -177,28 +165,39 @@ def _scaled(
     Both are what real layers do (residual multipliers, layer scalars). Free factors on all of
     them would also "explain" a submodule that returns the whole stream.
     """
-    fits = []
     addends = list(chosen)
-    weights = torch.zeros(len(gram), dtype=gram.dtype)
-    weights[0], weights[1] = 1, -1
-    inner, target = gram[addends][:, addends], gram[addends] @ weights
+    inner, target = gram[addends][:, addends], gram[addends] @ _weights(gram, [], [], 1.0)
     scales = torch.linalg.lstsq(inner, target[:, None], driver="gelsd").solution[:, 0]
-    weights[addends] = -scales
-    found = tuple(names[i - 2] for i in chosen)
-    left = float(weights @ gram @ weights)
-    fits.append(_Fit(found, tuple(scales.tolist()), 1.0, _relative(left, update)))
     whole = torch.zeros(len(gram), dtype=gram.dtype)
     whole[[1, *addends]] = 1
     keep = float(gram[0] @ whole / (whole @ gram @ whole).clamp_min(1e-30))
-    weights = -keep * whole
-    weights[0] = 1
-    left = float(weights @ gram @ weights)
-    fits.append(_Fit(found, (keep,) * len(chosen), keep, _relative(left, update)))
+    fits = [
+        _fit(gram, chosen, names, update, tuple(scales.tolist()), 1.0),
+        _fit(gram, chosen, names, update, (keep,) * len(chosen), keep),
+    ]
     return [fit for fit in fits if min(fit.scales) > 0]
 
 
-def _relative(left: float, update: float) -> float:
-    return float((max(left, 0.0) / update) ** 0.5)
+def _fit(
+    gram: Tensor,
+    chosen: tuple[int, ...],
+    names: Sequence[str],
+    update: float,
+    scales: tuple[float, ...],
+    keep: float,
+) -> _Fit:
+    """One sum, with what it leaves unexplained; rows of ``gram`` are leaving, entering, addends."""
+    weights = _weights(gram, chosen, scales, keep)
+    left = max(float(weights @ gram @ weights), 0.0)
+    error = float((left / update) ** 0.5)
+    return _Fit(tuple(names[i - 2] for i in chosen), scales, keep, error)
+
+
+def _weights(gram: Tensor, chosen: Sequence[int], scales: Sequence[float], keep: float) -> Tensor:
+    weights = torch.zeros(len(gram), dtype=gram.dtype)
+    weights[0], weights[1] = 1, -keep
+    weights[list(chosen)] = -torch.tensor(scales, dtype=gram.dtype)
+    return weights
 
 
 def _preferred(layer: nn.Module, fits: list[_Fit]) -> _Fit:

@@ -1,103 +1,152 @@
-"""What is particular about one model, told from one recorded forward, and what that rules out.
+"""What may be particular about a model: one entry per trait in :data:`TRAITS`.
 
-The hazard: an operation that is exact on a plain decoder can be silently wrong on a model that adds
-visual features between layers, mixes tokens without a key mask, or keeps several streams. Each
-such trait is detected by what the forward did, and turned into a refusal that says why.
+An operation that is exact on a plain decoder can be silently wrong on a model that adds visual
+features between layers, mixes tokens without a key mask, or keeps several streams. So each trait
+says how it is told from a verified model and what it rules out, with the reason. A new trait is a
+new entry, and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from .experiments import entry_depends_on
-from .recorded_forward import LayerRecord, Recording
-from .verification import Examination
-from .visual_entry import VisualEntry, claimed_positions
-
-# Mixers that honour a mask over keys.
-MASKED_MIXERS = frozenset(("attention", "sliding_attention", "chunked_attention"))
-# Parts of the names of mixers that keep a running state, and of those that choose their own keys.
-LINEAR = ("linear", "conv", "mamba", "recurrent", "hybrid")
-SPARSE = ("indexed", "sparse")
+from .mixer_kinds import MASKED
+from .recorded_forward import LayerRecord
+from .verification import Findings
+from .visual_entry import claimed_positions
 
 
-def mixer_kinds_of(model: Any, found: Examination) -> tuple[str, ...]:
-    """How each layer mixes tokens: its configured type, corrected by what it did."""
-    text = model.config.get_text_config(decoder=True)
-    configured = getattr(text, "layer_types", None) or ()
-    kinds = []
-    for index, layer in enumerate(found.parts.layers):
-        mixer = found.addends[index].mixer if found.addends else None
-        if found.addends and mixer is None:
-            kinds.append("none")
-            continue
-        kind = str(configured[index]) if index < len(configured) else "full_attention"
-        if kind == "full_attention":
-            kind = "attention"
-        # Attention returns (output, weights); what returns a bare tensor sees no key mask.
-        bare = mixer is not None and mixer in found.recording.layers[index].bare
-        if mixer is not None and bare and kind in MASKED_MIXERS:
-            only_conv = _has_convolution_only(layer.get_submodule(mixer))
-            kind = "conv" if only_conv else "linear_attention"
-        kinds.append(kind)
-    return tuple(kinds)
+@dataclass(frozen=True)
+class Trait:
+    """One thing that may be particular about a model.
+
+    Attributes:
+        name: Its name in :attr:`Anatomy.capabilities`.
+        meaning: What is particular.
+        present: Whether a verified model has it.
+        forbids: What such a model cannot do, with the reasons: keys of :attr:`Anatomy.refusals`.
+        counts_rows: Where dropping tokens changes what the others see, because that is counted in
+            rows or was made for the whole sequence: ``before`` layer 0 only (between layers masks
+            are finished and features in place), or ``everywhere``.
+    """
+
+    name: str
+    meaning: str
+    present: Callable[[Findings], bool]
+    forbids: Callable[[Findings], Mapping[str, str]] = lambda _: {}
+    counts_rows: Literal["nowhere", "before", "everywhere"] = "nowhere"
 
 
-def _has_convolution_only(mixer: nn.Module) -> bool:
-    convolves = any(isinstance(module, nn.Conv1d) for module in mixer.modules())
-    return convolves and not any("decay" in n or "A_log" in n for n, _ in mixer.named_parameters())
+def traits_of(found: Findings) -> tuple[Trait, ...]:
+    """The traits that a verified model has."""
+    return tuple(trait for trait in TRAITS if trait.present(found))
 
 
-def injections_of(recording: Recording, entry: VisualEntry) -> tuple[int, ...]:
-    """Layers whose input is not the previous layer's output: something is added in between."""
-    found = [0] if entry.scatter == "later" else []
-    for index in range(1, len(recording.layers)):
-        before, after = recording.layers[index - 1].leaving, recording.layers[index].entering
-        if before is not None and after is not None and not torch.equal(before, after):
-            found.append(index)
-    return tuple(found)
+def traits_counting_rows(names: Collection[str], *, between_layers: bool) -> list[str]:
+    """Those of a model's traits with which a shorter sequence changes what its tokens see.
+
+    Args:
+        names: Names of traits, as :attr:`Anatomy.capabilities` holds them.
+        between_layers: Whether tokens are dropped between two layers, or before the first one.
+    """
+    where = {"everywhere"} if between_layers else {"before", "everywhere"}
+    return sorted(t.name for t in TRAITS if t.name in names and t.counts_rows in where)
 
 
-def traits_of(
-    model: Any, found: Examination, kinds: Sequence[str], injections: Sequence[int]
-) -> frozenset[str]:
-    """Short names of the traits of a model."""
-    parts, recording, entry, rule = found.parts, found.recording, found.entry, found.logit_rule
-    addends = found.addends
-    positions = recording.decoder_arguments.get("position_ids")
-    traits = {
-        "deepstack": bool(injections),
-        "per_layer_inputs": any(made.own_input for made in recording.layers),
-        "bidirectional_image": any(_looks_ahead(made) for made in recording.layers),
-        "mrope": isinstance(positions, Tensor) and positions.ndim == 3,
-        "linear_mixers": any(part in kind for kind in kinds for part in LINEAR),
-        "sparse_attention": any(part in kind for kind in kinds for part in SPARSE),
-        "sliding_window": "sliding_attention" in kinds,
-        "chunked_attention": "chunked_attention" in kinds,
-        "single_sublayer": any(a.attention is None or a.ffn is None for a in addends),
-        "moe": any("expert" in n for layer in parts.layers for n, _ in layer.named_modules()),
-        "scaled_residual": any({a.attention_scale, a.ffn_scale, a.keep} != {1} for a in addends),
-        "softcap": rule.softcap is not None,
-        "scaled_logits": rule.scale != 1,
-        "masked_logits": bool(rule.masked),
-        "stacked_residual": recording.stacked,
-        "added_features": entry.scatter == "add",
-        "late_features": entry.scatter == "later",
-        "rows_changed_inside": entry.scatter == "inside",
-        "embeds_itself": not isinstance(recording.decoder_arguments.get("inputs_embeds"), Tensor),
-        "learned_separators": entry.learned > 0,
-        "other_rows_written": entry.also_written > 0,
-        "resampler": found.seen_image and _resampler(model, found),
+def refusals_of(found: Findings, traits: Sequence[Trait], layers: Sequence[str]) -> dict[str, str]:
+    """Everything that a verified model cannot do, each with the reason.
+
+    Args:
+        found: The verified model.
+        traits: Its traits.
+        layers: Paths of its layers.
+    """
+    refused = {what: why for trait in traits for what, why in trait.forbids(found).items()}
+    for index, kind in enumerate(found.mixer_kinds):
+        if kind not in MASKED:
+            reason = "mixes no tokens" if kind == "none" else f"mixes tokens by {kind}"
+            refused[f"knockout:{index}"] = (
+                f"{found.name}: layer {index} {reason}, without a mask over keys that attention "
+                "could be blocked with"
+            )
+    for index, added in enumerate(found.addends):
+        # What a layer makes of rows of its own is a third addend, but a known one.
+        if added.others and not _has_own_rows(found):
+            refused[f"sublayers:{index}"] = (
+                f"{found.name}: {layers[index]} adds more than attention and one FFN "
+                f"({', '.join(added.others)})"
+            )
+    return {**refused, **found.unverified}
+
+
+def _no_single_stream(found: Findings) -> dict[str, str]:
+    reason = (
+        f"{found.name} keeps several streams side by side ([stream, sample, token, d]), so no "
+        "single residual stream is added to"
+    )
+    return {
+        "residual": f"{reason}: states of a layer cannot be read or patched",
+        "sublayers": f"{reason}: what attention or an FFN adds cannot be taken away",
+        "logit_lens": f"{reason}: there is nothing a logit lens could be read from",
     }
-    return frozenset(name for name, present in traits.items() if present)
+
+
+def _no_patching_across(found: Findings) -> dict[str, str]:
+    reason = (
+        f"{found.name} adds visual features again between layers (before layer "
+        f"{', '.join(map(str, found.injections))}): states carried across these layers lose them "
+        f"or get them twice; patch between layers from {max(found.injections)} on"
+    )
+    return {"patch_across": reason}
+
+
+def _no_places(found: Findings) -> dict[str, str]:
+    reason = "sums the image up in learned queries: its visual tokens have no place in it"
+    return {"place": f"{found.name} {reason}"}
+
+
+def _has_own_rows(found: Findings) -> bool:
+    return any(made.own_input for made in found.recording.layers)
+
+
+def _mixes_by(*parts: str) -> Callable[[Findings], bool]:
+    """Whether some layer's kind of mixer has one of these parts in its name."""
+    return lambda found: any(part in kind for kind in found.mixer_kinds for part in parts)
+
+
+def _scatters(how: str) -> Callable[[Findings], bool]:
+    return lambda found: found.entry.scatter == how
+
+
+def _counts_in_three(found: Findings) -> bool:
+    positions = found.recording.decoder_arguments.get("position_ids")
+    return isinstance(positions, Tensor) and positions.ndim == 3
+
+
+def _embeds_itself(found: Findings) -> bool:
+    return not isinstance(found.recording.decoder_arguments.get("inputs_embeds"), Tensor)
+
+
+def _lacks_a_sublayer(found: Findings) -> bool:
+    return any(added.attention is None or added.ffn is None for added in found.addends)
+
+
+def _scales(found: Findings) -> bool:
+    return any({a.attention_scale, a.ffn_scale, a.keep} != {1} for a in found.addends)
+
+
+def _has_experts(found: Findings) -> bool:
+    return any("expert" in n for layer in found.parts.layers for n, _ in layer.named_modules())
 
 
 def _looks_ahead(made: LayerRecord) -> bool:
-    """Whether a mask lets a token see a later one."""
+    """Whether a layer's mask lets a token see a later one."""
     for arguments in made.arguments.values():
         mask = arguments.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[-1] == mask.shape[-2] > 1:
@@ -106,26 +155,30 @@ def _looks_ahead(made: LayerRecord) -> bool:
     return False
 
 
-def _resampler(model: nn.Module, found: Examination) -> bool:
-    """Whether visual tokens are a fixed set of learned queries, which have no place in the image.
+def _has_learned_queries(found: Findings) -> bool:
+    """Whether visual tokens are a fixed set of learned queries.
 
     Told by a learned matrix of n rows before the decoder, which is no positional embedding, where
     some module returned n rows and there are n visual tokens for every picture the vision tower
     was given. Queries of single windows are many more, and keep the place of their window.
     """
-    parts, total = found.parts, _visual_count(found) - found.entry.learned
-    pixels = found.probe.get("pixel_values")
+    if not found.seen_image:
+        return False
+    parts, probe, mask = found.parts, found.probe, found.entry.mask_name
+    visual = probe[mask] == 1 if mask else claimed_positions(probe, found.entry.token_ids)
+    total = int(visual.sum()) - found.entry.learned
+    pixels = probe.get("pixel_values")
     pictures = 1 if pixels is None else max(1, pixels.shape[:-3].numel())
     text = (parts.decoder, parts.embedding, parts.head)
     inside = {id(parameter) for part in text for parameter in part.parameters()}
-    for path, parameter in _learned_matrices(model):
+    for path, parameter in _learned_matrices(found.model):
         if id(parameter) in inside or "pos" in path:
             continue
         sizes = [size for size in parameter.shape if size > 1]
         queries = sizes[0] if len(sizes) == 2 else 0
         plausible = queries in found.recording.shapes and queries * pictures == total
         # A codebook may have as many rows, but then the visual rows do not come from it.
-        if plausible and entry_depends_on(model, parts, found.probe, path):
+        if plausible and entry_depends_on(found.model, parts, probe, path):
             return True
     return False
 
@@ -138,54 +191,83 @@ def _learned_matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
                 yield f"{path}.{name}".lstrip("."), parameter
 
 
-def _visual_count(found: Examination) -> int:
-    if found.entry.mask_name is not None:
-        return int((found.probe[found.entry.mask_name] == 1).sum())
-    return int(claimed_positions(found.probe, found.entry.token_ids).sum())
-
-
-def refusals_of(
-    name: str,
-    layers: Sequence[str],
-    found: Examination,
-    traits: frozenset[str],
-    kinds: Sequence[str],
-    injections: Sequence[int],
-) -> dict[str, str]:
-    """What the traits rule out: a key for each thing to refuse, with the reason."""
-    refused: dict[str, str] = {}
-    if "stacked_residual" in traits:
-        reason = (
-            f"{name} keeps several streams side by side ([stream, sample, token, d]), so no single "
-            "residual stream is added to"
-        )
-        refused["residual"] = f"{reason}: states of a layer cannot be read or patched"
-        refused["sublayers"] = f"{reason}: what attention or an FFN adds cannot be taken away"
-        refused["logit_lens"] = f"{reason}: there is nothing a logit lens could be read from"
-    if injections:
-        reason = (
-            f"{name} adds visual features again between layers (before layer "
-            f"{', '.join(map(str, injections))})"
-        )
-        refused["patch_across"] = (
-            f"{reason}: states carried across these layers lose them or get them twice; patch "
-            f"between layers from {max(injections)} on"
-        )
-    for index, kind in enumerate(kinds):
-        if kind not in MASKED_MIXERS:
-            reason = "mixes no tokens" if kind == "none" else f"mixes tokens by {kind}"
-            refused[f"knockout:{index}"] = (
-                f"{name}: layer {index} {reason}, without a mask over keys that attention could be "
-                "blocked with"
-            )
-    for index, added in enumerate(found.addends):
-        if added.others and "per_layer_inputs" not in traits:
-            refused[f"sublayers:{index}"] = (
-                f"{name}: {layers[index]} adds more than attention and one FFN "
-                f"({', '.join(added.others)})"
-            )
-    if "resampler" in traits:
-        refused["place"] = (
-            f"{name} sums the image up in learned queries: its visual tokens have no place in it"
-        )
-    return refused
+# In the order in which refusals are told.
+TRAITS = (
+    Trait(
+        "stacked_residual",
+        "several residual streams run side by side",
+        lambda found: found.recording.stacked,
+        _no_single_stream,
+    ),
+    Trait(
+        "deepstack",
+        "visual features are added again between layers",
+        lambda found: bool(found.injections),
+        _no_patching_across,
+    ),
+    Trait(
+        "resampler",
+        "visual tokens are learned queries, which have no place in the image",
+        _has_learned_queries,
+        _no_places,
+    ),
+    Trait(
+        "per_layer_inputs",
+        "every layer gets rows of its own beside the stream",
+        _has_own_rows,
+        counts_rows="everywhere",
+    ),
+    Trait(
+        "linear_mixers",
+        "layers keep a running state or convolve, and see no mask over keys",
+        _mixes_by("linear", "conv", "mamba", "recurrent", "hybrid"),
+        counts_rows="everywhere",
+    ),
+    Trait(
+        "sparse_attention",
+        "attention chooses its own keys",
+        _mixes_by("indexed", "sparse"),
+        counts_rows="everywhere",
+    ),
+    Trait(
+        "sliding_window",
+        "a layer sees only the last so many rows",
+        lambda found: "sliding_attention" in found.mixer_kinds,
+        counts_rows="everywhere",
+    ),
+    Trait(
+        "chunked_attention",
+        "a layer sees only rows of the same chunk",
+        lambda found: "chunked_attention" in found.mixer_kinds,
+        counts_rows="everywhere",
+    ),
+    Trait(
+        "rows_changed_inside",
+        "the decoder changes its rows before layer 0",
+        _scatters("inside"),
+        counts_rows="everywhere",
+    ),
+    Trait(
+        "late_features",
+        "visual rows are empty at first and filled between layers",
+        _scatters("later"),
+        counts_rows="before",
+    ),
+    Trait(
+        "bidirectional_image",
+        "tokens of an image see later ones",
+        lambda found: any(map(_looks_ahead, found.recording.layers)),
+        counts_rows="before",
+    ),
+    Trait("added_features", "features stand on top of the placeholder's row", _scatters("add")),
+    Trait("embeds_itself", "the decoder takes ids and embeds them itself", _embeds_itself),
+    Trait("learned_separators", "some visual rows are learned", lambda f: f.entry.learned > 0),
+    Trait("other_rows_written", "text rows are written too", lambda f: f.entry.also_written > 0),
+    Trait("mrope", "positions count time, height and width", _counts_in_three),
+    Trait("single_sublayer", "a layer lacks attention or an FFN", _lacks_a_sublayer),
+    Trait("moe", "FFNs are mixtures of experts", _has_experts),
+    Trait("scaled_residual", "addends or the stream are multiplied by a factor", _scales),
+    Trait("softcap", "logits are soft-capped", lambda f: f.logit_rule.softcap is not None),
+    Trait("scaled_logits", "logits are multiplied by a factor", lambda f: f.logit_rule.scale != 1),
+    Trait("masked_logits", "some words are never said", lambda f: bool(f.logit_rule.masked)),
+)

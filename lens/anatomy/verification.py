@@ -1,8 +1,14 @@
-"""Examining one model: a short forward, and every claim about the model checked against it.
+"""Verifying what was found about one model: a short forward, and every claim checked against it.
 
-The hazard: a wrong anatomy makes every later number wrong without a sign. So each finding here is
-an identity that held on a real forward pass, or the model is refused with the numbers and with the
-argument that would mend it.
+1. The modules are found by structure (``parts``).
+2. One forward is recorded (``recorded_forward``).
+3. Visual tokens are where rows are no word embeddings, and these rows are features of the image
+   (``visual_entry``).
+4. Submodules' outputs add up to what each layer adds (``residual_addends``).
+5. head(norm(h)) gives the model's logits (``logit_rule``).
+
+A wrong anatomy makes every later number wrong without a sign. So what does not hold is refused with
+the numbers and with the argument that would mend it.
 """
 
 from __future__ import annotations
@@ -15,21 +21,22 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, Unsupported
-from ..runs.tracing import device_of
+from ..opening.placement import device_of
+from ..tolerances import LOGITS
+from .experiments import last_token_layers, rows_that_depend_on_pixels
 from .logit_rule import LogitRule, fit_logit_rule, unmasked
+from .mixer_kinds import mixer_kinds_of
 from .parts import IMAGE_IDS, VIDEO_IDS, Parts, locate_parts, takes_images, token_id
 from .recorded_forward import Recording, forward_parameters, record
 from .residual_addends import LayerAddends, find_addends
-from .visual_entry import VisualEntry, claimed_positions, find_entry, word_rows
+from .visual_entry import VisualEntry, claimed_positions, find_entry, injected_layers, word_rows
 
 # What a user may accept not to be verified; operations that need it are then refused.
 ACCEPTABLE = frozenset(("sublayers", "entry", "logit_lens"))
-# The largest error of head(norm(h)) = logits, relative to the largest logit.
-LOGITS_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True)
-class Given:
+class Overrides:
     """What the user said about the model; arguments of :meth:`Anatomy.of`."""
 
     decoder: str | None = None
@@ -43,40 +50,55 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Examination:
-    """Findings about one model.
+class Findings:
+    """What was found about one model, and held.
 
     Attributes:
+        model: The model.
         parts: Its modules.
         probe: What was run.
         recording: What happened.
         image_token_id: Placeholder of images, or None.
         video_token_id: Placeholder of videos, or None.
         entry: How visual tokens enter.
+        embedding_scale: What the embedding multiplies its rows by.
         addends: Per layer what is added; empty when that could not be told.
+        mixer_kinds: Per layer how it mixes tokens.
+        injections: Layers whose input is not the previous layer's output.
+        last_token_layers: Layers that see only the last token when only its logits are asked for.
         logit_rule: How logits are made.
         unverified: What was not verified, with the reason.
         seen_image: Whether the probe held an image.
     """
 
+    model: nn.Module
     parts: Parts
     probe: Mapping[str, Tensor]
     recording: Recording
     image_token_id: int | None
     video_token_id: int | None
     entry: VisualEntry
+    embedding_scale: float
     addends: tuple[LayerAddends, ...]
+    mixer_kinds: tuple[str, ...]
+    injections: tuple[int, ...]
+    last_token_layers: tuple[int, ...]
     logit_rule: LogitRule
     unverified: Mapping[str, str]
     seen_image: bool
 
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        return type(self.model).__name__
 
-def examine(model: nn.Module, inputs: Mapping[str, Tensor] | None, given: Given) -> Examination:
+
+def verify(model: nn.Module, inputs: Mapping[str, Tensor] | None, overrides: Overrides) -> Findings:
     """Find and verify everything; see :meth:`Anatomy.of` for arguments and errors."""
-    if unknown := set(given.accept) - ACCEPTABLE:
+    if unknown := set(overrides.accept) - ACCEPTABLE:
         raise InputError(f"accept: unknown {sorted(unknown)}; there are {sorted(ACCEPTABLE)}")
-    parts = locate_parts(model, decoder=given.decoder, norm=given.norm, head=given.head)
-    image, video = given.image_token_id, given.video_token_id
+    parts = locate_parts(model, decoder=overrides.decoder, norm=overrides.norm, head=overrides.head)
+    image, video = overrides.image_token_id, overrides.video_token_id
     image = token_id(model, IMAGE_IDS) if image is None else image
     video = token_id(model, VIDEO_IDS) if video is None else video
     claimed = tuple(dict.fromkeys(i for i in (image, video) if i is not None))
@@ -90,7 +112,7 @@ def examine(model: nn.Module, inputs: Mapping[str, Tensor] | None, given: Given)
             f"{type(model).__name__} names no image token in its configuration: pass inputs= "
             "with an image, or image_token_id="
         )
-    probe = text_probe(model, parts, claimed) if inputs is None else _one_prompt(inputs)
+    probe = _text_probe(model, parts, claimed) if inputs is None else _one_prompt(inputs)
     recording = record(model, parts, probe, claimed_positions(probe, claimed)[0].cpu())
     length = probe["input_ids"].shape[1]
     if recording.embeds is not None and len(recording.embeds) != length:
@@ -104,28 +126,35 @@ def examine(model: nn.Module, inputs: Mapping[str, Tensor] | None, given: Given)
         try:
             entry = _entry(model, parts, recording, probe, claimed)
         except Unsupported:
-            if "entry" not in given.accept or not claimed:
+            if "entry" not in overrides.accept or not claimed:
                 raise
     if len(entry.token_ids) == 1 and image is None:
         image = entry.token_ids[0]
-    addends, why_not_sublayers = _addends(model, parts, recording, given)
-    rule, why_not_logits = _logit_rule(model, parts, recording, given)
+    addends, why_not_sublayers = _addends(model, parts, recording, overrides)
+    rule, why_not_logits = _logit_rule(model, parts, recording, overrides)
     unverified = {"sublayers": why_not_sublayers, "logit_lens": why_not_logits}
-    return Examination(
+    # Where visual positions are marked by an input, a forward without an image may be impossible.
+    text = probe if entry.mask_name else _text_probe(model, parts, entry.token_ids)
+    return Findings(
+        model=model,
         parts=parts,
         probe=probe,
         recording=recording,
         image_token_id=image,
         video_token_id=video,
         entry=entry,
+        embedding_scale=_embedding_scale(parts),
         addends=addends,
+        mixer_kinds=mixer_kinds_of(model.config, parts, addends, recording),
+        injections=injected_layers(recording, entry),
+        last_token_layers=last_token_layers(model, parts, text),
         logit_rule=rule,
         unverified={what: why for what, why in unverified.items() if why},
         seen_image=inputs is not None,
     )
 
 
-def text_probe(model: nn.Module, parts: Parts, visual_ids: tuple[int, ...]) -> dict[str, Tensor]:
+def _text_probe(model: nn.Module, parts: Parts, visual_ids: tuple[int, ...]) -> dict[str, Tensor]:
     """Four different text tokens, on the device of the embedding."""
     table = int(parts.embedding.weight.shape[0])
     spread = [i for i in range(1, table, max(1, table // 8)) if i not in visual_ids][:4]
@@ -137,7 +166,7 @@ def text_probe(model: nn.Module, parts: Parts, visual_ids: tuple[int, ...]) -> d
     return probe
 
 
-def embedding_scale(parts: Parts) -> float:
+def _embedding_scale(parts: Parts) -> float:
     """What the embedding multiplies its rows by, measured on a few words."""
     weight = parts.embedding.weight
     if weight.device.type == "meta":  # offloaded: its rows cannot be looked at
@@ -177,42 +206,12 @@ def _entry(
         words = word_rows(parts, ids)[text]
         entering = recording.embeds.cpu().double()[text]
         comparable = bool(((entering - words).norm(dim=1) < 1e-2 * words.norm(dim=1)).any())
-    depends = None if comparable else _rows_that_depend(model, parts, probe)
+    depends = None if comparable else rows_that_depend_on_pixels(model, parts, probe)
     return find_entry(model, parts, recording, probe, claimed, depends)
 
 
-def _rows_that_depend(model: nn.Module, parts: Parts, probe: Mapping[str, Tensor]) -> Tensor:
-    """Positions whose row entering layer 0 changes when the image's pixels do, ``[token]``."""
-    nowhere = torch.zeros(probe["input_ids"].shape[1], dtype=torch.bool)
-    entering = []
-    for factor in (1.0, -0.5):
-        changed = {
-            # Whole numbers among pixels may be indices of rows and columns.
-            name: torch.where(value == value.round(), value, value * factor)
-            if _holds_pixels(value)
-            else value
-            for name, value in probe.items()
-        }
-        recording = record(model, parts, changed, nowhere)
-        if recording.embeds is None:
-            raise Unsupported(
-                f"{type(model).__name__}: what enters its first layer is not a stream "
-                "[sample, token, d], so visual tokens cannot be told from text; pass "
-                "accept={'entry'} to go without this"
-            )
-        entering.append(recording.embeds.cpu().double())
-    difference = (entering[0] - entering[1]).norm(dim=-1)
-    depends: Tensor = difference > 1e-6 * entering[0].norm(dim=-1)
-    return depends
-
-
-def _holds_pixels(tensor: Tensor) -> bool:
-    """Whether a tensor has more than the two values of a mask."""
-    return tensor.is_floating_point() and tensor.ndim > 1 and len(torch.unique(tensor)) > 2
-
-
 def _addends(
-    model: nn.Module, parts: Parts, recording: Recording, given: Given
+    model: nn.Module, parts: Parts, recording: Recording, overrides: Overrides
 ) -> tuple[tuple[LayerAddends, ...], str]:
     """Per layer what is added; empty and the reason where that cannot be told."""
     if recording.stacked:  # the refusal follows from the capability
@@ -222,7 +221,9 @@ def _addends(
     dtype = torch.float32 if weight is None else weight.dtype
     try:
         found = tuple(
-            find_addends(names[layer], layer, made, dtype, attention=given.attention, ffn=given.ffn)
+            find_addends(
+                names[layer], layer, made, dtype, attention=overrides.attention, ffn=overrides.ffn
+            )
             for layer, made in zip(parts.layers, recording.layers, strict=True)
         )
         if all(layer.attention is None for layer in found):
@@ -232,14 +233,14 @@ def _addends(
                 "attention='name', or accept={'sublayers'} to go without"
             )
     except Unsupported as reason:
-        if "sublayers" not in given.accept:
+        if "sublayers" not in overrides.accept:
             raise
         return (), str(reason)
     return found, ""
 
 
 def _logit_rule(
-    model: Any, parts: Parts, recording: Recording, given: Given
+    model: Any, parts: Parts, recording: Recording, overrides: Overrides
 ) -> tuple[LogitRule, str]:
     """How logits are made, and the reason where that cannot be told."""
     unknown = LogitRule(1.0, None, (), float("nan"))
@@ -256,13 +257,13 @@ def _logit_rule(
     rule = fit_logit_rule(raw, recording.logits, (config, config.get_text_config(decoder=True)))
     said = recording.logits[unmasked(recording.logits)]
     size = float(said.abs().max()) if len(said) else 1.0
-    if rule.error <= LOGITS_TOLERANCE.get(recording.logits.dtype, 5e-2) * size + 1e-6:
+    if rule.error <= LOGITS.of(recording.logits.dtype) * size + 1e-6:
         return rule, ""
     message = (
         f"{type(model).__name__}: head(norm(h)) differs from the model's logits by "
         f"{rule.error:.3g} (largest logit {size:.3g})"
     )
-    if "logit_lens" in given.accept:
+    if "logit_lens" in overrides.accept:
         return rule, f"{message}, so a logit lens would not show what it predicts"
     raise Unsupported(
         f"{message}; pass norm= or head= of the right modules, or accept={{'logit_lens'}} to go "

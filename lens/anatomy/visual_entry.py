@@ -1,25 +1,25 @@
 """Where the image enters the decoder's sequence, and whether what enters are its features.
 
-The hazard: a placeholder id in the configuration is only a claim (processors and configurations
-disagree about it), and some models put image rows elsewhere. A row is visual when it differs from
-the word embedding of the id that stands there; that is measured, and compared with the claim.
+A placeholder id in the configuration is only a claim (processors and configurations disagree about
+it), and some models put image rows elsewhere. A row is visual when it differs from the word
+embedding of the id that stands there; that is measured, and compared with the claim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..runs.tracing import device_of
+from ..opening.placement import device_of
+from ..tolerances import ENTERING_ROWS
 from .parts import Parts
 from .recorded_forward import FINGERPRINT, Recording, project
-
-# Relative size up to which two rows count as the same row: rounding of the features' own type.
-SAME_ROW = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,10 @@ class VisualEntry:
     also_written: int = 0
 
 
-def claimed_positions(inputs: Mapping[str, Tensor], token_ids: tuple[int, ...]) -> Tensor:
-    """Positions whose id is a placeholder's, ``[sample, token]`` bool."""
+def claimed_positions(
+    inputs: Mapping[str, Tensor], token_ids: tuple[int, ...]
+) -> Bool[Tensor, "sample token"]:
+    """Positions whose id is a placeholder's."""
     ids = inputs["input_ids"]
     wanted = torch.tensor(token_ids, device=ids.device, dtype=ids.dtype)
     return torch.isin(ids, wanted)
@@ -61,7 +63,7 @@ def find_entry(
     recording: Recording,
     inputs: Mapping[str, Tensor],
     token_ids: tuple[int, ...],
-    depends: Tensor | None,
+    depends: Bool[Tensor, " token"] | None,
 ) -> VisualEntry:
     """Verify the positions and trace the rows to the vision tower's features.
 
@@ -71,7 +73,7 @@ def find_entry(
         recording: One forward with an image.
         inputs: What went into it.
         token_ids: Ids the configuration or the user names; may be empty.
-        depends: ``[token]`` bool, positions whose entering row changes with the image's pixels,
+        depends: Positions whose entering row changes with the image's pixels,
             for models whose rows cannot be compared with word embeddings; else None.
 
     Raises:
@@ -111,19 +113,33 @@ def find_entry(
     return _traced(name, parts, recording, ids, claimed, token_ids, mask_name, also)
 
 
-def written_positions(parts: Parts, recording: Recording, ids: Tensor) -> Tensor:
-    """Positions whose entering row is not the word embedding of their id, ``[token]`` bool."""
+def written_positions(
+    parts: Parts, recording: Recording, ids: Int[Tensor, " token"]
+) -> Bool[Tensor, " token"]:
+    """Positions whose entering row is not the word embedding of their id."""
     words = word_rows(parts, ids)
     if recording.embeds is None:
         raise ValueError("the decoder took no inputs_embeds")
     entering = recording.embeds.to("cpu", torch.float64)
     scale = words.norm(dim=1).clamp_min(1e-12)
-    written: Tensor = (entering - words).norm(dim=1) > _same(recording.embeds.dtype) * scale
+    written: Tensor = (entering - words).norm(dim=1) > ENTERING_ROWS.of(
+        recording.embeds.dtype
+    ) * scale
     return written
 
 
-def word_rows(parts: Parts, ids: Tensor) -> Tensor:
-    """What the input embedding returns for ids, ``[token, d]`` float64 on the CPU."""
+def injected_layers(recording: Recording, entry: VisualEntry) -> tuple[int, ...]:
+    """Layers whose input is not the previous layer's output: something is added in between."""
+    found = [0] if entry.scatter == "later" else []
+    for index, (lower, upper) in enumerate(pairwise(recording.layers), 1):
+        before, after = lower.leaving, upper.entering
+        if before is not None and after is not None and not torch.equal(before, after):
+            found.append(index)
+    return tuple(found)
+
+
+def word_rows(parts: Parts, ids: Int[Tensor, " token"]) -> Float64[Tensor, "token d"]:
+    """What the input embedding returns for ids, on the CPU."""
     table = parts.embedding.weight.shape[0]
     with torch.no_grad():
         # Placeholder ids may lie beyond the table: they are never looked up by the model itself.
@@ -132,10 +148,6 @@ def word_rows(parts: Parts, ids: Tensor) -> Tensor:
     rows = rows.to("cpu", torch.float64)
     rows[(ids < 0) | (ids >= table)] = 0
     return rows
-
-
-def _same(dtype: torch.dtype) -> float:
-    return SAME_ROW.get(dtype, 1.6e-2)
 
 
 def _by_experiment(
@@ -173,12 +185,12 @@ def _traced(
     if not bool(rows.any()):
         return VisualEntry(token_ids, mask_name, None, "later", float("nan"), 0, also)
     words = word_rows(parts, ids[visual])
-    tolerance = _same(embeds.dtype) * float(project(rows).abs().max())
+    tolerance = ENTERING_ROWS.of(embeds.dtype) * float(project(rows).abs().max())
     found = []
     for scatter, candidate in (("replace", rows), ("add", rows - words)):
         projector, unmatched = _projector(recording, candidate, tolerance)
         error = _feature_error(recording, candidate)
-        if error > _same(embeds.dtype) * float(candidate.abs().max()):
+        if error > ENTERING_ROWS.of(embeds.dtype) * float(candidate.abs().max()):
             error = float("nan")
         found.append((unmatched, scatter, projector, error))
     unmatched, scatter, projector, error = min(

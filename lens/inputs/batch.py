@@ -1,7 +1,7 @@
 """Model-ready inputs together with the table of where their visual tokens are.
 
-The hazard: token tensors have one row per sample, image tensors often one per tile or patch. Taking
-some samples out of a batch must take exactly their images along, or refuse.
+Token tensors have one row per sample, image tensors often one per tile or patch. Taking some
+samples out of a batch takes exactly their images along, or is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from ..anatomy.anatomy import Anatomy
 from ..errors import InputError, Unsupported
 from ..token_classes import TokenClasses
 from ..visual_tokens import VisualTokens
-from .image_owners import Counts, Shares, is_picture, pointed_rows, rows_per_sample, token_axis
+from .rows_per_sample import (
+    Counts,
+    SampleCounts,
+    is_picture,
+    pointed_rows,
+    rows_per_sample,
+    token_axis,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +118,7 @@ class Batch:
     def _pictures(self, wanted: list[int], names: list[str]) -> dict[str, Tensor]:
         """The image tensors of some samples."""
         owned = {
-            name: rows_per_sample(name, self.inputs, self._shares("video" in name))
+            name: rows_per_sample(name, self.inputs, self._sample_counts("video" in name))
             for name in names
         }
         unclear = [name for name, rows in owned.items() if rows is None]
@@ -153,7 +160,7 @@ class Batch:
             ]
         return parts
 
-    def _shares(self, videos: bool) -> Shares:
+    def _sample_counts(self, videos: bool) -> SampleCounts:
         here = self.visual.image >= np.asarray(self.images_per_row)[self.visual.sample]
         here = here if videos else ~here
         samples = range(len(self))
@@ -161,4 +168,4 @@ class Batch:
         images = self.videos_per_row or (0,) * len(self) if videos else self.images_per_row
         units = (self.visual.image, self.visual.tile, self.visual.time)
         tiles = tuple(len({*zip(*(unit[mine] for unit in units), strict=True)}) for mine in tokens)
-        return Shares(images, tiles, tuple(int(mine.sum()) for mine in tokens))
+        return SampleCounts(images, tiles, tuple(int(mine.sum()) for mine in tokens))

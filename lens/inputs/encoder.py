@@ -1,15 +1,15 @@
 """From images and prompts to a Batch, through the model's own processor.
 
-The hazard: that the processor ran says little. Images may have been cut into cells smaller than a
-pixel, and tensors that somebody made without it may lack what the model needs. A Batch exists only
-after these checks; that images and visual tokens fit each other is checked where they are located.
+That the processor ran says little: images may have been cut into cells smaller than a pixel, and
+tensors that somebody made without it may lack what the model needs. A Batch exists only after these
+checks; that images and visual tokens fit each other is checked where they are located.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +17,35 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError, Unsupported
-from ..layout import Again, Layout, locate, video_positions
+from ..layout import RepeatCall, locate, video_positions
+from ..layout.locate import Stated
 from ..visual_tokens import VisualTokens
 from .batch import Batch
 from .images import ImageLike, Images, Videos, arrange_images, arrange_videos, read_image
-from .processor import Nested, Processing
+from .processor import Nested, ProcessorAdapter
 from .prompts import Placeholders, PromptWriter, find_placeholders
-from .tensor_checks import Forward, Needs, check_form, check_pictures
+from .required_inputs import Forward, RequiredInputs
+from .tensor_checks import check_form, check_pictures
 
-__all__ = ["Encoder", "ImageLike", "Images", "Videos", "arrange_images", "read_image"]
-
-Stated = Layout | Sequence[Sequence[Layout]]
+__all__ = ["Encoder", "ImageLike", "Stated", "read_image"]
 
 _COMPLETE_SIZES = ((64, 96), (112, 56))
+
+
+class Prepared(NamedTuple):
+    """What a processor made of images and prompts.
+
+    Attributes:
+        inputs: The tensors, left-padded.
+        prompts: The prompts as the processor got them, placeholders written.
+        images: The images of each.
+        videos: The videos of each, ``[frame, height, width, 3]``.
+    """
+
+    inputs: dict[str, Tensor]
+    prompts: list[str]
+    images: Nested
+    videos: list[list[NDArray[np.uint8]]]
 
 
 class Encoder:
@@ -58,8 +74,9 @@ class Encoder:
         self.config = config
         self.anatomy = anatomy
         self.accepts = None if accepts is None else frozenset(accepts)
-        self._processing = Processing(processor, self.accepts)
-        self.needs = Needs(self.accepts, forward, None if processor is None else self._complete)
+        self._adapter = ProcessorAdapter(processor, self.accepts)
+        complete = None if processor is None else self._complete
+        self.required = RequiredInputs(self.accepts, forward, complete)
 
     @cached_property
     def placeholders(self) -> Placeholders:
@@ -72,8 +89,8 @@ class Encoder:
         self._need_processor()
         ids = (getattr(self.config, name, None) for name in ("image_token_id", "image_token_index"))
         known = [i for i in ids if isinstance(i, int) and i >= 0]
-        found = find_placeholders(self.processor, self._processing.probe, known)
-        self._processing.takes_places = found.image is not None
+        found = find_placeholders(self.processor, self._adapter.try_on, known)
+        self._adapter.takes_places = found.image is not None
         return found
 
     @property
@@ -90,7 +107,7 @@ class Encoder:
         prompts: str | Sequence[str],
         videos: Videos | None = None,
         template: bool | None = None,
-    ) -> tuple[dict[str, Tensor], list[str], Nested]:
+    ) -> Prepared:
         """What the model takes for these images and prompts; needs no anatomy.
 
         Args:
@@ -99,15 +116,27 @@ class Encoder:
             videos: As for :meth:`VisualLM.encode`.
             template: As for :meth:`VisualLM.encode`.
 
-        Returns:
-            The tensors, left-padded; the prompts as the processor got them; the images of each.
-
         Raises:
             InputError: There is no processor, or images and prompts do not fit together.
             Unsupported: The model takes no videos, or no image at all.
         """
-        inputs, rendered, nested, _ = self._tensors(images, prompts, videos, template)
-        return inputs, rendered, nested
+        self._need_processor()
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not texts:
+            raise InputError("no prompt was given")
+        nested = arrange_images(images, len(texts))
+        clips = arrange_videos(videos, len(texts))
+        if any(clips) and getattr(self.processor, "video_processor", None) is None:
+            raise Unsupported(
+                f"{type(self.processor).__name__} has no video processor: the model takes no "
+                "videos, or transformers could not load it here (most of them need torchvision)"
+            )
+        writer = PromptWriter(self.processor, self.placeholders)
+        rendered = [
+            writer.write(text, len(row), len(clip), template)
+            for text, row, clip in zip(texts, nested, clips, strict=True)
+        ]
+        return Prepared(self._adapter.run(rendered, nested, clips), rendered, nested, clips)
 
     def encode(
         self,
@@ -118,28 +147,29 @@ class Encoder:
         layout: Stated | None = None,
     ) -> Batch:
         """See :meth:`VisualLM.encode`; ``layout`` as for :func:`embedlens.lens.layout.locate`."""
-        inputs, rendered, nested, films = self._tensors(images, prompts, videos, template)
+        tensors, written, nested, clips = self.tensors(images, prompts, videos, template)
 
         def again(
             others: Sequence[Sequence[Image.Image]], samples: Sequence[int]
         ) -> Mapping[str, Tensor]:
-            texts = [rendered[i] for i in samples]
-            return self._processing.run(
-                texts, [list(row) for row in others], [films[i] for i in samples]
+            texts = [written[i] for i in samples]
+            return self._adapter.run(
+                texts, [list(row) for row in others], [clips[i] for i in samples]
             )
 
-        if not any(nested) and not any(films):
-            self.needs.check_text(inputs)
-        frames = [[len(film) for film in row] for row in films] if any(films) else None
-        visual = self._locate(inputs, nested if any(nested) else None, layout, again, frames)
+        has_images, has_videos = any(nested), any(clips)
+        if not (has_images or has_videos):
+            self.required.check_text(tensors)
+        frames = [[len(clip) for clip in row] for row in clips] if has_videos else None
+        visual = self._locate(tensors, nested if has_images else None, layout, again, frames)
         _check_sizes(visual, nested)
         return Batch(
-            inputs,
+            tensors,
             visual,
-            tuple(rendered),
+            tuple(written),
             tuple(tuple(row) for row in nested),
             tuple(len(row) for row in nested),
-            videos_per_row=tuple(len(film) for film in films) if any(films) else (),
+            videos_per_row=tuple(len(row) for row in clips) if has_videos else (),
             remake=lambda samples: again([nested[i] for i in samples], samples),
         )
 
@@ -148,57 +178,32 @@ class Encoder:
         check_form(inputs, self.accepts)
         # Labels are for training: with them the model computes a loss.
         tensors = {name: tensor for name, tensor in inputs.items() if name != "labels"}
-        images, films = self._kinds(tensors)
-        check_pictures(tensors, images, films)
+        images, videos = self._positions_by_kind(tensors)
+        check_pictures(tensors, images, videos)
         try:
             visual = self._locate(tensors, None, layout)
         except InputError:
             # A missing grid is the better reason for a layout that does not fit.
-            self.needs.check(tensors, images, films, 1)
+            self.required.check(tensors, images, videos, 1)
             raise
-        is_film = films.cpu().numpy()[visual.sample, visual.position]
+        of_video = videos.cpu().numpy()[visual.sample, visual.position]
         n = len(images)
-        counts, videos = (
+        images_per_row, videos_per_row = (
             tuple(
-                len(np.unique(visual.image[(visual.sample == i) & (is_film == film)]))
+                len(np.unique(visual.image[(visual.sample == i) & (of_video == moving)]))
                 for i in range(n)
             )
-            for film in (False, True)
+            for moving in (False, True)
         )
-        self.needs.check(tensors, images, films, max(counts))
+        self.required.check(tensors, images, videos, max(images_per_row))
         return Batch(
             tensors,
             visual,
             ("",) * n,
             ((),) * n,
-            counts,
-            videos_per_row=videos if any(videos) else (),
+            images_per_row,
+            videos_per_row=videos_per_row if any(videos_per_row) else (),
         )
-
-    def _tensors(
-        self,
-        images: Images | None,
-        prompts: str | Sequence[str],
-        videos: Videos | None,
-        template: bool | None,
-    ) -> tuple[dict[str, Tensor], list[str], Nested, list[list[NDArray[np.uint8]]]]:
-        self._need_processor()
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not texts:
-            raise InputError("no prompt was given")
-        nested = arrange_images(images, len(texts))
-        films = arrange_videos(videos, len(texts))
-        if any(films) and getattr(self.processor, "video_processor", None) is None:
-            raise Unsupported(
-                f"{type(self.processor).__name__} has no video processor: the model takes no "
-                "videos, or transformers could not load it here (most of them need torchvision)"
-            )
-        writer = PromptWriter(self.processor, self.placeholders)
-        rendered = [
-            writer.write(text, len(row), len(film), template)
-            for text, row, film in zip(texts, nested, films, strict=True)
-        ]
-        return self._processing.run(rendered, nested, films), rendered, nested, films
 
     def _complete(self, n_samples: int, n_images: int) -> Mapping[str, Tensor]:
         """Tensors of pictures of different forms and prompts of different lengths."""
@@ -208,13 +213,13 @@ class Encoder:
         place = f"{self.placeholder} " * n_images
         prompts = [f"{place}a" + " b" * (2 * i) for i in range(n_samples)]
         template = False if self.placeholder else None
-        return self.tensors(rows, prompts, template=template)[0]
+        return self.tensors(rows, prompts, template=template).inputs
 
-    def _kinds(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _positions_by_kind(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Visual positions of images and of videos, ``[sample, token]``."""
         mask = self._visual_mask(inputs)
-        films = video_positions(inputs, mask, self.config)
-        return mask & ~films, films
+        videos = video_positions(inputs, mask, self.config)
+        return mask & ~videos, videos
 
     def _visual_mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
         mask: Tensor = self.anatomy.visual_mask(inputs)
@@ -225,8 +230,8 @@ class Encoder:
         inputs: Mapping[str, Tensor],
         images: Nested | None,
         layout: Stated | None,
-        again: Again | None = None,
-        films: list[list[int]] | None = None,
+        again: RepeatCall | None = None,
+        frames: list[list[int]] | None = None,
     ) -> VisualTokens:
         return locate(
             inputs,
@@ -236,8 +241,8 @@ class Encoder:
             processor=self.processor,
             latents="resampler" in self.anatomy.capabilities,
             layout=layout,
-            again=again,
-            films=films,
+            repeat_call=again,
+            frames_per_video=frames,
         )
 
     def _need_processor(self) -> None:

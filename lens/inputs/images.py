@@ -1,8 +1,8 @@
 """Images and videos as the user gives them, made RGB and sorted by prompt.
 
-The hazard: one flat list can mean several things. Three images with three prompts are one each,
-three images with one prompt are that prompt's three, three frames are one video. The rules are
-written here once, and what fits none of them is refused instead of guessed.
+One flat list can mean several things. Three images with three prompts are one each, three images
+with one prompt are that prompt's three, three frames are one video. The rules are written here
+once, and what fits none of them is refused instead of guessed.
 """
 
 from __future__ import annotations

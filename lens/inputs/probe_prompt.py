@@ -1,6 +1,6 @@
 """One small image and a short prompt, to verify a model's anatomy with.
 
-The hazard: an anatomy verified on text alone says nothing about how the image enters.
+An anatomy verified on text alone says nothing about how the image enters.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def probe_inputs(encoder: Encoder) -> dict[str, Tensor] | None:
     for with_placeholder in (False, True):
         try:
             prompt = f"{encoder.placeholder} {PROMPT}" if with_placeholder else PROMPT
-            inputs, _, _ = encoder.tensors(probe_image(), prompt)
+            inputs = encoder.tensors(probe_image(), prompt).inputs
         except (InputError, Unsupported):
             continue
         # A forward that takes no image tensor belongs to a text-only model.

@@ -1,9 +1,9 @@
 """One model's processor, called so that what comes out always has the same form.
 
-The hazard: processors differ in what they take and quietly return less than the model needs. One
-wants images as a flat list, one pads on the right whatever it is told, one puts image tokens before
-the padding, one adds training labels. What comes out of any of them is brought here to one form:
-left-padded tensors that the model's forward takes, and nothing else.
+Processors differ in what they take and quietly return less than the model needs. One wants images
+as a flat list, one pads on the right whatever it is told, one puts image tokens before the padding,
+one adds training labels. What comes out of any of them is brought here to one form: left-padded
+tensors that the model's forward takes, and nothing else.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Nested = list[list[Image.Image]]
 _PROBE_SIZE = (96, 64)
 
 
-class Processing:
-    """Calls a processor.
+class ProcessorAdapter:
+    """Calls one processor, whatever form it wants its inputs in.
 
     Args:
         processor: The processor.
@@ -120,7 +120,7 @@ class Processing:
                 )
         return kept
 
-    def probe(self, text: str, n_images: int) -> list[int] | None:
+    def try_on(self, text: str, n_images: int) -> list[int] | None:
         """Ids of one text with small pictures; None where the processor refuses."""
         quiet = logging.get_verbosity()
         noise = np.random.default_rng(0).integers(0, 256, (*_PROBE_SIZE[::-1], 3), dtype=np.uint8)

@@ -1,10 +1,10 @@
 """Where images belong in a prompt, found by asking the model's own processor.
 
-The hazard: the text that stands for an image is not the token its patches get. Some processors
-expand ``<image>`` into other tokens, some put images first and read a written ``<image>`` as one
-more word, and a chat template may wrap the placeholder in markers or leave images out. So no name
-is trusted: a small picture goes through the processor with and without each candidate, and what
-grows is the placeholder.
+The text that stands for an image is not the token its patches get. Some processors expand
+``<image>`` into other tokens, some put images first and read a written ``<image>`` as one more
+word, and a chat template may wrap the placeholder in markers or leave images out. So no name is
+trusted: a small picture goes through the processor with and without each candidate, and what grows
+is the placeholder.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 from ..errors import InputError, Unsupported
 
-# ids of the only row of a text with so many pictures, or None where the processor refuses.
-Probe = Callable[[str, int], list[int] | None]
+# Ids of the only row of a text with so many pictures, or None where the processor refuses.
+TryProcessor = Callable[[str, int], list[int] | None]
 
 _NAMES = ("image_token", "boi_token", "image_placeholder", "start_image_token")
 _VIDEO_NAMES = ("video_token", "video_placeholder")
@@ -53,13 +53,13 @@ class Placeholders:
 
 
 def find_placeholders(
-    processor: Any, probe: Probe, image_token_ids: Sequence[int] = ()
+    processor: Any, try_processor: TryProcessor, image_token_ids: Sequence[int] = ()
 ) -> Placeholders:
     """Find out by experiment how ``processor`` is told where an image belongs.
 
     Args:
         processor: A multimodal processor of transformers.
-        probe: Runs the processor on one text with a number of small pictures.
+        try_processor: Runs the processor on one text with a number of small pictures.
         image_token_ids: Ids that the model's configuration names as image tokens.
 
     Raises:
@@ -67,14 +67,14 @@ def find_placeholders(
     """
     tokenizer = processor.tokenizer
     written = _written_by_template(processor, "image")
-    alone = probe("a b", 1)
+    alone = try_processor("a b", 1)
     itself = alone is not None and len(alone) - len(_plain(tokenizer, "a b")) > _LEAST_GROWTH
     candidates = _candidates(processor, _NAMES, written)
     candidates += [str(tokenizer.convert_ids_to_tokens(int(i))) for i in image_token_ids]
     image = None
     for candidate in dict.fromkeys(candidates):
         text = f"a {candidate} b"
-        ids = probe(text, 1)
+        ids = try_processor(text, 1)
         if ids is None:
             continue
         grown = len(ids) - (len(alone) if itself and alone else len(_plain(tokenizer, text)))
@@ -89,12 +89,12 @@ def find_placeholders(
             "prompt; make the inputs with the processor yourself and use batch(inputs)"
         )
     # Written out, the same prompt says what the model sees, and no processor warns about it.
-    before = image if itself and image and probe(f"{image}a b", 1) == alone else None
-    two = probe("a b", 2) if image is None else None
+    before = image if itself and image and try_processor(f"{image}a b", 1) == alone else None
+    two = try_processor("a b", 2) if image is None else None
     # A second image that adds no tokens would share the first one's.
     several = image is not None or (two is not None and len(two) > len(alone or ()))
     bos = getattr(tokenizer, "bos_token", None)
-    twice = probe(f"{bos}{image or ''} a", 1) if bos else None
+    twice = try_processor(f"{bos}{image or ''} a", 1) if bos else None
     doubles = bool(twice) and twice[:2] == [tokenizer.bos_token_id] * 2  # type: ignore[index]
     videos = _candidates(processor, _VIDEO_NAMES, None)
     if written is not None and image is not None and image not in written:

@@ -1,6 +1,6 @@
 """What an image's visual tokens are made of: blocks, one after another in the sequence.
 
-Every layout that a multimodal LLM has been seen to use is a row of blocks: a raster; a raster
+Every layout that a multimodal LLM has been seen to use is a sequence of blocks: a raster; a raster
 with a newline behind every row; tiles and a thumbnail; frames; a handful of learned queries.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 
 
@@ -36,7 +37,7 @@ class Edges:
         x, y = self.x.clip(0, 1) * size[0], self.y.clip(0, 1) * size[1]
         top, left = np.meshgrid(y[:-1], x[:-1], indexing="ij")
         bottom, right = np.meshgrid(y[1:], x[1:], indexing="ij")
-        return np.stack([left, top, right, bottom], axis=-1).reshape(-1, 4)
+        return rearrange([left, top, right, bottom], "edge row col -> (row col) edge")
 
 
 @dataclass(frozen=True)

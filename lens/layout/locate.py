@@ -1,4 +1,11 @@
-"""From inputs to the table of visual tokens: rules are tried in order, and none may guess."""
+"""Which visual token stands where, from a batch's inputs: rules are tried in order, none may guess.
+
+1. Video tokens are told from those of images (``video_positions``).
+2. Images are laid out as the user states, or by the first rule that explains every token exactly
+   (``rules/order``), if possible with the processor measured (``measure/``).
+3. Videos are laid out by the same rules.
+4. What no rule explains is ``unplaced``; everything is written out as one table (``token_table``).
+"""
 
 from __future__ import annotations
 
@@ -16,9 +23,9 @@ from torch import Tensor
 from ..errors import InputError
 from ..visual_tokens import VisualTokens
 from .layout import Layout
-from .layout_inputs import Evidence, Explanation
+from .layout_inputs import LayoutInputs, Layouts
 from .measure.measured_layouts import explain_measured
-from .measure.painted_images import Again
+from .measure.painted_images import RepeatCall
 from .rules.order import explain
 from .rules.video_frames import join_frames
 from .token_table import rows_of, table, unplaced
@@ -38,8 +45,8 @@ def locate(
     processor: Any = None,
     layout: Stated | None = None,
     latents: bool = False,
-    again: Again | None = None,
-    films: Sequence[Sequence[int]] | None = None,
+    repeat_call: RepeatCall | None = None,
+    frames_per_video: Sequence[Sequence[int]] | None = None,
 ) -> VisualTokens:
     """Find the place of every visual token.
 
@@ -53,10 +60,11 @@ def locate(
         layout: How the tokens of an image follow one another, where the user knows it: one for
             all images, or one per image of every sample.
         latents: Whether the visual tokens are learned queries, which look nowhere in particular.
-        again: Runs the processor call that made ``inputs`` with other images of the same sizes.
-            Without it boxes are NaN, and the tiles of an image must be told from marker tokens.
-        films: Per sample the number of frames of each of its videos, where that is known: some
-            models write frames as if they were images.
+        repeat_call: Runs the processor call that made ``inputs`` with other images of the same
+            sizes. Without it boxes are NaN, and the tiles of an image must be told from marker
+            tokens.
+        frames_per_video: Per sample the number of frames of each of its videos, where that is
+            known: some models write frames as if they were images.
 
     Returns:
         One row per visual token. Tokens whose layout no rule explains are ``unplaced``.
@@ -66,70 +74,73 @@ def locate(
             not fit the number of tokens.
     """
     ids, visual = inputs["input_ids"].cpu().numpy(), mask.cpu().numpy()
-    moving = video_positions(inputs, mask, config).cpu().numpy()
-    still = Evidence(
+    in_videos = video_positions(inputs, mask, config).cpu().numpy()
+    of_images = LayoutInputs(
         ids,
-        _positions(visual & ~moving),
+        _positions(visual & ~in_videos),
         None if images is None else tuple(map(len, images)),
         dict(inputs),
         config,
         _text_of(processor),
-        latents=latents,
+        are_latents=latents,
     )
-    if films is not None and any(films) and not moving.any():
-        still = replace(still, counts=None)
-        again = None
-    _check_presence(still)
-    explained: Explanation | None = None
+    frames_as_images = frames_per_video if not in_videos.any() else None
+    if frames_as_images is not None and any(frames_as_images):
+        of_images = replace(of_images, counts=None)
+        repeat_call = None
+    _check_presence(of_images)
+    layouts: Layouts | None = None
     if layout is not None:
-        explained = _stated(still, layout)
-    elif again is not None and images is not None and still.total:
-        explained = explain_measured(still, images, again, processor)
-    explained = explained or explain(still) or unplaced(still)
-    if films is not None and still.counts is None and not moving.any():
-        explained = join_frames(explained, films)
+        layouts = _stated(of_images, layout)
+    elif repeat_call is not None and images is not None and of_images.total:
+        layouts = explain_measured(of_images, images, repeat_call, processor)
+    layouts = layouts or explain(of_images) or unplaced(of_images)
+    if frames_as_images is not None and of_images.counts is None:
+        layouts = join_frames(layouts, frames_as_images)
     sizes = None
-    if images is not None and still.counts is not None:
+    if images is not None and of_images.counts is not None:
         sizes = [[None if image is None else image.size for image in row] for row in images]
-    rows = rows_of(still.positions, explained, sizes)
-    videos = replace(still, positions=_positions(visual & moving), counts=None, video=True)
-    if videos.total:
-        _check_presence(videos)
-        frames = explain(videos) or unplaced(videos)
-        rows += rows_of(videos.positions, frames, None, shift=[len(row) for row in explained])
+    rows = rows_of(of_images.positions, layouts, sizes)
+    of_videos = replace(
+        of_images, positions=_positions(visual & in_videos), counts=None, are_videos=True
+    )
+    if of_videos.total:
+        _check_presence(of_videos)
+        videos = explain(of_videos) or unplaced(of_videos)
+        rows += rows_of(of_videos.positions, videos, None, shift=[len(row) for row in layouts])
     return table(rows)
 
 
-def _stated(evidence: Evidence, layout: Stated) -> Explanation:
+def _stated(inputs: LayoutInputs, layout: Stated) -> Layouts:
     if isinstance(layout, Layout):
-        odd = [len(p) for p in evidence.positions if len(p) % len(layout)]
+        odd = [len(p) for p in inputs.positions if len(p) % len(layout)]
         if odd:
             raise InputError(
                 f"the layout has {len(layout)} tokens per image, and a sample has {odd[0]} "
                 "visual tokens"
             )
-        layouts = [layout] * (evidence.total // len(layout))
+        layouts = [layout] * (inputs.total // len(layout))
     else:
         layouts = [one for row in layout for one in row]
-    dealt = evidence.deal(layouts)
-    if dealt is None:
+    shared = inputs.per_sample(layouts)
+    if shared is None:
         raise InputError(
             f"layouts of {[len(one) for one in layouts]} tokens do not add up to the samples' "
-            f"{[len(p) for p in evidence.positions]} visual tokens"
-            + ("" if evidence.counts is None else f" for {list(evidence.counts)} images")
+            f"{[len(p) for p in inputs.positions]} visual tokens"
+            + ("" if inputs.counts is None else f" for {list(inputs.counts)} images")
         )
-    return dealt
+    return shared
 
 
-def _check_presence(evidence: Evidence) -> None:
+def _check_presence(inputs: LayoutInputs) -> None:
     """Refuse visual positions without images, and images without visual positions."""
-    for sample, count in enumerate(evidence.counts or ()):
-        found = len(evidence.positions[sample])
+    for sample, count in enumerate(inputs.counts or ()):
+        found = len(inputs.positions[sample])
         if bool(found) != bool(count):
             raise InputError(f"sample {sample}: {found} visual positions for {count} images")
-    if evidence.total and all(name in _TEXT for name in evidence.tensors):
+    if inputs.total and all(name in _TEXT for name in inputs.tensors):
         raise InputError(
-            f"input_ids has {evidence.total} visual positions and there are no pixel_values"
+            f"input_ids has {inputs.total} visual positions and there are no pixel_values"
         )
 
 

@@ -1,4 +1,4 @@
-"""From layouts to the arrays of the table."""
+"""The table of visual tokens, written out from layouts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..visual_tokens import EDGES, VisualTokens
 from .layout import Block, Layout
-from .layout_inputs import Evidence, Explanation
+from .layout_inputs import LayoutInputs, Layouts
 
 Sizes = Sequence[Sequence[tuple[int, int] | None]]
 """Width and height of every image of every sample."""
@@ -20,7 +20,7 @@ _PLACE = ("sample", "image", "tile", "frame", "row", "col")
 
 def rows_of(
     positions: Sequence[NDArray[np.int64]],
-    explained: Explanation,
+    explained: Layouts,
     sizes: Sizes | None,
     shift: Sequence[int] | None = None,
 ) -> list[pd.DataFrame]:
@@ -49,34 +49,35 @@ def rows_of(
 def table(rows: Sequence[pd.DataFrame]) -> VisualTokens:
     """All images' frames as one table, in (sample, position) order."""
     empty = pd.DataFrame({name: [] for name in (*_PLACE, "position", "kind", *EDGES)})
-    whole = pd.concat(rows) if rows else empty
-    whole = whole.sort_values(["sample", "position"], kind="stable")
+    joined = pd.concat(rows) if rows else empty
+    joined = joined.sort_values(["sample", "position"], kind="stable")
     # Copies: pandas hands out arrays that must not be written to, of which torch warns.
     sample, image, tile, time, row, col, position = (
-        np.array(whole[name], dtype=np.int64) for name in (*_PLACE, "position")
+        np.array(joined[name], dtype=np.int64) for name in (*_PLACE, "position")
     )
-    kind = np.array(whole["kind"], dtype=np.str_)
-    box = np.array(whole[list(EDGES)], dtype=np.float64)
+    kind = np.array(joined["kind"], dtype=np.str_)
+    box = np.array(joined[list(EDGES)], dtype=np.float64)
     return VisualTokens(sample, image, tile, time, row, col, position, kind, box)
 
 
-def unplaced(evidence: Evidence) -> Explanation:
+def unplaced(inputs: LayoutInputs) -> Layouts:
     """Tokens whose layout is not understood, shared out among images only if that is certain."""
     explained = []
-    for sample, positions in enumerate(evidence.positions):
-        runs = [len(run) for run in evidence.runs(sample)]
-        one_each = evidence.counts is not None and evidence.counts[sample] == len(runs)
-        shares = runs if one_each else [len(positions)] if len(positions) else []
+    for sample, positions in enumerate(inputs.positions):
+        stretches = [len(stretch) for stretch in inputs.stretches(sample)]
+        one_each = inputs.counts is not None and inputs.counts[sample] == len(stretches)
+        shares = stretches if one_each else [len(positions)] if len(positions) else []
         explained.append([Layout((Block(1, n, kind="unplaced"),)) for n in shares])
     return explained
 
 
 def _image(layout: Layout, size: tuple[int, int] | None) -> pd.DataFrame:
-    seen: dict[int, int] = {}
+    tiles: dict[int, int] = {}  # so far, of each frame
     parts = []
     for block in layout.blocks:
-        tile = seen.get(block.time, 0) if block.tile is None else block.tile
-        seen[block.time] = seen.get(block.time, 0) + 1
+        index = tiles.get(block.time, 0)
+        tiles[block.time] = index + 1
+        tile = index if block.tile is None else block.tile
         parts.append(_tokens(block, tile, size))
     return pd.concat(parts, ignore_index=True)
 

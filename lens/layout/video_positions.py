@@ -38,8 +38,8 @@ def video_positions(
     if video_id is None:
         return torch.zeros_like(mask)
     if shared:  # only the tensors tell, and only if there is but one kind of them
-        films = any("pixel_values_videos" in name for name in inputs)
-        stills = any(name.startswith("pixel_values") and "video" not in name for name in inputs)
-        return mask if films and not stills else torch.zeros_like(mask)
-    moving: Tensor = mask & (ids == video_id)
-    return moving
+        videos = any("pixel_values_videos" in name for name in inputs)
+        images = any(name.startswith("pixel_values") and "video" not in name for name in inputs)
+        return mask if videos and not images else torch.zeros_like(mask)
+    in_videos: Tensor = mask & (ids == video_id)
+    return in_videos

@@ -1,22 +1,25 @@
-"""How recurring directions are found among visual tokens, and what they are judged by."""
+"""Finding directions that recur among visual tokens, and measuring which class each marks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..inputs.encoder import ImageLike
+from ..inputs.images import ImageLike
 from ..model import VisualLM
 from ..readouts.embed_lens import EmbedLens
-from ..runs.tracing import undisturbed
+from ..runs.undisturbed import undisturbed
 
 # A robust z-score of the vision tower's token norms that counts as outlying, and the least
 # ratio to the median: register tokens stand out by factors, not by a few per cent.
@@ -33,7 +36,7 @@ Group = tuple[Float[Tensor, " d"], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class Measurements:
     """What is measured on the visual tokens of the calibration images.
 
     Attributes:
@@ -62,9 +65,9 @@ class Evidence:
     )
 
 
-def gather(
+def measure_tokens(
     model: VisualLM, images: Sequence[ImageLike], prompt: str | None, batch_size: int
-) -> Evidence:
+) -> Measurements:
     """Run the images through the model and keep what classes are judged by."""
     parts: list[tuple[Tensor, NDArray[np.int64], Any, Any, Any]] = []
     text = QUESTION if prompt is None else prompt
@@ -99,7 +102,7 @@ def gather(
             )
         )
     entry, *arrays = zip(*parts, strict=True)
-    return Evidence(torch.cat(entry), *(np.concatenate(column) for column in arrays))
+    return Measurements(torch.cat(entry), *(np.concatenate(column) for column in arrays))
 
 
 def find_recurring(
@@ -140,30 +143,32 @@ def find_recurring(
     return groups
 
 
-def judge(evidence: Evidence, members: NDArray[np.bool_], model: VisualLM) -> dict[str, Any]:
+def classify_group(
+    measured: Measurements, members: NDArray[np.bool_], model: VisualLM
+) -> dict[str, Any]:
     """The class of one recurring group and the measurements it rests on."""
-    norms = evidence.entry.float().norm(dim=1).numpy()
-    vit = evidence.vit_norm
+    norms = measured.entry.float().norm(dim=1).numpy()
+    vit = measured.vit_norm
     median = float(np.median(vit))
     spread = 1.4826 * float(np.median(np.abs(vit - median))) or np.inf
     vit_ratio = float(vit[members].mean() / median)
     outlying = (vit[members].mean() - median) / spread >= NORM_OUTLIER and vit_ratio >= NORM_RATIO
-    to_first = float(evidence.first_cosine[members].mean())
-    rest = evidence.first_cosine[~members]
+    to_first = float(measured.first_cosine[members].mean())
+    rest = measured.first_cosine[~members]
     turned = to_first >= SINK_COSINE and (
         not len(rest) or to_first - float(np.median(rest)) >= SINK_MARGIN
     )
-    unit = torch.nn.functional.normalize(evidence.entry[members].float(), dim=1)
+    unit = torch.nn.functional.normalize(measured.entry[members].float(), dim=1)
     nearest = EmbedLens(model).read(unit.mean(0), k=3).words
     return {
         "class": "vit-sink" if outlying else "llm-sink" if turned else "dead",
-        "image_share": len(np.unique(evidence.image[members])) / len(np.unique(evidence.image)),
+        "image_share": len(np.unique(measured.image[members])) / len(np.unique(measured.image)),
         "token_share": float(members.mean()),
-        "cross_image_cosine": _cross_image_cosine(unit, evidence.image[members]),
+        "cross_image_cosine": _cross_image_cosine(unit, measured.image[members]),
         "norm_ratio": float(norms[members].mean() / np.median(norms)),
         "vit_norm_ratio": vit_ratio,
         "first_token_cosine": to_first,
-        "stability": float(evidence.stability[members].mean()),
+        "stability": float(measured.stability[members].mean()),
         "words": " ".join(nearest.tolist()),
     }
 
@@ -197,33 +202,24 @@ def _vit_norms(model: VisualLM, inputs: Any, entry: Tensor) -> NDArray[np.float6
     tokens' entry states; NaN when there is none, or when it merges tokens.
     """
     found: list[tuple[int, Tensor]] = []
-    handles = []
 
-    def hook(depth: int) -> Any:
-        def record(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if not (isinstance(output, Tensor) and args and isinstance(args[0], Tensor)):
-                return
-            rows = output.reshape(-1, output.shape[-1])
-            before = args[0].reshape(-1, args[0].shape[-1])
-            if (
-                rows.shape == entry.shape
-                and len(before) == len(rows)
-                and torch.equal(rows.float(), entry)
-            ):
-                found.append((depth, before.float().norm(dim=1)))
+    def on_output(depth: int, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not (isinstance(output, Tensor) and args and isinstance(args[0], Tensor)):
+            return
+        rows, before = (rearrange(tensor, "... d -> (...) d") for tensor in (output, args[0]))
+        alike = rows.shape == entry.shape and len(before) == len(rows)
+        if alike and torch.equal(rows.float(), entry):
+            found.append((depth, before.float().norm(dim=1)))
 
-        return record
-
-    first_layer = model.anatomy.layers[0]
-    for name, module in model.hf.named_modules():
-        if name and not name.startswith(first_layer.rsplit(".", 2)[0] + "."):
-            handles.append(module.register_forward_hook(hook(name.count("."))))
-    try:
-        with undisturbed(model.hf), torch.no_grad():
-            model.hf(**inputs, **model.anatomy.last_logits(1))
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = model.anatomy.layers[0].rsplit(".", 2)[0] + "."
+    with ExitStack() as stack:
+        for name, module in model.hf.named_modules():
+            if name and not name.startswith(layers):
+                handle = module.register_forward_hook(partial(on_output, name.count(".")))
+                stack.callback(handle.remove)
+        stack.enter_context(undisturbed(model.hf))
+        stack.enter_context(torch.no_grad())
+        model.hf(**inputs, **model.anatomy.last_logits(1))
     if not found:
         return np.full(len(entry), np.nan)
     return min(found, key=lambda item: item[0])[1].double().cpu().numpy()

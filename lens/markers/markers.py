@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..inputs.batch import Batch
-from ..inputs.encoder import ImageLike
+from ..inputs.images import ImageLike
 from ..model import VisualLM
 from ..readouts.embed_lens import EmbedLens
 from ..token_classes import MARKER_KINDS, NearestWords, TokenClasses
-from .discovery import Evidence, find_recurring, gather, judge
+from .discovery import Measurements, classify_group, find_recurring, measure_tokens
 
 _FORMAT = "embedlens.markers"
 
@@ -108,12 +108,12 @@ class Markers:
         """
         if len(images) < 2:
             raise InputError("recurring directions need at least 2 images, better 16 or more")
-        evidence = gather(model, images, prompt, batch_size)
+        measured = measure_tokens(model, images, prompt, batch_size)
         groups = find_recurring(
-            evidence.entry, evidence.image, threshold, min_image_share, min_separation, seed
+            measured.entry, measured.image, threshold, min_image_share, min_separation, seed
         )
-        rows = [judge(evidence, members, model) for _, members in groups]
-        columns = ["class", *Evidence.MEASURES, "words"]
+        rows = [classify_group(measured, members, model) for _, members in groups]
+        columns = ["class", *Measurements.MEASURES, "words"]
         directions = torch.stack([d for d, _ in groups]) if groups else None
         return Markers(pd.DataFrame(rows, columns=columns), directions, threshold, model=model.name)
 

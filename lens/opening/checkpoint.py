@@ -1,7 +1,7 @@
 """Getting a transformers model and its processor from a name, a folder, or the package itself.
 
-The hazard: most of what can go wrong with somebody's model goes wrong before its weights are
-needed, and weights take minutes. So configuration and processor are read and checked first, and a
+Most of what can go wrong with somebody's model goes wrong before its weights are needed, and
+weights take minutes. So configuration and processor are read and checked first, and a
 :class:`Checkpoint` loads its weights when it is told to.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from transformers import (
 )
 
 from ..errors import InputError, Unsupported
-from .invented_weights import stand_in
+from .invented_weights import with_invented_weights
 
 SHIPPED = Path(__file__).parent.parent / "shipped"
 
@@ -39,9 +40,9 @@ class Checkpoint:
         name: What the user calls it.
         config: Its configuration.
         processor: Its processor.
-        read: Loads the weights: the transformers model, in place and ready.
+        load: Loads the weights: the transformers model, in place and ready.
         revision: Revision of the hub repository, if one was named.
-        again: Where the weights are on a server, and the ones that are read are invented: the
+        load_other: Where the weights are on a server, and those that are loaded are invented: the
             same model with others.
         dtype: Type that a server is taken to compute in; None where weights are loaded here.
     """
@@ -49,9 +50,9 @@ class Checkpoint:
     name: str
     config: Any
     processor: Any
-    read: Callable[[], Any]
+    load: Callable[[], Any]
     revision: str | None = None
-    again: Callable[[], Any] | None = None
+    load_other: Callable[[], Any] | None = None
     dtype: torch.dtype | None = None
 
 
@@ -88,21 +89,18 @@ def open_checkpoint(
     if remote:
         if device is not None or set(from_pretrained) - {"attn_implementation"}:
             raise InputError("with remote=True the weights are the server's, placed and quantised")
-        given = {"trust_remote_code": trust_remote_code, **from_pretrained}
         # Measured in float32, where rounding is smallest, whatever the server computes in.
         config.quantization_config = None
 
         def invent(seed: int) -> Any:
-            def make() -> Any:
-                return automatic.from_config(config, dtype=torch.float32, **given)
-
-            return _attempt(source, lambda: stand_in(make, seed))
+            given = {"trust_remote_code": trust_remote_code, **from_pretrained}
+            make = partial(automatic.from_config, config, dtype=torch.float32, **given)
+            return _attempt(source, lambda: with_invented_weights(make, seed))
 
         there = dtype if dtype not in (None, "auto") else getattr(config, "dtype", None)
         there = getattr(torch, there) if isinstance(there, str) else there or torch.float32
-        return Checkpoint(
-            label, config, processor, lambda: invent(0), revision, lambda: invent(1), there
-        )
+        first, other = partial(invent, 0), partial(invent, 1)
+        return Checkpoint(label, config, processor, first, revision, other, there)
     quantised = _is_quantised(config, from_pretrained)
     if quantised and device is not None:
         # Quantised weights cannot be moved afterwards.
@@ -113,7 +111,7 @@ def open_checkpoint(
         plain = where.type == "cpu" and "device_map" not in from_pretrained and not quantised
         dtype = torch.float32 if plain else "auto"
 
-    def read() -> Any:
+    def load() -> Any:
         model = _attempt(
             source,
             lambda: automatic.from_pretrained(
@@ -123,7 +121,7 @@ def open_checkpoint(
         placed = "device_map" in from_pretrained or quantised
         return model if placed else _attempt(source, lambda: model.to(where))
 
-    return Checkpoint(label, config, processor, read, revision)
+    return Checkpoint(label, config, processor, load, revision)
 
 
 def load_processor(source: str, **hub: Any) -> Any:
@@ -182,10 +180,10 @@ def _automatic_class(config: Any, source: str, trust_remote_code: bool) -> Any:
     )
 
 
-def _attempt(source: str, load: Callable[[], T]) -> T:
+def _attempt(source: str, step: Callable[[], T]) -> T:
     """Run one loading step, turning what goes wrong with the user's model into one line."""
     try:
-        return load()
+        return step()
     except (
         AttributeError,
         ImportError,

@@ -1,10 +1,10 @@
 """A model of a given configuration that takes next to no memory: true structure, invented weights.
 
-The hazard: a model whose weights are on a server is known here by its configuration alone, and an
-anatomy is a measurement. But what it measures (which modules' outputs add up to the stream, where
-the image enters, how logits are made) is decided by code and configuration, not by trained weights.
-So it is measured on the same class at its full size, whose matrices are overlapping windows into
-short runs of random numbers.
+A model whose weights are on a server is known here by its configuration alone, and an anatomy is a
+measurement. But what it measures (which modules' outputs add up to the stream, where the image
+enters, how logits are made) is decided by code and configuration, not by trained weights. So it is
+measured on the same class at its full size, whose matrices are overlapping windows into short runs
+of random numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..anatomy.logit_rule import LogitRule
 STEP = 8
 
 
-def stand_in(make: Callable[[], Any], seed: int = 0) -> Any:
+def with_invented_weights(make: Callable[[], Any], seed: int = 0) -> Any:
     """The model that ``make`` makes from a configuration, without holding its matrices.
 
     Vectors (norms, biases) and buffers are as the constructors make them, vectors with a little

@@ -1,6 +1,6 @@
 """Putting nnsight around a transformers model, or taking the nnsight model the user has.
 
-The hazard: nnsight builds a transformers pipeline, and a pipeline that is not told a device moves
+nnsight builds a transformers pipeline, and a pipeline that is not told a device moves
 the model to the first GPU, wherever its owner had put it.
 
 What the wrapping leaves on a model, as long as the model lives: every module gets two entries in
@@ -121,6 +121,17 @@ def own_processor(given: Any, model: Any, envoy: Envoy | None) -> Any:
         return None
     check_processor(given, "processor")
     return copy.deepcopy(given)
+
+
+def need_processor(processor: Any) -> Any:
+    """The processor, if there is one.
+
+    Raises:
+        InputError: There is none.
+    """
+    if processor is None:
+        raise InputError(NO_PROCESSOR)
+    return processor
 
 
 def check_processor(processor: Any, what: str) -> None:

@@ -1,65 +1,52 @@
 """ContextLens: a state read as the nearest words in their sentences.
 
-The hazard: deep states share large common directions, so a high cosine alone says little. Compare
-with what states that mean nothing get: random ones, or other images' (the alignment analysis does).
+Deep states share large common directions, so a high cosine alone says little: compare with what
+states that mean nothing get, random ones or other images' (the alignment analysis does).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
 from ..model import VisualLM
-from .embed_lens import refuse_zeros
-from .nearest_rows import NearestRows
-from .readout import ranks, word_of
+from .nearest_rows import NearestRows, refuse_zeros
+from .readout import Readout
 from .text_bank import TextBank
 from .top_k import read_in_blocks
 
 
 @dataclass(frozen=True, eq=False)
-class ContextReadout:
+class ContextReadout(Readout):
     """The k best words in context for each state.
 
     Attributes:
-        entries: Words of the bank, best first, ``[..., k]``.
-        layers: Layer that the word's state was taken at, ``[..., k]``.
+        ids: Vocabulary ids of the words, best first, ``[..., k]``.
         scores: Cosines, ``[..., k]``.
-        bank: Where the words come from.
         tokenizer: Turns ids into words.
+        entries: Words of the bank, ``[..., k]``.
+        layers: Layer that the word's state was taken at, ``[..., k]``.
+        bank: Where the words come from.
     """
 
     entries: Int[Tensor, "*state k"]
     layers: Int[Tensor, "*state k"]
-    scores: Float[Tensor, "*state k"]
     bank: TextBank
-    tokenizer: Any
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.entries.shape == self.layers.shape == self.scores.shape:
             shapes = [tuple(t.shape) for t in (self.entries, self.layers, self.scores)]
             raise ValueError(f"entries, layers and scores of shapes {shapes}")
-
-    @property
-    def ids(self) -> Int[Tensor, "*state k"]:
-        """Vocabulary ids of the words, ``[..., k]``."""
-        return torch.from_numpy(self.bank.ids[self.entries.cpu().numpy()])
-
-    @property
-    def words(self) -> NDArray[np.str_]:
-        """The words as text, ``[..., k]``."""
-        unique, inverse = np.unique(self.ids.numpy(), return_inverse=True)
-        names = np.array([word_of(self.tokenizer, int(token_id)) for token_id in unique])
-        return names[inverse].reshape(self.ids.shape)
 
     @property
     def sentences(self) -> NDArray[np.str_]:
@@ -75,23 +62,12 @@ class ContextReadout:
         marked = np.array([self.bank.context(int(entry)) for entry in unique])
         return marked[inverse].reshape(self.entries.shape)
 
-    def hits(self, targets: Collection[str], k: int | None = None) -> Bool[Tensor, "*state"]:
-        """Whether any of the first k words is one of the targets."""
-        found = np.isin(self.words[..., :k], list(targets))
-        return torch.from_numpy(found.any(-1))
-
     @property
     def frame(self) -> pd.DataFrame:
         """One row per state and rank: state, rank, id, word, layer, context, score."""
-        table = ranks(self.scores)
-        columns = {
-            "id": self.ids.numpy(),
-            "word": self.words,
-            "layer": self.layers.cpu().numpy(),
-            "context": self.contexts,
-        }
-        for place, (name, values) in enumerate(columns.items(), start=2):
-            table.insert(place, name, values.reshape(-1))
+        table = super().frame
+        table.insert(4, "layer", self.layers.flatten().cpu().numpy())
+        table.insert(5, "context", self.contexts.ravel())
         return table
 
 
@@ -167,7 +143,9 @@ class ContextLens:
         found, scores = read_in_blocks(states, self._width, k, sum(sizes), top_k)
         words = torch.cat([self.bank.word[n] for n in layers]).to(found.device)
         at = torch.repeat_interleave(torch.tensor(layers), torch.tensor(sizes)).to(found.device)
-        return ContextReadout(words[found], at[found], scores, self.bank, self._tokenizer)
+        entries = words[found]
+        ids = torch.from_numpy(self.bank.ids[entries.cpu().numpy()])
+        return ContextReadout(ids, scores, self._tokenizer, entries, at[found], self.bank)
 
     def _search(self, layer: int) -> NearestRows:
         if layer not in self._nearest:

@@ -1,7 +1,7 @@
 """EmbedLens: a state read as the nearest input embeddings.
 
-The hazard: norm layers, centring or scaling before the comparison change which word is nearest.
-The state is compared as it is, with what the embedding returns.
+The state is compared as it is with what the embedding returns: a norm layer, centring or scaling
+before the comparison would change which word is nearest.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import InputError
 from ..model import VisualLM
 from ..runs.remote import need_weights
 from .embedding_rows import embedding_rows, listed
-from .nearest_rows import NearestRows
+from .lens import register_lens
+from .nearest_rows import NearestRows, refuse_zeros
 from .readout import Readout
 from .top_k import read_in_blocks
 
 
+@register_lens
 class EmbedLens:
-    r"""Nearest rows of the input embedding matrix by cosine (paper, method a1).
+    r"""Nearest rows of the input embedding matrix by cosine, docs/method.md (a1).
 
     $\mathrm{TopK}_{i \in V}\; h^\top e_i / (\lVert h \rVert \lVert e_i \rVert)$ on the raw state:
     no norm layer, no centring; the whole vocabulary, special tokens included. Computed in
@@ -53,13 +54,3 @@ class EmbedLens:
     ) -> tuple[Int[Tensor, "state k"], Float[Tensor, "state k"]]:
         refuse_zeros(states)
         return self._nearest.top_k(states.to(self._nearest.device), k)
-
-
-def refuse_zeros(states: Float[Tensor, "state d"]) -> None:
-    """Refuse states that have no direction.
-
-    Raises:
-        InputError: A state of zeros.
-    """
-    if not bool(states.any(1).all()):
-        raise InputError("a state of zeros only has no direction, and so no nearest word")

@@ -1,10 +1,9 @@
 """The rows that readouts compare with: what the model's own embedding and head make of them.
 
-The hazard: ``.weight`` is not always the matrix in force. Quantised, sharded, offloaded and
-adapter-wrapped modules keep something else there, and some embeddings scale what they return. So
-the weight is used only where the module does nothing but look it up or multiply by it; every other
-module is called. And a matrix may be longer than the vocabulary: rows for which the tokenizer has
-no word are padding, not words.
+``.weight`` is not always the matrix in force: quantised, sharded, offloaded and adapter-wrapped
+modules keep something else there, and some embeddings scale what they return. So the weight is used
+only where the module does nothing but look it up or multiply by it; every other module is called.
+A matrix may be longer than the vocabulary: rows without a word of the tokenizer are padding.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..runs.tracing import device_of, undisturbed
+from ..opening.placement import device_of
+from ..runs.undisturbed import undisturbed
 
 
 def plain_weight(module: nn.Module, kind: type[nn.Module]) -> Tensor | None:
@@ -37,11 +37,11 @@ def embedding_rows(module: nn.Module) -> Callable[[slice], Tensor]:
     if weight is not None:
         return lambda words: weight[words]
     device = device_of(module)
-    return lambda words: called(module, torch.arange(words.start, words.stop, device=device))
+    return lambda words: output_of(module, torch.arange(words.start, words.stop, device=device))
 
 
 @torch.no_grad()
-def called(module: nn.Module, given: Tensor) -> Tensor:
+def output_of(module: nn.Module, given: Tensor) -> Tensor:
     """What a module makes of a tensor, in evaluation mode and leaving no trace."""
     with undisturbed(module):
         made: Tensor = module(given)

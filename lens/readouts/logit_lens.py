@@ -1,8 +1,8 @@
 """The logit lens: what the model would predict from a state, were it the last one.
 
-The hazard: logits are not always ``head(norm(h))``. Models scale them, cap them and forbid some,
-and heads may be quantised or carry adapters. So the anatomy's verified rule is applied, and a
-head that does more than multiply by its weight is called instead of read.
+Logits are not always ``head(norm(h))``: models scale them, cap them and forbid some, and heads may
+be quantised or carry adapters. So the anatomy's verified rule is applied, and a head that does more
+than multiply by its weight is called instead of read.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..model import VisualLM
+from ..opening.placement import device_of
 from ..runs.remote import need_weights
-from ..runs.tracing import device_of
-from .embedding_rows import called, listed, plain_weight
-from .nearest_rows import LAST, put
+from .embedding_rows import listed, output_of, plain_weight
+from .lens import register_lens
+from .nearest_rows import LAST, set_columns
 from .readout import Readout
 from .top_k import STATES_AT_ONCE, WORDS_AT_ONCE, TopK, products, read_in_blocks
 
@@ -26,6 +27,7 @@ from .top_k import STATES_AT_ONCE, WORDS_AT_ONCE, TopK, products, read_in_blocks
 _NOTHING = -80.0
 
 
+@register_lens
 class LogitLens:
     """What the model would predict from a state: final norm and head, as log-probabilities.
 
@@ -48,7 +50,7 @@ class LogitLens:
         self._head: Any = model.hf.get_submodule(model.anatomy.head)
         self._dtype: torch.dtype = model.hf.dtype
         self._weight = plain_weight(self._head, nn.Linear)
-        self._count = len(self._weight) if self._weight is not None else self._called_size()
+        self._count = len(self._weight) if self._weight is not None else self._size_of_output()
         words = listed(model.tokenizer, self._count)
         self._choices = int(words.sum())
         self._unlisted = torch.nonzero(~words)[:, 0]
@@ -87,13 +89,13 @@ class LogitLens:
                 found = TopK(len(scores), k, scores.device)
                 total = scores.new_full((len(scores),), -torch.inf)
                 spare = scores.new_empty(scores.numel())
-            put(scores, words, self._masked, LAST)
+            set_columns(scores, words, self._masked, LAST)
             into = spare[: scores.numel()].view(scores.shape)
             peak = scores.amax(1)
             torch.sub(scores, peak[:, None], out=into)
             total = torch.logaddexp(total, into.clamp_(min=_NOTHING).exp_().sum(1).log_() + peak)
-            put(scores, words, self._unlisted, -torch.inf)
-            found.see(scores, words.start)
+            set_columns(scores, words, self._unlisted, -torch.inf)
+            found.update(scores, words.start)
         if found is None or total is None:
             raise ValueError("no words to choose from")
         logprobs = torch.where(found.scores == LAST, -torch.inf, found.scores - total[:, None])
@@ -104,7 +106,7 @@ class LogitLens:
         normed = self._normed(states)
         if self._weight is None:
             given = normed.to(device_of(self._head), self._dtype)
-            yield slice(0, self._count), called(self._head, given).float()
+            yield slice(0, self._count), output_of(self._head, given).float()
             return
         weight, bias = self._weight, self._head.bias
         rows = normed.to(weight.device, torch.float32)
@@ -116,9 +118,9 @@ class LogitLens:
         # A norm without weights computes wherever its input is.
         weighted = any(True for _ in self._norm.parameters())
         device = device_of(self._norm) if weighted else states.device
-        return called(self._norm, states.to(device, self._dtype))
+        return output_of(self._norm, states.to(device, self._dtype))
 
-    def _called_size(self) -> int:
+    def _size_of_output(self) -> int:
         row = self._normed(torch.zeros(1, self._anatomy.hidden_size))
         given = row.to(device_of(self._head), self._dtype)
-        return int(called(self._head, given).shape[-1])
+        return int(output_of(self._head, given).shape[-1])

@@ -1,7 +1,7 @@
 """The rows of a matrix nearest to a state in direction.
 
-The hazard: a row of zeros has no direction, its cosine is 0/0, and NaN wins every comparison. Such
-rows rank last. Rows that are not to be listed never are, however many are asked for.
+A row of zeros has no direction: its cosine is 0/0, and NaN wins every comparison. Such rows rank
+last. Rows that are not to be listed never are, however many are asked for.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..errors import InputError
 from .top_k import WORDS_AT_ONCE, TopK, products
 
 # Ranks below every cosine and above a row that is not listed (minus infinity).
@@ -53,13 +54,13 @@ class NearestRows:
         found = TopK(len(states), k, states.device)
         for rows, scores in products(unit, self._block, self._count):
             scores.mul_(self._inverse_norms[rows].to(scores.device))
-            put(scores, rows, self._last, LAST)
-            put(scores, rows, self._unlisted, -torch.inf)
-            found.see(scores, rows.start)
+            set_columns(scores, rows, self._last, LAST)
+            set_columns(scores, rows, self._unlisted, -torch.inf)
+            found.update(scores, rows.start)
         return found.ids, found.scores.masked_fill_(found.scores == LAST, -torch.inf)
 
 
-def put(
+def set_columns(
     scores: Float[Tensor, "state column"],
     columns: slice,
     where: Int[Tensor, " chosen"],
@@ -69,3 +70,13 @@ def put(
     inside = where[(where >= columns.start) & (where < columns.stop)]
     if len(inside):
         scores[:, (inside - columns.start).to(scores.device)] = value
+
+
+def refuse_zeros(states: Float[Tensor, "state d"]) -> None:
+    """Refuse states that have no direction.
+
+    Raises:
+        InputError: A state of zeros.
+    """
+    if not bool(states.any(1).all()):
+        raise InputError("a state of zeros only has no direction, and so no nearest word")

@@ -1,6 +1,6 @@
 """What a lens found for each state: vocabulary entries, best first.
 
-The hazard: an id is not a word. Without a tokenizer nothing here pretends to know words.
+An id is not a word: without a tokenizer there are ids only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
@@ -25,7 +26,7 @@ class Readout:
 
     Attributes:
         ids: Vocabulary ids, best first, ``[..., k]``.
-        scores: Cosine (EmbedLens) or log-probability (logit lens), ``[..., k]``.
+        scores: What the lens ranks them by (a cosine, a log-probability), ``[..., k]``.
         tokenizer: Turns ids into words; None if the model came without one.
     """
 
@@ -64,21 +65,21 @@ class Readout:
         There is no column ``word`` if there is no tokenizer.
         """
         table = ranks(self.scores)
-        table.insert(2, "id", self.ids.reshape(-1).cpu().numpy())
+        table.insert(2, "id", self.ids.flatten().cpu().numpy())
         if self.tokenizer is not None:
-            table.insert(3, "word", self.words.reshape(-1))
+            table.insert(3, "word", self.words.ravel())
         return table
 
 
 def ranks(scores: Float[Tensor, "*state k"]) -> pd.DataFrame:
     """One row per state and rank: state, rank (1 is best), score."""
-    k = scores.shape[-1]
-    count = scores.numel() // k
+    rows = rearrange(scores, "... k -> (...) k").float().cpu().numpy()
+    count, k = rows.shape
     return pd.DataFrame(
         {
-            "state": np.repeat(np.arange(count), k),
-            "rank": np.tile(np.arange(1, k + 1), count),
-            "score": scores.reshape(-1).float().cpu().numpy(),
+            "state": repeat(np.arange(count), "state -> (state k)", k=k),
+            "rank": repeat(np.arange(1, k + 1), "k -> (state k)", state=count),
+            "score": rows.ravel(),
         }
     )
 

@@ -1,7 +1,7 @@
 """A bank of words in their sentences: contextual text states to compare visual tokens with.
 
-The hazard: a sentence given twice, or a beginning that sentences share, gives the same state again
-and again, and the k nearest entries are then one entry k times. What is the same is kept once.
+What is the same is kept once: a sentence given twice, or a beginning that sentences share, gives
+the same state again and again, and the k nearest entries would then be one entry k times.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model import VisualLM
+from ..tolerances import TEXT_STATES
 from .text_states import TextPass, text_passes
 
 _FORMAT = "embedlens.text_bank"
 _ARRAYS = ("ids", "text", "position", "span")
-# States that differ by less, relative to their length, are the same but for rounding.
-_SAME = {torch.float32: 2e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +231,7 @@ def _distinct(states: Float[Tensor, "word d"], ids: Int[np.ndarray, " word"]) ->
 
 
 def _same(one: Float[Tensor, "state d"], other: Float[Tensor, "state d"]) -> Bool[Tensor, " state"]:
-    tolerance = max(_SAME[one.dtype], _SAME[other.dtype])
+    tolerance = max(TEXT_STATES.of(one.dtype), TEXT_STATES.of(other.dtype))
     one, other = one.float(), other.float()
     close: Tensor = (one - other).norm(dim=1) <= tolerance * one.norm(dim=1)
     return close

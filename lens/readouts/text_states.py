@@ -1,8 +1,8 @@
 """The residual streams of text tokens, read without any image, some texts at a time.
 
-The hazard: some models attend differently with and without padding when they are not told that
-every token is text, so they are told. And special tokens (begin, end, padding, placeholders) have
-states of another kind, some the same in every text: they are left out.
+Some models attend differently with and without padding unless they are told that every token is
+text, so they are told. Special tokens (begin, end, padding, placeholders) have states of another
+kind, some the same in every text: they are left out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The k best columns per row of scores that come a block at a time.
 
-The hazard: next to a matrix product, careless reading is not free. Fresh memory for every block
-and a sort of every score add a third to the time of the product. So the blocks share one buffer,
-and only columns that can still be among the best are looked at.
+Next to a matrix product, careless reading is not free: fresh memory for every block and a sort of
+every score add a third to the time of the product. So the blocks share one buffer, and only columns
+that can still be among the best are looked at.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -41,14 +42,14 @@ class TopK:
         self.scores: Float[Tensor, "row best"] = torch.empty(rows, 0, device=device)
         self.ids: Int[Tensor, "row best"] = torch.empty(rows, 0, dtype=torch.long, device=device)
 
-    def see(self, scores: Float[Tensor, "row column"], first: int) -> None:
+    def update(self, scores: Float[Tensor, "row column"], first: int) -> None:
         """Take in the scores of the columns from ``first`` on."""
         width = scores.shape[1]
         groups = width // _GROUP
         if width % _GROUP or groups <= self._k:
             self._merge(slice(None), *scores.topk(min(self._k, width), dim=1), first)
             return
-        grouped = scores.reshape(-1, groups, _GROUP)
+        grouped = rearrange(scores, "row (group column) -> row group column", column=_GROUP)
         peaks = grouped.amax(2)
         if self.scores.shape[1] < self._k:
             rows = torch.arange(len(scores), device=scores.device)
@@ -124,7 +125,7 @@ def read_in_blocks(
     if not 1 <= k <= choices:
         raise InputError(f"k={k}: there are {choices} entries to choose from")
     parts = []
-    for block in torch.split(states.detach().reshape(-1, width), STATES_AT_ONCE):
+    for block in torch.split(rearrange(states.detach(), "... d -> (...) d"), STATES_AT_ONCE):
         if not bool(torch.isfinite(block).all()):
             raise InputError("the states hold NaN or infinite values, which have no nearest word")
         parts.append(top_k(block, k))

@@ -1,6 +1,6 @@
 """A run's captures as an ActivationCache of TransformerLens.
 
-The hazard: TransformerLens takes ``hook_embed`` before the image features are put in, so at visual
+TransformerLens takes ``hook_embed`` before the image features are put in, so at visual
 positions, and only there, its own decompositions of the residual stream start from the
 placeholder's embedding and do not add up. Here ``hook_embed`` is what the first layer receives.
 Where something else is added between layers, no decomposition into attention and FFN adds up, and
@@ -12,24 +12,34 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..anatomy.anatomy import Anatomy
 from ..errors import InputError, Unsupported
 
-if TYPE_CHECKING:
-    from .run import Run
+Captured = Mapping[str, Mapping[int, Float[Tensor, "selected d"]]]
 
 # By how much of the stream's largest entry a layer's sum may miss; what rounding leaves is less.
 TOLERANCE = 1e-3
 
 
-def activation_cache(run: Run, model: Any = None) -> Any:
-    """See :meth:`Run.to_activation_cache`."""
-    anatomy = run.anatomy
-    if not (run.residual or run.attention or run.ffn):
+def activation_cache(
+    captured: Captured, sample: Int[Tensor, " selected"], anatomy: Anatomy | None, model: Any
+) -> Any:
+    """See :meth:`Run.to_activation_cache`.
+
+    Args:
+        captured: States by site and layer.
+        sample: Batch row of every state.
+        anatomy: Where things are in the model that was run.
+        model: A TransformerBridge for what needs weights, or None.
+    """
+    if not any(captured.values()):
         raise InputError(
             "nothing was captured: model.run(batch, capture=('residual', 'attention', 'ffn'))"
         )
@@ -44,18 +54,18 @@ def activation_cache(run: Run, model: Any = None) -> Any:
         raise InputError(
             "TransformerLens is not installed: pip install 'embedlens[transformer-lens]'"
         ) from error
-    _check_sums(run)
+    _check_sums(captured)
     named: dict[str, Tensor] = {}
-    for layer, states in run.residual.items():
+    for layer, states in captured["residual"].items():
         if layer == 0:
             named["hook_embed"] = states
         if layer < anatomy.n_layers:
             named[f"blocks.{layer}.hook_resid_pre"] = states
         if layer > 0 and layer not in anatomy.injections:
             named[f"blocks.{layer - 1}.hook_resid_post"] = states
-    for hook, kept in (("attn", run.attention), ("mlp", run.ffn)):
+    for hook, kept in (("attn", captured["attention"]), ("mlp", captured["ffn"])):
         named |= {f"blocks.{layer}.hook_{hook}_out": states for layer, states in kept.items()}
-    shaped = {name: _by_sample(run, states) for name, states in named.items()}
+    shaped = {name: _by_sample(sample, states) for name, states in named.items()}
     stand_in = SimpleNamespace(
         cfg=SimpleNamespace(
             n_layers=anatomy.n_layers,
@@ -68,25 +78,27 @@ def activation_cache(run: Run, model: Any = None) -> Any:
     return lens.ActivationCache(shaped, stand_in if model is None else model)
 
 
-def _by_sample(run: Run, states: Tensor) -> Tensor:
-    """States ``[sample, selected, d]`` from ``[sample * selected, d]``."""
-    rows = run.sample.numpy()
+def _by_sample(
+    sample: Int[Tensor, " selected"], states: Float[Tensor, "selected d"]
+) -> Float[Tensor, "sample token d"]:
+    """States with an axis of samples, which must all have equally many positions."""
+    rows = sample.numpy()
     samples, counts = np.unique(rows, return_counts=True)
     if len(set(counts.tolist())) != 1 or (np.diff(rows) < 0).any():
         raise InputError(
             f"an ActivationCache has equally many positions in every sample, and these have "
             f"{counts.tolist()}: capture one sample at a time, or tokens=mask with equal numbers"
         )
-    return states.reshape(len(samples), int(counts[0]), -1)
+    return rearrange(states, "(sample token) d -> sample token d", sample=len(samples))
 
 
-def _check_sums(run: Run) -> None:
+def _check_sums(captured: Captured) -> None:
     """Refuse captures that a decomposition would add up to something else than the stream."""
-    for layer in sorted(run.residual):
-        parts: list[Mapping[int, Tensor]] = [run.attention, run.ffn]
-        if layer + 1 not in run.residual or any(layer not in part for part in parts):
+    residual, parts = captured["residual"], (captured["attention"], captured["ffn"])
+    for layer in sorted(residual):
+        if layer + 1 not in residual or any(layer not in part for part in parts):
             continue
-        entering, leaving = run.residual[layer].float(), run.residual[layer + 1].float()
+        entering, leaving = residual[layer].float(), residual[layer + 1].float()
         total = entering + sum(part[layer].float() for part in parts)
         missing = float((total - leaving).abs().max() / leaving.abs().max())
         if missing > TOLERANCE:

@@ -1,6 +1,6 @@
 """What a run is asked to keep: module paths in firing order, and token positions.
 
-The hazard: a module's output is not always what the residual stream receives. Residual
+A module's output is not always what the residual stream receives. Residual
 multipliers, outputs that come back as one long row of tokens and layers that have no attention at
 all are settled here, so that what a run returns is always what was added.
 """
@@ -26,7 +26,7 @@ from .run import SITES
 def capture_sites(
     anatomy: Anatomy, capture: str | Collection[str], layers: Collection[int] | Literal["all"]
 ) -> list[dict[str, Any]]:
-    """The sites to read, as :func:`~embedlens.lens.sites.read_sites` takes them.
+    """The sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them.
 
     Raises:
         InputError: A site or layer that does not exist.

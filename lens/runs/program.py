@@ -52,8 +52,8 @@ class Program(Protocol):
         """How many steps it has; an empty program changes nothing."""
         ...
 
-    def stack(self, others: Sequence[Program]) -> Program:
-        """This program and others as one, for the batch repeated once per program."""
+    def stack(self, others: Sequence[Any]) -> Program:
+        """This program and others of its kind as one, for the batch repeated once per program."""
         ...
 
     def apply(self, host: Any) -> Any:

@@ -1,8 +1,8 @@
 """Runs on a server, and what can go wrong on the way there and back.
 
-The hazard: a remote run fails in a dozen ways that have nothing to do with the experiment, each
-with an exception of another library that says nothing about what to do. Here each becomes one line.
-A failed run leaves nothing behind, so the same call can be made again.
+A remote run fails in a dozen ways that have nothing to do with the experiment, each with an
+exception of another library that says nothing about what to do. Here each becomes one line. A
+failed run leaves nothing behind, so the same call can be made again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import REFUSED, EmbedlensError, InputError, RemoteRunFailed, Unsup
 
 # Transformers models that are here for their structure only. (Weights on the meta device are no
 # sign of it: those that accelerate offloads are there too.)
-ELSEWHERE: WeakSet[Any] = WeakSet()
+WEIGHTS_ON_SERVER: WeakSet[Any] = WeakSet()
 REPEAT = "nothing was left behind: make the same call again"
 UNREACHED = (ConnectionRefusedError, websocket.WebSocketAddressException)
 KEY = (
@@ -60,11 +60,23 @@ def destination(model: Any, remote: bool | str) -> bool | str:
     Raises:
         InputError: It was to stay here, and cannot.
     """
-    if model not in ELSEWHERE:
+    if model not in WEIGHTS_ON_SERVER:
         return remote
     if remote == "local":
         raise InputError("remote='local' runs here, and the weights of this model are on a server")
     return remote or True
+
+
+def goes_to_server(host: Any, remote: bool | str) -> bool:
+    """Whether a run is sent; the server must then be told which model is meant.
+
+    Raises:
+        InputError, RemoteRunFailed: As :func:`check_identity`.
+    """
+    if remote in (False, "local"):
+        return False
+    check_identity(host)
+    return True
 
 
 def need_weights(model: Any, what: str) -> Any:
@@ -73,7 +85,7 @@ def need_weights(model: Any, what: str) -> Any:
     Raises:
         Unsupported: They are on a server.
     """
-    if model in ELSEWHERE:
+    if model in WEIGHTS_ON_SERVER:
         raise Unsupported(
             f"{what}: the weights of this model are on the server; runs and their captures come "
             "from there, but what reads the weights themselves needs VisualLM.load(name)"

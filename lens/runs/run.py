@@ -13,7 +13,7 @@ from torch import Tensor
 from ..anatomy.anatomy import Anatomy
 from ..inputs.batch import Batch
 from .activation_cache import activation_cache
-from .saving import read_run, save_run
+from .saving import read_run, write_run
 
 Site = Literal["residual", "attention", "ffn"]
 SITES: tuple[Site, ...] = ("residual", "attention", "ffn")
@@ -58,7 +58,14 @@ class Run:
             InputError: There is a file already, no folder for it, or the run does not know its
                 batch.
         """
-        save_run(self, Path(path), overwrite=overwrite)
+        write_run(
+            Path(path),
+            {"logits": self.logits, "sample": self.sample, "position": self.position},
+            self._captured(),
+            self.batch,
+            self.model,
+            overwrite=overwrite,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
@@ -69,7 +76,7 @@ class Run:
         Raises:
             InputError: No file, none of a run, or a damaged one.
         """
-        return cls(**read_run(Path(path)))
+        return cls(**read_run(Path(path), SITES))
 
     def to_activation_cache(self, model: Any = None) -> Any:
         """What was captured, as an ``ActivationCache`` of TransformerLens.
@@ -86,7 +93,10 @@ class Run:
                 TransformerLens is not installed.
             Unsupported: Attention and FFN do not add up to what a layer adds.
         """
-        return activation_cache(self, model)
+        return activation_cache(self._captured(), self.sample, self.anatomy, model)
+
+    def _captured(self) -> dict[str, Mapping[int, Float[Tensor, "selected d"]]]:
+        return {"residual": self.residual, "attention": self.attention, "ffn": self.ffn}
 
 
 @dataclass(frozen=True, eq=False)

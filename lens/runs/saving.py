@@ -1,19 +1,19 @@
 """A run as one file: its states, and whatever it takes to find tokens in them again.
 
-The hazard: states without their batch are rows without names. So the tensors that were run, the
-table of visual tokens and the classes go along, and with the pixels among them what is loaded can
-be run again. A file that was cut short, or is of something else, is refused.
+States without their batch are rows without names. So the tensors that were run, the table of visual
+tokens and the classes go along, and with the pixels among them what is loaded can be run again. A
+file that was cut short, or is of something else, is refused.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,17 +26,29 @@ from ..inputs.batch import Batch
 from ..token_classes import MARKER_KINDS, NearestWords, TokenClasses
 from ..visual_tokens import KINDS, VisualTokens
 
-if TYPE_CHECKING:
-    from .run import Run
-
 _FORMAT = "embedlens.run"
-_SITES = ("residual", "attention", "ffn")
 _PACKAGES = ("embedlens", "torch", "transformers", "nnsight", "safetensors")
 
 
-def save_run(run: Run, path: Path, *, overwrite: bool) -> None:
-    """See :meth:`Run.save`."""
-    batch = run.batch
+def write_run(
+    path: Path,
+    own: Mapping[str, Tensor | None],
+    captured: Mapping[str, Mapping[int, Tensor]],
+    batch: Batch | None,
+    model: str,
+    *,
+    overwrite: bool,
+) -> None:
+    """Write a run's fields into one file; see :meth:`Run.save`.
+
+    Args:
+        path: Where to.
+        own: Tensors of the run by their names; None is left out.
+        captured: States by site and layer.
+        batch: What was run.
+        model: Name of the model that was run.
+        overwrite: Replace a file that is there.
+    """
     if batch is None:
         raise InputError(
             "this run does not know its batch, without which its states are rows without names"
@@ -45,35 +57,32 @@ def save_run(run: Run, path: Path, *, overwrite: bool) -> None:
         raise InputError(f"{str(path)!r} is there already: overwrite=True replaces it")
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{str(path)!r}: a run is saved as one file, in a folder that is there")
-    tensors = {"sample": run.sample, "position": run.position}
-    if run.logits is not None:
-        tensors["logits"] = run.logits
-    for site in _SITES:
-        kept: Mapping[int, Tensor] = getattr(run, site)
+    tensors = {name: tensor for name, tensor in own.items() if tensor is not None}
+    for site, kept in captured.items():
         tensors |= {f"{site}.{layer}": states for layer, states in kept.items()}
     tensors |= {f"inputs.{name}": tensor for name, tensor in batch.inputs.items()}
     tensors |= _table(batch)
     record = {
-        "model": run.model,
+        "model": model,
         "prompts": batch.prompts,
         "images_per_row": batch.images_per_row,
         "videos_per_row": batch.videos_per_row,
         "packages": {name: _version(name) for name in _PACKAGES},
     }
     # Clones, because safetensors refuses tensors that share memory.
-    own = {
+    clones = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
     # Under its own name only once it is whole.
     with TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
         whole = Path(folder) / "run"
-        save_file(own, whole, {"format": _FORMAT, "record": json.dumps(record)})
+        save_file(clones, whole, {"format": _FORMAT, "record": json.dumps(record)})
         whole.replace(path)
 
 
-def read_run(path: Path) -> dict[str, Any]:
-    """The fields of a saved run; see :meth:`Run.load`."""
+def read_run(path: Path, sites: Sequence[str]) -> dict[str, Any]:
+    """The fields of a saved run, states by these sites; see :meth:`Run.load`."""
     if not path.is_file():
         raise InputError(f"no file {str(path)!r}")
     try:
@@ -87,7 +96,7 @@ def read_run(path: Path) -> dict[str, Any]:
             "logits": tensors.get("logits"),
             "sample": tensors["sample"],
             "position": tensors["position"],
-            **{site: _layers(tensors, site) for site in _SITES},
+            **{site: _layers(tensors, site) for site in sites},
             "batch": _batch(tensors, record),
             "model": record["model"],
         }

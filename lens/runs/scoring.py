@@ -1,7 +1,7 @@
 """Teacher-forced scoring: append answers to prompts, read off what the model thought of them.
 
-The hazard: where a prompt is seen in both directions (PaliGemma), an answer given in the same pass
-and not marked as generated is seen by its own prompt, and scores itself.
+Where a prompt is seen in both directions (PaliGemma), an answer given in the same pass and not
+marked as generated is seen by its own prompt, and scores itself: so such a model is tested once.
 """
 
 from __future__ import annotations
@@ -9,14 +9,60 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
+from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutput
 
 from ..errors import InputError, Unsupported
+from ..inputs.batch import Batch
+from ..opening.wrapping import need_processor
+from .forward import Output, Request, forward_pass, run
+from .program import Intervention, Pass
 from .run import Scores
+
+# Models whose prompts were seen to see no answer.
+_CHECKED: WeakSet[Any] = WeakSet()
+
+
+@torch.no_grad()
+def score(
+    model: Any,
+    batch: Batch,
+    answers: Sequence[str],
+    plan: Intervention | None = None,
+    *,
+    end: bool = False,
+    remote: bool | str = False,
+) -> Scores:
+    """Log-probability of given answers after the prompts, in one forward pass.
+
+    Operations of phase ``decode`` act on the answer's tokens, as they would if the model
+    had generated them.
+
+    Args:
+        model: The VisualLM whose method this is.
+        batch: The prompts.
+        answers: One per sample.
+        plan: What to change.
+        end: Whether the end-of-sequence token belongs to the answer.
+        remote: As in :meth:`trace`.
+
+    Raises:
+        InputError: Not one answer per sample, or an answer without tokens.
+        Unsupported: The prompt's tokens would see the answer.
+    """
+    tokenizer = need_processor(model.processor).tokenizer
+    answered = AnswerTokens.of(tokenizer, answers, len(batch), end=end)
+    request = score_request(model, batch, answered, remote)
+    host = model.nn
+    if plan is not None:
+        host = plan.compile(model, batch, request.during).apply(host)
+    output = forward_pass(model, host, request)
+    return as_scores(model, batch, answered, output, plan, remote)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +120,11 @@ class AnswerTokens:
             elif name == "attention_mask":
                 tail = self.mask.long()
             else:
-                tail = _generated_type(model, name, tensor).expand(-1, self.length)
+                tail = repeat(
+                    _generated_type(model, name, tensor),
+                    "sample 1 -> sample answer",
+                    answer=self.length,
+                )
             extended[name] = torch.cat([tensor, tail.to(tensor)], dim=1)
         return extended
 
@@ -88,8 +138,42 @@ class AnswerTokens:
         return Scores((chosen * mask).sum(1), mask.sum(1), greedy.all(1))
 
 
-def check_unseen(
-    alone: Float[Tensor, "sample vocab"] | None,
+def score_request(model: Any, batch: Batch, answered: AnswerTokens, remote: bool | str) -> Request:
+    """A pass over prompts and answers that returns the answers' logits and reads nothing else."""
+    return Request(
+        inputs=answered.append_to(batch.inputs, model.hf),
+        during=Pass("scoring", answered.length, remote),
+        arguments=model.anatomy.last_logits(answered.length + 1),
+        samples=len(batch),
+        sites=[],
+        rows=torch.zeros(0, dtype=torch.long),
+        columns=torch.zeros(0, dtype=torch.long),
+    )
+
+
+def as_scores(
+    model: Any,
+    batch: Batch,
+    answered: AnswerTokens,
+    output: Output,
+    plan: Intervention | None,
+    remote: bool | str,
+) -> Scores:
+    """A pass over prompts and answers as users see it.
+
+    Raises:
+        Unsupported: The prompt's tokens see the answer.
+    """
+    if "bidirectional_image" in model.anatomy.capabilities and model not in _CHECKED:
+        alone = run(model, batch, plan, remote=remote).logits
+        assert alone is not None
+        _check_unseen(alone, output.logits, answered.length)
+        _CHECKED.add(model)
+    return answered.scores(output.logits)
+
+
+def _check_unseen(
+    alone: Float[Tensor, "sample vocab"],
     answered: Float[Tensor, "sample kept vocab"],
     length: int,
 ) -> None:
@@ -98,7 +182,6 @@ def check_unseen(
     Raises:
         Unsupported: It did not.
     """
-    assert alone is not None
     before = answered[:, -length - 1].float()
     moved = float((alone.float() - before).abs().nan_to_num(0).max())
     if moved > 1e-2 * float(alone.float().nan_to_num(0, 0, 0).abs().max()):

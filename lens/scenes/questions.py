@@ -22,8 +22,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class _View:
-    """What a question may look at."""
+class _Facts:
+    """What a question may ask about, and the generator that chooses."""
 
     objects: Sequence[SceneObject]
     background: str
@@ -41,83 +41,83 @@ class _View:
 _Pair = tuple[str, str]
 
 
-def _color(view: _View) -> _Pair | None:
-    candidates = view.unique("kind", view.objects)
+def _color(facts: _Facts) -> _Pair | None:
+    candidates = facts.unique("kind", facts.objects)
     if not candidates:
         return None
-    item = choose(view.rng, candidates)
+    item = choose(facts.rng, candidates)
     return f"what color is the {item.noun} ?", item.color
 
 
-def _shape(view: _View) -> _Pair | None:
-    candidates = view.unique("color", view.objects)
+def _shape(facts: _Facts) -> _Pair | None:
+    candidates = facts.unique("color", facts.objects)
     if not candidates:
         return None
-    item = choose(view.rng, candidates)
+    item = choose(facts.rng, candidates)
     return f"what is the {item.color} object ?", item.noun
 
 
-def _presence(view: _View) -> _Pair | None:
-    if view.chance(0.35):
-        category = choose(view.rng, CATEGORIES[1:])
-        there = any(item.category == category for item in view.objects)
+def _presence(facts: _Facts) -> _Pair | None:
+    if facts.chance(0.35):
+        category = choose(facts.rng, CATEGORIES[1:])
+        there = any(item.category == category for item in facts.objects)
         return f"is there a {category} ?", "yes" if there else "no"
-    shapes = [item for item in view.objects if item.category == "shape"]
-    if view.chance(0.5):
+    shapes = [item for item in facts.objects if item.category == "shape"]
+    if facts.chance(0.5):
         if not shapes:
             return None
-        item = choose(view.rng, shapes)
-        return f"is there a {item.kind if view.chance(0.6) else item.phrase} ?", "yes"
-    if not shapes or view.chance(0.6):
+        item = choose(facts.rng, shapes)
+        return f"is there a {item.kind if facts.chance(0.6) else item.phrase} ?", "yes"
+    if not shapes or facts.chance(0.6):
         shown = {item.kind for item in shapes}
         absent = [shape for shape in SHAPES if shape not in shown]
-        return f"is there a {choose(view.rng, absent)} ?", "no"
+        return f"is there a {choose(facts.rng, absent)} ?", "no"
     # The hard negative: a kind that is shown in a colour that is often shown too, but elsewhere.
-    item = choose(view.rng, shapes)
-    shown_colors = [other.color for other in view.objects]
-    color = choose(view.rng, shown_colors if view.chance(0.5) else list(COLORS))
+    item = choose(facts.rng, shapes)
+    shown_colors = [other.color for other in facts.objects]
+    color = choose(facts.rng, shown_colors if facts.chance(0.5) else list(COLORS))
     if any(other.kind == item.kind and other.color == color for other in shapes):
         return None
     return f"is there a {color} {item.kind} ?", "no"
 
 
-def _glyph(view: _View, category: str) -> _Pair | None:
-    shown = [item for item in view.objects if item.category == category]
+def _glyph(facts: _Facts, category: str) -> _Pair | None:
+    shown = [item for item in facts.objects if item.category == category]
     if len(shown) == 1:
         return f"what {category} is shown ?", shown[0].kind
-    candidates = view.unique("color", shown)
+    candidates = facts.unique("color", shown)
     if not candidates:
         return None
-    item = choose(view.rng, candidates)
+    item = choose(facts.rng, candidates)
     return f"what {category} is {item.color} ?", item.kind
 
 
-def _letter(view: _View) -> _Pair | None:
-    return _glyph(view, "letter")
+def _letter(facts: _Facts) -> _Pair | None:
+    return _glyph(facts, "letter")
 
 
-def _digit(view: _View) -> _Pair | None:
-    return _glyph(view, "digit")
+def _digit(facts: _Facts) -> _Pair | None:
+    return _glyph(facts, "digit")
 
 
-def _count(view: _View) -> _Pair | None:
-    what = view.rng.random()
+def _count(facts: _Facts) -> _Pair | None:
+    what = facts.rng.random()
     if what < 0.6:
-        return "how many objects are there ?", NUMBERS[len(view.objects)]
+        return "how many objects are there ?", NUMBERS[len(facts.objects)]
     if what < 0.8:
-        shown = [item.color for item in view.objects]
-        color = choose(view.rng, shown if view.chance(0.8) else list(COLORS))
+        shown = [item.color for item in facts.objects]
+        color = choose(facts.rng, shown if facts.chance(0.8) else list(COLORS))
         return f"how many {color} objects are there ?", NUMBERS[shown.count(color)]
-    category = choose(view.rng, CATEGORIES)
-    number = sum(item.category == category for item in view.objects)
+    category = choose(facts.rng, CATEGORIES)
+    number = sum(item.category == category for item in facts.objects)
     return f"how many {category}s are there ?", NUMBERS[number]
 
 
-def _relation(view: _View) -> _Pair | None:
-    if len(view.objects) < 2:
+def _relation(facts: _Facts) -> _Pair | None:
+    if len(facts.objects) < 2:
         return None
-    first, second = (view.objects[i] for i in view.rng.permutation(len(view.objects))[:2])
-    horizontal = view.chance(0.5)
+    first, second = (facts.objects[i] for i in facts.rng.permutation(len(facts.objects))[:2])
+    horizontal = facts.chance(0.5)
     axis = 0 if horizontal else 1
     distance = first.center[axis] - second.center[axis]
     same_cell = first.column == second.column if horizontal else first.row == second.row
@@ -126,41 +126,41 @@ def _relation(view: _View) -> _Pair | None:
         return None
     words = ("left of", "right of") if horizontal else ("above", "below")
     right, wrong = words[distance > 0], words[distance <= 0]
-    one, other = (refer(item, view.objects, view.rng) for item in (first, second))
-    if view.chance(0.5):
+    one, other = (refer(item, facts.objects, facts.rng) for item in (first, second))
+    if facts.chance(0.5):
         choice = "left or right of" if horizontal else "above or below"
         return f"is the {one} {choice} the {other} ?", right.split()[0]
-    if view.chance(0.5):
+    if facts.chance(0.5):
         return f"is the {one} {right} the {other} ?", "yes"
     return f"is the {one} {wrong} the {other} ?", "no"
 
 
-def _position(view: _View) -> _Pair | None:
-    item = choose(view.rng, view.objects)
-    return f"where is the {refer(item, view.objects, view.rng)} ?", item.place
+def _position(facts: _Facts) -> _Pair | None:
+    item = choose(facts.rng, facts.objects)
+    return f"where is the {refer(item, facts.objects, facts.rng)} ?", item.place
 
 
-def _what_at(view: _View) -> _Pair | None:
-    item = choose(view.rng, view.objects)
-    alone = sum(other.place == item.place for other in view.objects) == 1
-    if alone and view.chance(0.7):
+def _what_at(facts: _Facts) -> _Pair | None:
+    item = choose(facts.rng, facts.objects)
+    alone = sum(other.place == item.place for other in facts.objects) == 1
+    if alone and facts.chance(0.7):
         return f"what is at {item.place} ?", item.phrase
-    row, column = (int(i) for i in view.rng.integers(len(ROWS), size=2))
+    row, column = (int(i) for i in facts.rng.integers(len(ROWS), size=2))
     cell = (column * CELL_SIZE, row * CELL_SIZE, CELL_SIZE, CELL_SIZE)
-    if any(other.overlaps(*cell) for other in view.objects):
+    if any(other.overlaps(*cell) for other in facts.objects):
         return None
     return f"what is at {ROWS[row]} {COLUMNS[column]} ?", "nothing"
 
 
-def _background(view: _View) -> _Pair | None:
-    return "what is the background ?", view.background
+def _background(facts: _Facts) -> _Pair | None:
+    return "what is the background ?", facts.background
 
 
-def _caption(view: _View) -> _Pair | None:
-    return "describe the image .", caption(view.objects, view.background)
+def _caption(facts: _Facts) -> _Pair | None:
+    return "describe the image .", caption(facts.objects, facts.background)
 
 
-_ASK: dict[str, Callable[[_View], _Pair | None]] = {
+_ASK: dict[str, Callable[[_Facts], _Pair | None]] = {
     "color": _color,
     "shape": _shape,
     "presence": _presence,
@@ -193,5 +193,5 @@ def ask(
     """
     if task not in _ASK:
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
-    pair = _ASK[task](_View(objects, background, rng))
+    pair = _ASK[task](_Facts(objects, background, rng))
     return None if pair is None else Question(task, *pair)

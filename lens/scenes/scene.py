@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from einops import reduce
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -75,10 +76,11 @@ class Scene:
         """
         if grid < 1 or IMAGE_SIZE % grid:
             raise ValueError(f"a grid of {grid} does not divide {IMAGE_SIZE} pixels")
-        cell = IMAGE_SIZE // grid
         pixels = np.stack([pixel_coverage(item) for item in self.objects])
-        cells = pixels.reshape(len(self.objects), grid, cell, grid, cell)
-        return np.asarray(cells.mean((2, 4)), np.float32)
+        cells: NDArray[np.float32] = reduce(
+            pixels, "object (row y) (col x) -> object row col", "mean", row=grid, col=grid
+        )
+        return cells
 
     def labels(self, grid: int = IMAGE_SIZE // PATCH_SIZE) -> NDArray[np.int64]:
         """What each cell shows, [row, col]: the index of the object that covers most of it.

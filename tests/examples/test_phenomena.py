@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import ROOT
+
+from processes import ROOT
 
 RECIPE = ROOT / "examples" / "train_shipped_model"
 FOLDER = ROOT / "lens" / "shipped"

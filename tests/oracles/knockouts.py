@@ -7,9 +7,6 @@ without a cache.
 
 from __future__ import annotations
 
-import copy
-import functools
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,38 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedlens import Batch, Plan, VisualLM
-from embedlens.lens.runs.program import Pass
-from families.family import FAMILIES, noise
-from families.zoo import built
-
 MIXERS = ("self_attn", "attention", "attn", "mixer")
-
-
-@functools.cache
-def plain(name: str) -> Any:
-    """A copy of a tiny family that nobody wrapped, computing eagerly."""
-    model = FAMILIES[name]().model
-    model.set_attn_implementation("eager")
-    return model
-
-
-@functools.cache
-def opened(name: str, attn: str) -> VisualLM:
-    """A tiny family as embedlens opens it, with one attention implementation."""
-    family = FAMILIES[name]()
-    family.model.set_attn_implementation(attn)
-    model = VisualLM(family.model, family.processor)
-    if family.processor is None:
-        model.batch(family.inputs)
-    return model
-
-
-def padded(name: str, model: VisualLM) -> Batch:
-    """Two prompts of different length, one image each."""
-    family = built(name)
-    longer = f"{family.prompt} red star ?"
-    return model.encode([noise(family.size, 1), noise(family.size, 2)], [family.prompt, longer])
 
 
 def mixers_of(model: Any, layers: Any) -> list[Any]:
@@ -119,28 +85,3 @@ def knocked_out(
         torch.nn.functional.softmax = original
         for handle in handles:
             handle.remove()
-
-
-def generated(model: VisualLM, plan: Plan, batch: Batch, count: int) -> tuple[Tensor, list[Tensor]]:
-    """Ids ``[sample, new]`` that a model writes under a plan, and the raw logits of each."""
-    target = plan.compile(model, batch, Pass("generation")).apply(model.nn)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.filterwarnings("ignore", "'.*' was never reached")
-        with target.generate(
-            **batch.inputs,
-            max_new_tokens=count,
-            min_new_tokens=count,
-            do_sample=False,
-            suppress_tokens=list(model.anatomy.visual_ids) or None,
-            return_dict_in_generate=True,
-            output_logits=True,
-        ) as tracer:
-            out = tracer.result.save()
-    return out.sequences[:, -count:], list(out.logits)
-
-
-def eager_copy(model: Any) -> Any:
-    """A copy of a model that computes attention eagerly."""
-    made = copy.deepcopy(model)
-    made.set_attn_implementation("eager")
-    return made

@@ -15,6 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from builders.copies import pair
+from embedlens import Batch, Plan
+from tolerances import EQUAL, MOVED_A_LITTLE
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -187,3 +191,19 @@ def to_norm_of(sources: Tensor) -> Callable[[Tensor, Seen], Tensor]:
 def from_places(places: Tensor) -> Callable[[Tensor, Seen], Tensor]:
     """The prompt's states at given (sample, position) pairs ``[selected, 2]``."""
     return lambda states, seen: seen.prompt[places[:, 0], places[:, 1]]
+
+
+# ---------------------------------------------------------------- the comparison
+
+
+def assert_overwritten(
+    name: str, attn: str, batch: Batch, plan: Plan, edits: Sequence[Overwrite]
+) -> None:
+    (model, plain), keep = pair(name, attn), batch.inputs["attention_mask"].bool()
+    with torch.no_grad():
+        clean = plain(**batch.inputs).logits[keep]
+        with overwritten(edits):
+            expected = plain(**batch.inputs).logits[keep]
+    found = model.run(batch, plan, logits="all").logits[keep]
+    assert (expected - clean).abs().max() > MOVED_A_LITTLE
+    assert (found - expected).abs().max() < EQUAL * max(1.0, float(clean.std()))

@@ -1,1 +1,1 @@
-"""Layouts measured on the processor itself, by showing it painted images."""
+"""What the processor does to images, measured: ask it, fit lines, remember what was found."""

@@ -1,4 +1,4 @@
-"""Layouts from measured views, once per image size.
+"""Layouts from what the processor was measured to do, once per image size.
 
 Measuring repeats the processor call half a dozen times. What it finds depends on the sizes of the
 images and on nothing in them, so a thousand images of one size are measured once.
@@ -16,20 +16,23 @@ import numpy as np
 from PIL.Image import Image
 
 from ..layout import Layout
-from ..layout_inputs import Evidence, Explanation
+from ..layout_inputs import LayoutInputs, Layouts
 from ..rules.order import explain
-from .painted_images import Again, Views
+from .painted_images import MeasuredOrigins, RepeatCall
 
 _MOST_REMEMBERED = 512  # combinations of image sizes per processor
 
 Key = tuple[object, ...]
-_remembered: weakref.WeakKeyDictionary[Any, dict[Key, Sequence[Layout]]]
-_remembered = weakref.WeakKeyDictionary()
+Memory = dict[Key, Sequence[Layout]]
+_memories: weakref.WeakKeyDictionary[Any, Memory] = weakref.WeakKeyDictionary()
 
 
 def explain_measured(
-    evidence: Evidence, images: Sequence[Sequence[Image | None]], again: Again, processor: Any
-) -> Explanation | None:
+    inputs: LayoutInputs,
+    images: Sequence[Sequence[Image | None]],
+    repeat_call: RepeatCall,
+    processor: Any,
+) -> Layouts | None:
     """Explain every sample as the first sample with images of its sizes.
 
     Returns:
@@ -38,16 +41,16 @@ def explain_measured(
     known = [[image for image in row if image is not None] for row in images]
     if any(len(row) < len(given) for row, given in zip(known, images, strict=True)):
         return None
-    memory = {} if processor is None else _remembered.setdefault(processor, {})
+    memory: Memory = {} if processor is None else _memories.setdefault(processor, {})
     settings = _settings(processor)
     keys: list[Key] = [
-        (settings, tuple(image.size for image in row), *map(len, evidence.runs(sample)))
+        (settings, tuple(image.size for image in row), *map(len, inputs.stretches(sample)))
         for sample, row in enumerate(known)
     ]
     new = {key: i for i, key in enumerate(keys) if known[i] and key not in memory}
     if new:
         samples = sorted(new.values())
-        found = _measure(evidence, known, samples, again)
+        found = _measure(inputs, known, samples, repeat_call)
         if found is None:
             return None
         fresh = {keys[i]: layouts for i, layouts in zip(samples, found, strict=True)}
@@ -59,27 +62,33 @@ def explain_measured(
 
 
 def _measure(
-    evidence: Evidence, images: Sequence[Sequence[Image]], samples: list[int], again: Again
-) -> Explanation | None:
+    inputs: LayoutInputs,
+    images: Sequence[Sequence[Image]],
+    samples: list[int],
+    repeat_call: RepeatCall,
+) -> Layouts | None:
     chosen = [list(images[i]) for i in samples]
-    tensors = evidence.tensors
+    tensors = inputs.tensors
     if len(samples) < len(images):
-        tensors = again(chosen, samples)
+        tensors = repeat_call(chosen, samples)
     ids = tensors["input_ids"].cpu().numpy()
     positions = []
     for i, row in zip(samples, ids, strict=True):
         # Fewer samples need less padding, which stands on the left.
-        whole = np.zeros(evidence.ids.shape[1], dtype=bool)
-        whole[evidence.positions[i]] = True
-        if not np.array_equal(evidence.ids[i, -len(row) :], row):
+        visual = np.zeros(inputs.ids.shape[1], dtype=bool)
+        visual[inputs.positions[i]] = True
+        if not np.array_equal(inputs.ids[i, -len(row) :], row):
             return None
-        positions.append(np.flatnonzero(whole[-len(row) :]))
-    counts = tuple(map(len, chosen))
-    views = Views(again, chosen, samples)
-    part = replace(
-        evidence, ids=ids, positions=tuple(positions), counts=counts, tensors=tensors, views=views
+        positions.append(np.flatnonzero(visual[-len(row) :]))
+    measured = replace(
+        inputs,
+        ids=ids,
+        positions=tuple(positions),
+        counts=tuple(map(len, chosen)),
+        tensors=tensors,
+        origins=MeasuredOrigins(repeat_call, chosen, samples),
     )
-    return explain(part)
+    return explain(measured)
 
 
 def _settings(processor: Any) -> str:

@@ -1,1 +1,1 @@
-"""How visual tokens can be laid out, one rule a file."""
+"""How visual tokens can be laid out: one rule a file, tried in the order of order.py."""

@@ -12,42 +12,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..layout import Block, Edges, Layout
-from ..layout_inputs import Evidence, Explanation
-from ..measure.edge_fit import Line, mean
-from ..measure.painted_images import patch_side
-from ..measure.pixel_tensor import Pixels
+from ..layout_inputs import LayoutInputs, Layouts
+from ..measure.edge_fit import LinearFit, mean, patch_side
+from ..measure.pixel_tensor import PixelTensor
 
 _MOST = 16  # patches along a token
 
 
-def explain(evidence: Evidence) -> Explanation | None:
+def explain(inputs: LayoutInputs) -> Layouts | None:
     """A tensor of places ``[image, patch, (x, y)]``, pooled by blocks of patches."""
-    for name, tensor in evidence.tensors.items():
+    for name, tensor in inputs.tensors.items():
         if "position" not in name or tensor.ndim != 3 or tensor.shape[-1] != 2:
             continue
-        if ("video" in name) != evidence.video:
+        if ("video" in name) != inputs.are_videos:
             continue
         places = tensor.long().cpu().numpy()
         for pool in range(1, _MOST + 1):
             blocks = [_block(place, pool) for place in places]
-            if evidence.deal(_joined(evidence, blocks)) is None:
+            if inputs.per_sample(_joined(inputs, blocks)) is None:
                 continue
             blocks = [
-                replace(block, edges=_edges(evidence, places, image, pool))
+                replace(block, edges=_edges(inputs, places, image, pool))
                 for image, block in enumerate(blocks)
             ]
-            return evidence.deal(_joined(evidence, blocks))
+            return inputs.per_sample(_joined(inputs, blocks))
     return None
 
 
-def _joined(evidence: Evidence, blocks: list[Block]) -> list[Layout]:
+def _joined(inputs: LayoutInputs, blocks: list[Block]) -> list[Layout]:
     """Images one by one; frames joined to videos where the inputs count them."""
-    counts = [t for name, t in evidence.tensors.items() if "frames_per_video" in name]
-    if not evidence.video or not counts or int(counts[0].sum()) != len(blocks):
+    counts = [t for name, t in inputs.tensors.items() if "frames_per_video" in name]
+    if not inputs.are_videos or not counts or int(counts[0].sum()) != len(blocks):
         return [Layout((block,)) for block in blocks]
-    left = iter(blocks)
+    remaining = iter(blocks)
     return [
-        Layout(tuple(replace(next(left), time=time, tile=0) for time in range(number)))
+        Layout(tuple(replace(next(remaining), time=time, tile=0) for time in range(number)))
         for number in counts[0].flatten().tolist()
     ]
 
@@ -57,20 +56,21 @@ def _block(place: NDArray[np.int64], pool: int) -> Block:
     return Block(rows, cols)
 
 
-def _edges(evidence: Evidence, places: NDArray[np.int64], image: int, pool: int) -> Edges | None:
-    pixels = Pixels.of(evidence)
-    if pixels is None or pixels.view is None or pixels.view.x.shape[:-1] != places.shape[:-1]:
+def _edges(inputs: LayoutInputs, places: NDArray[np.int64], image: int, pool: int) -> Edges | None:
+    pixels = PixelTensor.of(inputs)
+    origins = None if pixels is None else pixels.origins
+    if origins is None or origins.x.shape[:-1] != places.shape[:-1]:
         return None
-    side, lines = patch_side(pixels.view.x.shape[-1]), []
-    for axis, field in enumerate((pixels.view.x, pixels.view.y)):
+    side, edges = patch_side(origins.x.shape[-1]), []
+    for axis, field in enumerate((origins.x, origins.y)):
         seen, at = mean(field[image], keep=0), places[image, :, axis]
         length = int(at.max()) + 1
         real = at >= 0
         total = np.bincount(at[real], np.nan_to_num(seen[real]), length)
         number = np.bincount(at[real], np.isfinite(seen[real]), length)
-        line = Line.through(np.where(number, total / np.maximum(number, 1), np.nan), side)
-        if line is None:
+        fit = LinearFit.through(np.where(number, total / np.maximum(number, 1), np.nan), side)
+        if fit is None:
             return None
         cells = int(at.max()) // pool + 1
-        lines.append(line.edges(cells, 0, cells * pool))
-    return Edges(*lines)
+        edges.append(fit.edges(cells, 0, cells * pool))
+    return Edges(*edges)

@@ -1,7 +1,7 @@
 """One raster that runs over several tiles, with a newline behind every row.
 
 The picture is cut into tiles only for the vision tower: its tokens are stitched together again,
-rows of padding are cut off, and every row gets a newline token under the same id. Read as tiles,
+rows of padding are left out, and every row gets a newline token under the same id. Read as tiles,
 almost every token of such an image would be given a wrong place.
 """
 
@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 from transformers.image_processing_utils import select_best_resolution
 
 from ..layout import Block, Edges, Layout
-from ..layout_inputs import Evidence, Explanation, integers
-from ..measure.edge_fit import Line, mean
-from ..measure.painted_images import View, raster_edges
-from ..measure.pixel_tensor import Pixels
+from ..layout_inputs import LayoutInputs, Layouts, integers
+from ..measure.edge_fit import LinearFit, mean, raster_edges
+from ..measure.painted_images import PixelOrigins
+from ..measure.pixel_tensor import PixelTensor
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class _Canvas:
     rows: int
     cols: int
 
-    def cut(self, size: Sequence[int]) -> _Canvas:
-        """Without the padding that keeps the proportions of an image of (height, width)."""
+    def without_padding(self, size: Sequence[int]) -> _Canvas:
+        """The part that an image of (height, width) covers when it keeps its proportions."""
         height, width = size
         if width / height > self.cols / self.rows:
             kept = int(round(height * self.cols / width, 7))
@@ -47,48 +48,54 @@ class _Canvas:
         return replace(self, left=pad, cols=self.cols - 2 * pad)
 
 
-def explain_thumbnail_first(evidence: Evidence) -> Explanation | None:
-    """A square view of the whole image, then the canvas that best fits its proportions.
+def explain(inputs: LayoutInputs) -> Layouts | None:
+    """A raster over tiles, behind or before a thumbnail of the whole image."""
+    first = _thumbnail_first(inputs)
+    return _thumbnail_last(inputs) if first is None else first
+
+
+def _thumbnail_first(inputs: LayoutInputs) -> Layouts | None:
+    """A square thumbnail, then the canvas that best fits its proportions.
 
     As in LLaVA-NeXT (section "Dynamic high resolution"): the canvas is one of
-    ``image_grid_pinpoints``, and above ``anyres_max_N`` views its cells are interpolated to fewer.
+    ``image_grid_pinpoints``, and above ``anyres_max_N`` tiles its cells are interpolated to fewer.
     """
-    pinpoints, sizes = evidence.setting("image_grid_pinpoints"), evidence.tensors.get("image_sizes")
-    pixels = Pixels.of(evidence)
-    if pinpoints is None or sizes is None or pixels is None or not pixels.pictures:
+    pinpoints, sizes = inputs.setting("image_grid_pinpoints"), inputs.tensors.get("image_sizes")
+    pixels = PixelTensor.of(inputs)
+    if pinpoints is None or sizes is None or pixels is None or not pixels.holds_pictures:
         return None
-    numbers = _tiles(pixels, len(sizes))
+    numbers = _tiles_per_image(pixels, len(sizes))
     if numbers is None:
         return None
-    most = re.search(r"anyres_max_(\d+)", str(evidence.setting("vision_aspect_ratio")))
+    most = re.search(r"anyres_max_(\d+)", str(inputs.setting("vision_aspect_ratio")))
     limit = int(most[1]) if most else None
-    tile, left = int(pixels.tensor.shape[-1]), iter(pixels.units())
-    pinned = []
+    tile, remaining = int(pixels.tensor.shape[-1]), iter(pixels.real_pictures())
+    tiled = []
     for size, number in zip(integers(sizes), numbers, strict=True):
         best = select_best_resolution(tuple(size), pinpoints)
         down, across = (length // tile for length in best)
-        units = list(itertools.islice(left, number))
+        tiles = list(itertools.islice(remaining, number))
         if number not in (1, 1 + down * across):
             return None
-        pinned.append(_Pinned(size, units, down, across, limit))
+        tiled.append(_TiledImage(size, tiles, down, across, limit))
     for side in range(1, tile + 1):
-        if evidence.deal([image.layout(side, tile, None) for image in pinned]) is not None:
-            return evidence.deal([image.layout(side, tile, pixels.view) for image in pinned])
+        if inputs.per_sample([image.layout(side, tile, None) for image in tiled]) is not None:
+            return inputs.per_sample([image.layout(side, tile, pixels.origins) for image in tiled])
     return None
 
 
-def explain_thumbnail_last(evidence: Evidence) -> Explanation | None:
-    """The canvas, a separator, then the view of the whole, rows of both ended by newlines.
+def _thumbnail_last(inputs: LayoutInputs) -> Layouts | None:
+    """The canvas, a separator, then the thumbnail, rows of both ended by newlines.
 
     As in Phi-4-multimodal; which cells of the canvas are kept is said by a mask of patches.
     """
-    sizes, pixels = evidence.tensors.get("image_sizes"), Pixels.of(evidence)
+    sizes, pixels = inputs.tensors.get("image_sizes"), PixelTensor.of(inputs)
     masks = [
         tensor
-        for name, tensor in evidence.tensors.items()
+        for name, tensor in inputs.tensors.items()
         if "image" in name and "mask" in name and tensor.ndim == 4
     ]
-    if sizes is None or not masks or pixels is None or not pixels.pictures:
+    if sizes is None or not masks or pixels is None or not pixels.holds_pictures:
         return None
     mask, tile = masks[0].cpu().numpy() > 0, int(pixels.tensor.shape[-1])
     if len(mask) != len(sizes) or len(mask) != len(pixels.tensor) or pixels.tensor.ndim != 5:
@@ -99,26 +106,27 @@ def explain_thumbnail_last(evidence: Evidence) -> Explanation | None:
         for index, (height, width) in enumerate(integers(sizes)):
             down, across = height // tile, width // tile
             kept = mask[index, 1 : 1 + down * across, :: patches // side, :: patches // side]
-            whole = kept.reshape(down, across, side, side).transpose(0, 2, 1, 3)
-            cells = whole.reshape(down * side, across * side)
+            cells = rearrange(
+                kept, "(down across) row col -> (down row) (across col)", down=down, across=across
+            )
             rows, cols = int(cells[:, 0].sum()), int(cells[0].sum())
             canvas = _Canvas(down, across, 0, 0, rows, cols)
-            units = [(index, crop) for crop in range(1, 1 + down * across)]
-            edges = _edges(pixels.view, units, canvas, side)
-            small = raster_edges(pixels.view, (index, 0), side, side, (tile, tile))
+            tiles = [(index, crop) for crop in range(1, 1 + down * across)]
+            edges = _edges(pixels.origins, tiles, canvas, side)
+            small = raster_edges(pixels.origins, (index, 0), side, side, (tile, tile))
             first = Block(rows, cols, newline=True, after=1, edges=edges)
             layouts.append(Layout((first, Block(side, side, newline=True, edges=small))))
-        dealt = evidence.deal(layouts)
-        if dealt is not None:
-            return dealt
+        found = inputs.per_sample(layouts)
+        if found is not None:
+            return found
     return None
 
 
-def _tiles(pixels: Pixels, images: int) -> list[int] | None:
+def _tiles_per_image(pixels: PixelTensor, images: int) -> list[int] | None:
     """Real tiles of every image."""
-    units = pixels.units()
     if pixels.tensor.ndim == 5 and len(pixels.tensor) == images:
-        return [sum(index[0] == image for index in units) for image in range(images)]
+        pictures = pixels.real_pictures()
+        return [sum(index[0] == image for index in pictures) for image in range(images)]
     owners = pixels.owners()
     if owners is not None:
         return [int((owners == image).sum()) for image in range(images)]
@@ -126,23 +134,23 @@ def _tiles(pixels: Pixels, images: int) -> list[int] | None:
 
 
 @dataclass(frozen=True)
-class _Pinned:
-    """One image: its size (height, width), its tiles, their grid, and the most views kept whole."""
+class _TiledImage:
+    """One image: its size (height, width), its tiles, their grid, and the most tiles kept whole."""
 
     size: Sequence[int]
-    units: Sequence[tuple[int, ...]]
+    tiles: Sequence[tuple[int, ...]]
     down: int
     across: int
     limit: int | None
 
-    def layout(self, side: int, tile: int, view: View | None) -> Layout:
+    def layout(self, side: int, tile: int, origins: PixelOrigins | None) -> Layout:
         """With tiles of ``side`` × ``side`` cells on ``tile`` × ``tile`` pixels."""
-        base = raster_edges(view, self.units[0], side, side, (tile, tile))
-        if len(self.units) == 1:
+        base = raster_edges(origins, self.tiles[0], side, side, (tile, tile))
+        if len(self.tiles) == 1:
             return Layout((Block(side, side, after=1, edges=base),))
         whole = _Canvas(self.down, self.across, 0, 0, self.down * side, self.across * side)
-        canvas = whole.cut(self.size)
-        edges = _edges(view, self.units[1:], canvas, side)
+        canvas = whole.without_padding(self.size)
+        edges = _edges(origins, self.tiles[1:], canvas, side)
         rows, cols = canvas.rows, canvas.cols
         ratio = math.sqrt(rows * cols / (self.limit * side**2)) if self.limit else 0.0
         if ratio > 1.1:
@@ -158,16 +166,17 @@ def _fewer(edges: NDArray[np.float64], cells: int) -> NDArray[np.float64]:
 
 
 def _edges(
-    view: View | None, units: Sequence[tuple[int, ...]], canvas: _Canvas, side: int
+    origins: PixelOrigins | None, tiles: Sequence[tuple[int, ...]], canvas: _Canvas, side: int
 ) -> Edges | None:
-    if view is None:
+    if origins is None:
         return None
-    shape = (canvas.down, canvas.across)
-    x = np.stack([mean(view.x[unit], keep=-1) for unit in units]).reshape(*shape, -1)
-    y = np.stack([mean(view.y[unit], keep=-2) for unit in units]).reshape(*shape, -1)
+    x = np.stack([mean(origins.x[tile], keep=-1) for tile in tiles])
+    y = np.stack([mean(origins.y[tile], keep=-2) for tile in tiles])
     # Along the canvas: the tiles of one row (column) one after another, averaged over the others.
-    across = Line.through(np.concatenate([mean(x[:, i], keep=-1) for i in range(shape[1])]))
-    down = Line.through(np.concatenate([mean(y[i], keep=-1) for i in range(shape[0])]))
+    columns = rearrange(x, "(down across) pixel -> across down pixel", down=canvas.down)
+    rows = rearrange(y, "(down across) pixel -> down across pixel", down=canvas.down)
+    across = LinearFit.through(np.concatenate([mean(column, keep=-1) for column in columns]))
+    down = LinearFit.through(np.concatenate([mean(row, keep=-1) for row in rows]))
     if across is None or down is None:
         return None
     cell = across.units / (canvas.across * side)

@@ -1,7 +1,7 @@
 """Pictures of one size, each a raster of equally many tokens: whole images, tiles, thumbnails.
 
-All tiles of all images come as one pile of pictures, and nothing in the inputs need say which
-belong together. Where the images are at hand, what each picture shows was measured; otherwise the
+All tiles of all images come one behind another, and nothing in the inputs need say which belong
+together. Where the images are at hand, what each picture shows was measured; otherwise the
 text between the stretches of visual tokens must tell.
 """
 
@@ -11,33 +11,33 @@ import math
 from dataclasses import replace
 
 from ..layout import Block
-from ..layout_inputs import Evidence, Explanation
-from ..measure.painted_images import raster_edges
-from ..measure.pixel_tensor import Pixels
-from .tile_stacks import layouts_of_tiles
+from ..layout_inputs import LayoutInputs, Layouts
+from ..measure.edge_fit import raster_edges
+from ..measure.pixel_tensor import PixelTensor
+from ..tiles_of_images import layouts_of_tiles
 
 
-def explain(evidence: Evidence) -> Explanation | None:
+def explain(inputs: LayoutInputs) -> Layouts | None:
     """Every picture has the same number of tokens."""
-    pixels = Pixels.of(evidence)
-    if pixels is None or not pixels.pictures or evidence.video:
+    pixels = PixelTensor.of(inputs)
+    if pixels is None or not pixels.holds_pictures or inputs.are_videos:
         return None
-    units = pixels.units()
-    if not units or evidence.total % len(units):
+    pictures = pixels.real_pictures()
+    if not pictures or inputs.total % len(pictures):
         return None
-    each = evidence.total // len(units)
-    block = _block(evidence, each, *pixels.tensor.shape[-2:])
+    each = inputs.total // len(pictures)
+    block = _block(inputs, each, *pixels.tensor.shape[-2:])
     if block is None:
         return None
-    seen = _seen(evidence, block, *pixels.tensor.shape[-2:])
+    covered = _covered(inputs, block, *pixels.tensor.shape[-2:])
     blocks = []
-    for index in units:
+    for index in pictures:
         edges = None
         if block.kind == "patch":
-            edges = raster_edges(pixels.view, index, block.rows, block.cols, seen)
+            edges = raster_edges(pixels.origins, index, block.rows, block.cols, covered)
         blocks.append(replace(block, edges=edges))
-    layouts = layouts_of_tiles(evidence, blocks, pixels.owners())
-    return None if layouts is None else evidence.deal(layouts)
+    layouts = layouts_of_tiles(inputs, blocks, pixels.owners())
+    return None if layouts is None else inputs.per_sample(layouts)
 
 
 def raster(count: int, height: int, width: int) -> tuple[int, int] | None:
@@ -48,23 +48,23 @@ def raster(count: int, height: int, width: int) -> tuple[int, int] | None:
     return None
 
 
-def _block(evidence: Evidence, each: int, height: int, width: int) -> Block | None:
-    if evidence.latents:
+def _block(inputs: LayoutInputs, each: int, height: int, width: int) -> Block | None:
+    if inputs.are_latents:
         return Block(1, each, kind="latent")
     grid = raster(each, height, width)
     if grid is not None:
         return Block(*grid)
     # The class token that some towers put first is kept only where the configuration says so.
-    if evidence.setting("vision_feature_select_strategy") == "full":
+    if inputs.setting("vision_feature_select_strategy") == "full":
         grid = raster(each - 1, height, width)
         if grid is not None:
             return Block(*grid, before=1)
     return None
 
 
-def _seen(evidence: Evidence, block: Block, height: int, width: int) -> tuple[int, int]:
+def _covered(inputs: LayoutInputs, block: Block, height: int, width: int) -> tuple[int, int]:
     """The part of a picture that is cut into whole patches; towers drop what is left over."""
-    patch = evidence.setting("patch_size")
+    patch = inputs.setting("patch_size")
     if not isinstance(patch, int):
         return height, width
     rows, cols = height // patch, width // patch
@@ -73,18 +73,18 @@ def _seen(evidence: Evidence, block: Block, height: int, width: int) -> tuple[in
     return rows * patch, cols * patch
 
 
-def pictures(evidence: Evidence) -> tuple[float, int] | None:
-    """How many pictures the visual positions are, and how many there are, where that is plain.
+def pictures_needed_and_given(inputs: LayoutInputs) -> tuple[float, int] | None:
+    """How many pictures the visual positions are, and how many there are, where that is certain.
 
-    It is plain where the configuration selects patches, each of which becomes one token.
+    It is certain where the configuration selects patches, each of which becomes one token.
     """
-    pixels, patch = Pixels.of(evidence), evidence.setting("patch_size")
-    if evidence.setting("vision_feature_select_strategy") != "default" or evidence.latents:
+    pixels, patch = PixelTensor.of(inputs), inputs.setting("patch_size")
+    if inputs.setting("vision_feature_select_strategy") != "default" or inputs.are_latents:
         return None
-    if pixels is None or not pixels.pictures or pixels.tensor.ndim != 4:
+    if pixels is None or not pixels.holds_pictures or pixels.tensor.ndim != 4:
         return None
     if not isinstance(patch, int):
         return None
     height, width = pixels.tensor.shape[-2:]
-    number = evidence.total / ((height // patch) * (width // patch))
+    number = inputs.total / ((height // patch) * (width // patch))
     return (number, len(pixels.tensor)) if number.is_integer() else None

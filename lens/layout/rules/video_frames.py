@@ -6,25 +6,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..layout import Block, Layout
-from ..layout_inputs import Evidence, Explanation
-from ..measure.pixel_tensor import Pixels
+from ..layout_inputs import LayoutInputs, Layouts
+from ..measure.pixel_tensor import PixelTensor
 from .tiles import raster
 
 
-def explain(evidence: Evidence) -> Explanation | None:
+def explain(inputs: LayoutInputs) -> Layouts | None:
     """Pictures ``[video, frame, channel, height, width]``, equally many tokens each.
 
     A frame may keep the class token of the tower, which stands first; a video may end in one
     newline token.
     """
-    pixels = Pixels.of(evidence)
-    if pixels is None or not evidence.video or not pixels.pictures or pixels.tensor.ndim != 5:
+    pixels = PixelTensor.of(inputs)
+    if not inputs.are_videos or pixels is None or not pixels.holds_pictures:
+        return None
+    if pixels.tensor.ndim != 5:
         return None
     videos, frames, _, height, width = pixels.tensor.shape
-    patch = evidence.setting("patch_size")
+    patch = inputs.setting("patch_size")
     patch = patch if isinstance(patch, int) else 1
     for after in (0, 1):
-        each, rest = divmod(evidence.total - after * videos, videos * frames)
+        each, rest = divmod(inputs.total - after * videos, videos * frames)
         if rest:
             continue
         for first in (0, 1):
@@ -38,33 +40,33 @@ def explain(evidence: Evidence) -> Explanation | None:
                     blocks.append(Block(1, 1, time=time, tile=0, kind="latent"))
                 last = after if time == frames - 1 else 0
                 blocks.append(Block(*grid, time=time, tile=0, after=last))
-            dealt = evidence.deal([Layout(tuple(blocks))] * videos)
-            if dealt is not None:
-                return dealt
+            layouts = inputs.per_sample([Layout(tuple(blocks))] * videos)
+            if layouts is not None:
+                return layouts
     return None
 
 
-def join_frames(explained: Explanation, films: Sequence[Sequence[int]]) -> Explanation:
+def join_frames(explained: Layouts, frames_per_video: Sequence[Sequence[int]]) -> Layouts:
     """Frames that were read as images, joined to the videos that they are.
 
     Args:
         explained: Per sample the layouts of its images and frames.
-        films: Per sample the number of frames of each of its videos. A sample is left as it is
-            where these are not all its layouts, for then which ones are frames is not known.
+        frames_per_video: Per sample, for each of its videos. A sample stays as it is where these
+            are not all its layouts, for then which ones are frames is not known.
     """
     joined: list[Sequence[Layout]] = []
-    for layouts, numbers in zip(explained, films, strict=True):
+    for layouts, numbers in zip(explained, frames_per_video, strict=True):
         if not numbers or sum(numbers) != len(layouts):
             joined.append(layouts)
             continue
-        left = iter(layouts)
+        remaining = iter(layouts)
         joined.append(
             [
                 Layout(
                     tuple(
                         replace(block, time=time, tile=tile)
                         for time in range(number)
-                        for tile, block in enumerate(next(left).blocks)
+                        for tile, block in enumerate(next(remaining).blocks)
                     )
                 )
                 for number in numbers

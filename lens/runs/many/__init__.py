@@ -1,5 +1,5 @@
-"""Many conditions on one batch, and what their passes share."""
+"""Many conditions on one batch: the numbers of single passes, for the work of fewer."""
 
-from .conditions import Question, ask
+from .run_many import run_many, score_many
 
-__all__ = ["Question", "ask"]
+__all__ = ["run_many", "score_many"]

@@ -1,8 +1,8 @@
 """What modules returned in one pass, kept so that later passes need not compute it again.
 
-The hazard: models write into what their modules return (a tower's output gets its features filled
-in later), and add to states in place. So what is kept and what is handed back are copies, and of a
-module that runs several times nothing is kept.
+Models write into what their modules return (a tower's output gets its features filled in later),
+and add to states in place. So what is kept and what is handed back are copies, and of a module that
+runs several times nothing is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from .repeated_batch import spread_output
+from .repeated_batch import repeat_output
 
 
 def before_decoder(model: nn.Module, decoder: str, apart: Iterable[str]) -> list[str]:
@@ -36,13 +36,13 @@ def before_decoder(model: nn.Module, decoder: str, apart: Iterable[str]) -> list
 
 
 @contextmanager
-def noting(model: nn.Module, decoder: str, paths: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Note what modules return while inside, by path, if they run exactly once.
+def keep_outputs(model: nn.Module, decoder: str, paths: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Keep what modules return while inside, by path, if they run exactly once.
 
-    Modules that stand beside the decoder are noted up to the moment when the decoder starts: what
+    Modules that stand beside the decoder are kept up to the moment when the decoder starts: what
     runs behind it depends on it.
     """
-    noted: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
     several: set[str] = set()
     started = False
 
@@ -50,61 +50,61 @@ def noting(model: nn.Module, decoder: str, paths: Iterable[str]) -> Iterator[dic
         nonlocal started
         started = True
 
-    def note(path: str, output: Any) -> None:
+    def keep(path: str, output: Any) -> None:
         if started and not path.startswith(f"{decoder}."):
             several.add(path)
-        if path in noted or path in several:
+        if path in kept or path in several:
             several.add(path)
-            noted.pop(path, None)
+            kept.pop(path, None)
         else:
-            noted[path] = copy.deepcopy(output)
+            kept[path] = copy.deepcopy(output)
 
     handles = [model.get_submodule(decoder).register_forward_pre_hook(start)]
     for path in paths:
         module = model.get_submodule(path)
-        handles.append(module.register_forward_hook(lambda _, __, out, at=path: note(at, out)))
+        handles.append(module.register_forward_hook(lambda _, __, out, at=path: keep(at, out)))
     try:
-        yield noted
+        yield kept
     finally:
         for handle in handles:
             handle.remove()
 
 
-def store_noted(edited: Any, outputs: Mapping[str, Any]) -> None:
+def return_kept(host: Any, outputs: Mapping[str, Any]) -> None:
     """Let modules return on later traces what they returned before, without running.
 
     Args:
-        edited: A copy of the nnsight model; the edits are stored on it.
+        host: A copy of the nnsight model, on which this is stored.
         outputs: What to return, by nnsight path.
     """
     for path, output in outputs.items():
-        _return_again(edited, path, output)
+        _return_again(host, path, output)
 
 
-def store_stream(edited: Any, paths: Iterable[str], output: Any, samples: int, copies: int) -> None:
+def skip_layers(host: Any, paths: Iterable[str], output: Any, samples: int, copies: int) -> None:
     """Let decoder layers return what the last of them returned, once per copy of the batch.
 
     Args:
-        edited: A copy of the nnsight model; the edits are stored on it.
+        host: A copy of the nnsight model, on which this is stored.
         paths: The layers, by nnsight path: only what the last one returns will matter.
         output: What it returned.
         samples: Rows of the batch.
         copies: How many times the batch stands in the pass.
     """
     for path in paths:
-        _skip_layer(edited, path, output, samples, copies)
+        _skip_layer(host, path, output, samples, copies)
 
 
-def _return_again(edited: Any, path: str, output: Any) -> None:
-    with edited.edit(inplace=True):
-        site = edited.get(path)
+def _return_again(host: Any, path: str, output: Any) -> None:
+    with host.edit(inplace=True):
+        site = host.get(path)
         # Copied when the module is reached: not all copies are alive at once.
         _ = site.inputs
         site.skip(copy.deepcopy(output))
 
 
-def _skip_layer(edited: Any, path: str, output: Any, samples: int, copies: int) -> None:
-    with edited.edit(inplace=True):
-        site = edited.get(path)
+def _skip_layer(host: Any, path: str, output: Any, samples: int, copies: int) -> None:
+    with host.edit(inplace=True):
+        site = host.get(path)
         _ = site.inputs
-        site.skip(spread_output(output, samples, copies))
+        site.skip(repeat_output(output, samples, copies))

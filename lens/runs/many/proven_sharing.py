@@ -1,9 +1,9 @@
-"""What passes over one batch may share, as far as it was seen to be right on this very model.
+"""What passes over one batch may share, as far as it was proven on this very model.
 
-The hazard: what is shared must really be the same. A decoder may take an argument that no rule here
-repeats, layers may hand each other more than the residual stream, a module may not be a function of
-its input. So nothing is taken on trust: what a model shares for the first time is compared with a
-single run, and what does not give the same numbers is not shared again.
+What is shared must really be the same. A decoder may take an argument that no rule here repeats,
+layers may hand each other more than the residual stream, a module may not be a function of its
+input. So nothing is taken on trust: what a model shares for the first time is compared with a
+single pass, and what does not give the same numbers is not shared again.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-# Passes themselves, one condition behind the other in the batch; what the layers below the first
-# one touched return; what the modules in front of the decoder return.
-ROWS, LAYERS, MODULES = "rows", "layers", "modules"
-Way = frozenset[str]
+# One pass for several conditions, stacked along the batch; what the layers below the first one
+# touched return; what the towers and all else in front of the decoder return.
+STACK, LAYERS, TOWERS = "stack", "layers", "towers"
+Shared = frozenset[str]
 # In the order in which they are tried.
-WAYS: tuple[Way, ...] = (
-    frozenset((ROWS, LAYERS, MODULES)),
-    frozenset((ROWS, MODULES)),
-    frozenset((LAYERS, MODULES)),
-    frozenset((MODULES,)),
+ATTEMPTS: tuple[Shared, ...] = (
+    frozenset((STACK, LAYERS, TOWERS)),
+    frozenset((STACK, TOWERS)),
+    frozenset((LAYERS, TOWERS)),
+    frozenset((TOWERS,)),
     frozenset(),
 )
 # What two computations of the same thing may differ by, relative to the largest number in it.
@@ -35,42 +35,42 @@ NEVER_SAID = 1e30
 
 
 @dataclass
-class Seen:
-    """What was seen of one model, by kind of batch.
+class Proven:
+    """What comparisons on one model showed, by kind of batch.
 
     Attributes:
-        right: Ways in which the numbers of a single run came out.
-        wrong: How many of :data:`WAYS` did not lead there.
+        equal: What was shared when the numbers of a single pass came out.
+        failed: How many of :data:`ATTEMPTS` did not lead there.
     """
 
-    right: dict[Hashable, set[Way]] = field(default_factory=dict)
-    wrong: dict[Hashable, int] = field(default_factory=dict)
+    equal: dict[Hashable, set[Shared]] = field(default_factory=dict)
+    failed: dict[Hashable, int] = field(default_factory=dict)
 
-    def allowed(self, kind: Hashable) -> Way:
+    def allowed(self, kind: Hashable) -> Shared:
         """The most that batches of a kind may share."""
-        return WAYS[self.wrong.get(kind, 0)]
+        return ATTEMPTS[self.failed.get(kind, 0)]
 
-    def is_right(self, kind: Hashable, way: Way) -> bool:
-        """Whether a way, or one that shares more, was seen to be right."""
-        return not way or any(way <= known for known in self.right.get(kind, ()))
+    def is_proven(self, kind: Hashable, shared: Shared) -> bool:
+        """Whether sharing this, or more, gave the numbers of a single pass."""
+        return not shared or any(shared <= known for known in self.equal.get(kind, ()))
 
-    def note(self, kind: Hashable, way: Way, *, right: bool) -> None:
+    def record(self, kind: Hashable, shared: Shared, *, equal: bool) -> None:
         """Remember how a comparison came out."""
-        if right:
-            self.right.setdefault(kind, set()).add(way)
+        if equal:
+            self.equal.setdefault(kind, set()).add(shared)
         else:
-            # Those that share the same things here would fail in the same way.
-            number = self.wrong.get(kind, 0)
-            rest = range(number + 1, len(WAYS))
-            self.wrong[kind] = next(i for i in rest if not way <= WAYS[i])
+            # Attempts that share the same things here would fail in the same way.
+            number = self.failed.get(kind, 0)
+            rest = range(number + 1, len(ATTEMPTS))
+            self.failed[kind] = next(i for i in rest if not shared <= ATTEMPTS[i])
 
 
-_SEEN: WeakKeyDictionary[Any, Seen] = WeakKeyDictionary()
+_PROVEN: WeakKeyDictionary[Any, Proven] = WeakKeyDictionary()
 
 
-def seen_of(model: Any) -> Seen:
-    """What was seen of a transformers model so far."""
-    return _SEEN.setdefault(model, Seen())
+def proven_of(model: Any) -> Proven:
+    """What was proven on a transformers model so far."""
+    return _PROVEN.setdefault(model, Proven())
 
 
 def is_same(found: Tensor, expected: Tensor) -> bool:

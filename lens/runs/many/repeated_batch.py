@@ -1,11 +1,11 @@
 """One batch made several, just before the decoder: what lies in front of it then runs once.
 
-The hazard: a decoder receives its sequence in several arguments, some with an axis of samples, some
-with one row per visual token, and some that every sample shares. One that is left as it was fails
-to fit or, worse, fits by broadcasting. So the first time, what came out is compared with a single
-run (:mod:`.sharing`).
+A decoder receives its sequence in several arguments, some with an axis of samples, some with one
+row per visual token, and some that every sample shares. One that is left as it was fails to fit or,
+worse, fits by broadcasting. So the first time, what came out is compared with a single pass
+(:mod:`.proven_sharing`).
 
-Shipped by value to remote runs, like :mod:`..sites`: imports nothing but torch.
+Shipped by value to remote runs, like :mod:`..reading`: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 
-def spread(model: Any, step: dict[str, Any]) -> None:
+def repeat_batch(model: Any, step: dict[str, Any]) -> None:
     """Let the decoder receive the whole batch several times, one copy behind the other.
 
     Args:
@@ -65,11 +65,11 @@ def sample_axis(value: torch.Tensor, step: dict[str, Any]) -> int | None:
     return 0 if value.ndim == 2 and shape[0] in step["marked"] else None
 
 
-def spread_output(value: Any, samples: int, copies: int) -> Any:
+def repeat_output(value: Any, samples: int, copies: int) -> Any:
     """What a decoder layer returned, its states ``[sample, token, d]`` repeated; always a copy."""
     if isinstance(value, torch.Tensor):
         is_stream = value.ndim == 3 and value.shape[0] == samples
         return value.repeat(copies, 1, 1) if is_stream else value.clone()
     if isinstance(value, tuple):
-        return tuple(spread_output(part, samples, copies) for part in value)
+        return tuple(repeat_output(part, samples, copies) for part in value)
     return value

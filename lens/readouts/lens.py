@@ -1,0 +1,56 @@
+"""What all lenses have in common, and the list of those that a model alone is enough to make.
+
+A new lens is one file here: a class with ``read``, marked ``@register_lens``, and its line in the
+package's ``__init__``. Whatever compares lenses then finds it in ``LENSES``.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..model import VisualLM
+from .readout import Readout
+
+
+@runtime_checkable
+class Lens(Protocol):
+    """Reads states as the words that they are nearest to, in whatever sense.
+
+    Args:
+        model: Whose states are read. A lens that needs more than that (as ``ContextLens`` needs
+            sentences) is made by its user, and not registered.
+    """
+
+    def __init__(self, model: VisualLM) -> None: ...
+
+    def read(self, states: Float[Tensor, "*state d"], k: int = 10) -> Readout:
+        """The k best words of each state, best first.
+
+        Args:
+            states: States of any shape; the last dimension is the model's width.
+            k: How many.
+
+        Raises:
+            InputError: States of another width or not finite, or more words than there are.
+        """
+
+
+LENSES: dict[str, type[Lens]] = {}
+"""Every registered lens under the name of its class."""
+
+Registered = TypeVar("Registered", bound=Lens)
+
+
+def register_lens(lens: type[Registered]) -> type[Registered]:
+    """Add a lens to ``LENSES``.
+
+    Raises:
+        ValueError: There is another of this name.
+    """
+    if lens.__name__ in LENSES:
+        raise ValueError(f"there is a lens {lens.__name__} already: {LENSES[lens.__name__]}")
+    LENSES[lens.__name__] = lens
+    return lens

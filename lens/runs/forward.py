@@ -1,0 +1,154 @@
+"""One forward pass: say what is read, compile the plan, apply it, trace, read.
+
+Everything that runs a model without sharing work goes through :func:`forward_pass`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import nnsight
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..anatomy.anatomy import Anatomy
+from ..errors import InputError
+from ..inputs.batch import Batch
+from .captures import by_layer, capture_positions, capture_sites
+from .program import Intervention, Pass
+from .reading import read_sites
+from .run import Run, Site
+from .tracing import trace_forward
+
+nnsight.register(read_sites.__module__)
+
+Layers = Collection[int] | Literal["all"]
+Tokens = Literal["visual", "all"] | NDArray[np.bool_]
+Kept = Literal["last", "all"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What goes into a pass, and what is read in it.
+
+    Attributes:
+        inputs: Tensors for the forward.
+        during: The kind of pass.
+        arguments: More arguments of the forward.
+        samples: How many rows come out.
+        sites: Sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them.
+        rows: Batch rows of the tokens to read there.
+        columns: Their sequence positions.
+    """
+
+    inputs: Mapping[str, Tensor]
+    during: Pass
+    arguments: Mapping[str, Any]
+    samples: int
+    sites: list[dict[str, Any]]
+    rows: Int[Tensor, " selected"]
+    columns: Int[Tensor, " selected"]
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What a pass returned: its logits, and by ``site.layer`` the states that were read."""
+
+    logits: Float[Tensor, "sample kept vocab"]
+    states: Mapping[str, Float[Tensor, "selected d"]]
+
+
+@torch.no_grad()
+def run(
+    model: Any,
+    batch: Batch,
+    plan: Intervention | None = None,
+    *,
+    capture: Site | Collection[Site] = (),
+    layers: Layers = "all",
+    tokens: Tokens = "visual",
+    logits: Kept = "last",
+    remote: bool | str = False,
+) -> Run:
+    """One forward pass, returning logits and activations.
+
+    Args:
+        model: The VisualLM whose method this is.
+        batch: The inputs.
+        plan: What to change; nothing when None.
+        capture: ``residual`` (the stream entering a layer), ``attention``, ``ffn`` (what
+            they add to it).
+        layers: Layers to keep; for ``residual`` 0 to ``n_layers`` inclusive.
+        tokens: The visual tokens, in the order of ``batch.visual``; every position that is
+            not padding; or a mask ``[sample, token]``.
+        logits: Which positions' logits to keep.
+        remote: As in :meth:`trace`.
+
+    Raises:
+        InputError: A site or layer that does not exist.
+    """
+    request = run_request(model.anatomy, batch, capture, layers, tokens, logits, remote)
+    host = model.nn
+    if plan is not None:
+        host = plan.compile(model, batch, request.during).apply(host)
+    return as_run(model, batch, request, forward_pass(model, host, request), logits)
+
+
+def run_request(
+    anatomy: Anatomy,
+    batch: Batch,
+    capture: Site | Collection[Site],
+    layers: Layers,
+    tokens: Tokens,
+    logits: Kept,
+    remote: bool | str,
+) -> Request:
+    """What a run reads; arguments as for :meth:`VisualLM.run`.
+
+    Raises:
+        InputError: A site or layer that does not exist.
+    """
+    sites = capture_sites(anatomy, capture, layers)
+    rows, columns = capture_positions(batch, tokens)
+    during = Pass("forward", remote=remote, positions=bool(sites) or logits == "all")
+    arguments = {} if logits == "all" else anatomy.last_logits(1)
+    return Request(batch.inputs, during, arguments, len(batch), sites, rows, columns)
+
+
+@torch.no_grad()
+def forward_pass(model: Any, host: Any, request: Request) -> Output:
+    """Trace one pass and read in it what was requested.
+
+    Args:
+        model: The VisualLM.
+        host: Its nnsight model, or a copy of it with a program in force.
+        request: What goes in, and what is read.
+
+    Raises:
+        InputError: Another number of rows came back than went in.
+    """
+    # The block is sent to a server with all that it names: so it names plain values only.
+    nn, sites, samples = model.nn, request.sites, request.samples
+    rows, columns = request.rows, request.columns
+    tracer = trace_forward(
+        host, model.hf, request.inputs, remote=request.during.remote, **request.arguments
+    )
+    with tracer:
+        states = read_sites(nn, sites, samples, rows, columns).save()  # type: ignore[attr-defined]
+        logits = nn.output.logits.save()
+    if len(logits) != samples:
+        raise InputError(f"{len(logits)} rows of logits came back for {samples}")
+    return Output(logits, states)
+
+
+def as_run(model: Any, batch: Batch, request: Request, output: Output, logits: Kept) -> Run:
+    """A pass as users see it."""
+    # A clone, so that the other positions' logits are let go.
+    last = output.logits[:, -1].clone() if logits == "last" else output.logits
+    kept = by_layer(output.states, model.anatomy, batch, model.name)
+    return Run(None if logits is None else last, request.rows, request.columns, **kept)

@@ -1,0 +1,128 @@
+"""Many plans on one batch: compile each, run them in shared passes, give each its own result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from ...errors import InputError
+from ...inputs.batch import Batch
+from ...opening.wrapping import need_processor
+from ...progress import Progress, silent
+from ..forward import Kept, Layers, Output, Request, Tokens, as_run, run_request
+from ..program import Intervention
+from ..run import Run, Scores, Site
+from ..scoring import AnswerTokens, as_scores, score_request
+from .conditions import compile_conditions
+from .shared_passes import SharedPasses
+
+T = TypeVar("T")
+Plans = Sequence[Intervention | None]
+
+
+@torch.no_grad()
+def run_many(
+    model: Any,
+    batch: Batch,
+    plans: Plans,
+    *,
+    capture: Site | Collection[Site] = (),
+    layers: Layers = "all",
+    tokens: Tokens = "visual",
+    logits: Kept = "last",
+    at_once: int | None = None,
+    remote: bool | str = False,
+    progress: Progress = silent,
+) -> list[Run]:
+    """One run per plan on the same batch, each with the numbers of its own :meth:`run`.
+
+    What the runs have in common is computed once: the vision tower and all else in front of
+    the decoder, and, where it pays, the layers below the first one that a plan touches or
+    that is captured. Several plans go through the model in one pass, stacked along the batch;
+    plans that shorten the sequence have a pass of their own. All of this is compared with a
+    single run when a model does it for the first time, and left out where the numbers differ.
+
+    Args:
+        model: The VisualLM whose method this is.
+        batch: The inputs.
+        plans: What to change in each run; None leaves the model untouched.
+        capture: As for :meth:`run`, like ``layers``, ``tokens`` and ``logits``.
+        layers: Layers to keep.
+        tokens: Tokens to keep.
+        logits: Which positions' logits to keep.
+        at_once: Most plans in one pass, which bounds the memory. None takes as many as have
+            1024 tokens on a CPU, 16384 elsewhere, and at least one.
+        remote: As in :meth:`trace`; the tower then runs once per pass.
+        progress: Called with what is being done, the plans done, and the plans in all.
+
+    Raises:
+        InputError: A site or layer that does not exist, a plan that cannot be carried out, or
+            ``at_once`` below 1.
+    """
+    request = run_request(model.anatomy, batch, capture, layers, tokens, logits, remote)
+
+    def result(output: Output, _: int) -> Run:
+        return as_run(model, batch, request, output, logits)
+
+    return _results(model, batch, plans, request, result, at_once, progress)
+
+
+@torch.no_grad()
+def score_many(
+    model: Any,
+    batch: Batch,
+    answers: Sequence[str],
+    plans: Plans,
+    *,
+    end: bool = False,
+    at_once: int | None = None,
+    remote: bool | str = False,
+    progress: Progress = silent,
+) -> list[Scores]:
+    """The answers' probabilities under each plan, with the numbers of :meth:`score`.
+
+    Args:
+        model: The VisualLM whose method this is.
+        batch: The prompts.
+        answers: One per sample.
+        plans: What to change in each run; None leaves the model untouched.
+        end: Whether the end-of-sequence token belongs to the answer.
+        at_once: As for :meth:`run_many`, where the sharing of work is described.
+        remote: As in :meth:`trace`.
+        progress: Called with what is being done, the plans done, and the plans in all.
+
+    Raises:
+        InputError: As for :meth:`score` and :meth:`run_many`.
+        Unsupported: The prompt's tokens would see the answer.
+    """
+    tokenizer = need_processor(model.processor).tokenizer
+    answered = AnswerTokens.of(tokenizer, answers, len(batch), end=end)
+    request = score_request(model, batch, answered, remote)
+
+    def result(output: Output, index: int) -> Scores:
+        return as_scores(model, batch, answered, output, plans[index], remote)
+
+    return _results(model, batch, plans, request, result, at_once, progress)
+
+
+def _results(
+    model: Any,
+    batch: Batch,
+    plans: Plans,
+    request: Request,
+    result: Callable[[Output, int], T],
+    at_once: int | None,
+    progress: Progress,
+) -> list[T]:
+    """The result of every plan, in their order; made as passes end, so that outputs are let go."""
+    if at_once is not None and at_once < 1:
+        raise InputError(f"at_once={at_once}: at least one condition per pass")
+    conditions = compile_conditions(model, batch, plans, request)
+    results: dict[int, T] = {}
+    for group, outputs in SharedPasses(model, request, at_once).run(conditions):
+        for condition, output in zip(group, outputs, strict=True):
+            results[condition.index] = result(output, condition.index)
+        progress("running conditions", len(results), len(plans))
+    return [results[index] for index in range(len(plans))]

@@ -1,0 +1,66 @@
+"""A model in evaluation mode for a while, and afterwards as it was.
+
+A forward pass has side effects: several models of transformers keep the position offset of the last
+prompt on themselves and reuse it in the next call, dynamic rotary embeddings keep the longest
+length they have met, and dropout is alive in a model that somebody is training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from ..errors import REFUSED, InputError
+
+# nnsight's own slot; `.source` inside a trace rewrites it, and that has to last.
+_KEPT = frozenset({"forward", "training"})
+# What models carry over from one prompt to the next; a pass of ours depends on its inputs alone.
+_CARRIED = frozenset({"rope_deltas"})
+# What nnsight writes on a module in order to send a reference to it.
+_TAG = "_persistent_id"
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards the modules are as they were, whatever happened.
+
+    Put back are every module's own training flag, its public plain attributes and its table of
+    buffers. Attributes whose names begin with an underscore are bookkeeping that goes with hooks
+    and parameters, and stay.
+    """
+    modules = list(model.modules())
+    before = [
+        (
+            module,
+            module.training,
+            {name: value for name, value in vars(module).items() if _is_state(name)},
+            dict(module._buffers),
+        )
+        for module in modules
+    ]
+    for module in modules:
+        module.training = False
+        for name in _CARRIED & vars(module).keys():
+            setattr(module, name, None)
+    try:
+        yield
+    except ValueError as error:
+        # Shipped code knows no class of ours.
+        if str(error).startswith(REFUSED):
+            raise InputError(str(error).removeprefix(REFUSED)) from None
+        raise
+    finally:
+        for module, training, attributes, buffers in before:
+            module.training = training
+            held = vars(module)
+            for name in [name for name in held if _is_state(name) and name not in attributes]:
+                del held[name]
+            held.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+
+
+def _is_state(name: str) -> bool:
+    return name == _TAG or not (name.startswith("_") or name in _KEPT)

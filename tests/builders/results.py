@@ -1,0 +1,156 @@
+"""Results of every analysis with numbers that are chosen, not measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from embedlens.analyses import Result
+
+LAYERS = 4
+
+
+META = {
+    "model": "some-model",
+    "revision": None,
+    "parameters": 5_290_000,
+    "layers": LAYERS,
+    "dtype": "float32",
+    "device": "cpu",
+    "attention": "sdpa",
+    "seed": 0,
+    "command": "embedlens demo",
+    "time": "2026-01-01T00:00:00+00:00",
+    "packages": {"embedlens": "0.1.0", "torch": "2"},
+    "images": 37,
+}
+
+
+def around(value: float, width: float = 0.011) -> dict[str, float]:
+    return {"value": value, "low": value - width, "high": value + width}
+
+
+def token_map(word: str = "yellow") -> Result:
+    cells = pd.DataFrame({"row": [0, 0, 1, 1], "col": [0, 1, 0, 1], "position": range(4)})
+    samples = [cells.assign(sample=s, image=0, tile=0) for s in range(2)]
+    frame = pd.concat(samples, ignore_index=True)
+    for edge, at in (("left", "col"), ("top", "row")):
+        frame[edge] = frame[at] * 10.0
+    frame["right"], frame["bottom"] = frame["left"] + 10, frame["top"] + 10
+    labels = ["alive", "alive", "alive", "dead"] * 2
+    frame["class"] = pd.Categorical(labels, ["sink", "dead", "alive"])
+    frame["word_1"] = pd.Series([word, word, "b", "noisy"] * 2, dtype="str")
+    frame["cosine_1"] = [0.41, 0.43, 0.45, 0.31] * 2
+    picture = torch.zeros((20, 20, 3), dtype=torch.uint8)
+    sizes = {"0/0": [20, 20], "1/0": [20, 20]}
+    pictures = {"image/0/0": picture, "image/1/0": picture}
+    return Result("token_map", frame, pictures, {**META, "image_sizes": sizes, "prompts": ["p"]})
+
+
+def sparsity(alive: float = 0.278, dead: float = 0.722, sink: float = 0.0) -> Result:
+    rows: list[dict[str, Any]] = []
+    for name, share, cosine, norm, steady in (
+        ("sink", sink, 0.99, 61.0, 0.98),
+        ("dead", dead, 0.971, 27.9, 0.887),
+        ("alive", alive, 0.352, 16.2, 0.463),
+    ):
+        images = 37 if share else 0
+        values = {
+            "share": share,
+            "tokens": 64 * share,
+            "norm": norm,
+            "cosine of class means": cosine + 0.005,
+            "cosine of tokens": cosine,
+        }
+        for measure, value in values.items():
+            known = images or measure in ("share", "tokens")
+            row = around(value) if known else dict.fromkeys(("value", "low", "high"), np.nan)
+            rows.append({"measure": measure, "class": name, "layer": None, **row, "images": images})
+        for layer in range(LAYERS):
+            row = around(steady + 0.02 * layer)
+            rows.append(
+                {"measure": "stability", "class": name, "layer": layer, **row, "images": images}
+            )
+    frame = pd.DataFrame(rows)
+    frame["layer"] = frame["layer"].astype("Int64")
+    return Result("sparsity", frame, meta=META)
+
+
+def lens_hits(embed: float = 0.853, logit: float = 0.012, chance: float = 0.104) -> Result:
+    rows = [
+        {"lens": lens, "layer": layer, "k": k, "truth": truth}
+        | around(min(0.98, value + 0.003 * k + 0.0017 * layer * (1 if lens == "LogitLens" else -1)))
+        | {"tokens": 585, "images": 37}
+        for lens, own in (("EmbedLens", embed), ("LogitLens", logit))
+        for layer in range(LAYERS + 1)
+        for k in (1, 5, 10)
+        for truth, value in (("own", own), ("permuted", chance))
+    ]
+    return Result("lens_hits", pd.DataFrame(rows), meta=META)
+
+
+def class_agreement() -> Result:
+    rows = []
+    for shown, alive, tokens in (("background", 0.014, 2191), ("object", 0.993, 585)):
+        for name, value in (("sink", 0.0), ("dead", 1 - alive), ("alive", alive)):
+            row = {"shown": shown, "class": name, **around(value), "tokens": tokens}
+            rows.append(row)
+    return Result("class_agreement", pd.DataFrame(rows), meta=META)
+
+
+def alignment(
+    peak: int = 0, text_norms: tuple[float, ...] = (0.8, 39.5, 47.0, 52.1, 57.3)
+) -> Result:
+    rows: list[dict[str, Any]] = []
+    for comparison in ("entry", "same layer"):
+        for centred in (False, True):
+            place = {"comparison": comparison, "centred": centred}
+            top = peak if comparison == "entry" else LAYERS
+            for layer in range(LAYERS + 1):
+                value = 0.361 - 0.021 * abs(layer - top) - 0.043 * centred
+                common = {"measure": "cosine", **place, "layer": layer}
+                rows.append({**common, "states": "visual", **around(value)})
+                rows.append({**common, "states": "random", **around(0.163 + 0.002 * layer)})
+            rows.append({"measure": "peak layer", **place, "states": "visual", "value": float(top)})
+    for layer, norm in enumerate(text_norms):
+        for states, value in (("text", norm), ("visual", 16.0 + layer), ("entry", 15.8)):
+            row = {"measure": "norm", "states": states, "layer": layer, **around(value, 1)}
+            rows.append(row)
+    matched = float(np.abs(np.array(text_norms) - 15.8).argmin())
+    rows.append({"measure": "norm-matched layer", "states": "text", "value": matched})
+    frame = pd.DataFrame(rows)
+    frame["layer"] = frame["layer"].astype("Int64")
+    frame["centred"] = frame["centred"].astype("boolean")
+    more = {"tokens": "alive", "visual_tokens": 857, "texts": 96, "text_tokens": 2360}
+    return Result("alignment", frame, meta={**META, **more})
+
+
+def ablation(attention: float = -0.073, ffn: float = -0.146, spread: float = 0.042) -> Result:
+    rows: list[dict[str, Any]] = []
+
+    def add(operation: str, scope: str, layer: int | None, task: str, change: float) -> None:
+        row: dict[str, Any] = {"operation": operation, "scope": scope, "layer": layer, "task": task}
+        for name, value in (("accuracy", 0.729 + change), ("difference", change), ("logprob", -1)):
+            row |= {name: value, f"{name}_low": value - spread, f"{name}_high": value + spread}
+        rows.append({**row, "layers": "", "examples": 96 if task == "all" else 23, "images": 37})
+
+    for task in ("all", "count", "shape"):
+        add("none", "clean", None, task, 0.0)
+        add("none", "wrong image", None, task, -0.521)
+        for operation, change in (("attention", attention), ("ffn", ffn)):
+            more = -0.03 if task == "count" else 0.0
+            for layer in range(LAYERS):
+                add(operation, "single", layer, task, (change + more) / (2 + layer))
+                add(operation, "below", layer + 1, task, change + more)
+                add(operation, "above", layer, task, change + more)
+    frame = pd.DataFrame(rows)
+    frame["layer"] = frame["layer"].astype("Int64")
+    meta = {"reference": "the given answers", "tasks": ["count", "shape"], "examples": 96}
+    return Result("ablation", frame, meta={**META, **meta, "prompts": ["what is this ?"]})
+
+
+def all_results() -> list[Result]:
+    return [token_map(), lens_hits(), class_agreement(), sparsity(), alignment(), ablation()]

@@ -1,0 +1,199 @@
+"""Markers: what is planted is found, nothing is found where nothing is, ground truth agrees."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tiny
+from embedlens import Markers, TokenClasses, VisualLM
+from embedlens.lens.scenes import scenes
+from tolerances import EQUAL, LARGE
+
+BOS = tiny.VOCABULARY.index("<s>")
+# Cells of the 4 x 4 grid, in every image.
+VIT_SINK, LLM_SINK, DEAD = (0, 5), (10,), (12, 13, 14, 15)
+PLANTED = {"vit-sink": VIT_SINK, "llm-sink": LLM_SINK, "dead": DEAD}
+IMAGES = [tiny.image(seed) for seed in range(12)]
+
+
+class Projector(nn.Module):
+    """A projector whose rows point anywhere, except in the planted cells.
+
+    Ordinary rows take a random direction that depends on what the tower saw there, so that no
+    two of them agree; rows of a planted cell are one vector, whatever the image.
+    """
+
+    def __init__(self, planted: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.planted = planted
+
+    def forward(self, features: Tensor) -> Tensor:
+        rows = torch.empty(*features.shape[:2], tiny.WIDTH)
+        for image in range(features.shape[0]):
+            for cell in range(features.shape[1]):
+                seen = int(features[image, cell].double().abs().sum() * 1e6) % 2**31
+                draw = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(seen))
+                rows[image, cell] = self.planted.get(cell, draw)
+        return rows
+
+
+def planted(*classes: str) -> VisualLM:
+    """A random model in which exactly these classes exist."""
+    built = tiny.build()
+    model = built.model
+    draw = torch.Generator().manual_seed(7)
+    directions = {
+        name: 5.0 * torch.randn(tiny.WIDTH, generator=draw) for name in ("vit-sink", "dead")
+    }
+    with torch.no_grad():
+        # So large that no layer turns it: then whatever enters like BOS stays like BOS.
+        model.get_input_embeddings().weight[BOS] *= 60
+        directions["llm-sink"] = 0.9 * model.get_input_embeddings().weight[BOS]
+    rows = {cell: directions[name] for name in classes for cell in PLANTED[name]}
+    model.model.multi_modal_projector = Projector(rows)
+    if "vit-sink" in classes:
+        layer = model.model.vision_tower.encoder.layers[2]
+
+        class Loud(type(layer)):  # type: ignore[misc]
+            """The tower's layer whose output is read; registers stand out in norm."""
+
+            def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+                states = super().forward(*args, **kwargs).clone()
+                states[:, [cell + 1 for cell in VIT_SINK]] *= 12
+                return states
+
+        layer.__class__ = Loud
+    return VisualLM(model, built.processor)
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [(), ("dead",), ("vit-sink",), ("llm-sink",), ("vit-sink", "dead"), tuple(PLANTED)],
+    ids=lambda classes: "+".join(classes) or "nothing",
+)
+def test_discovery_finds_what_was_planted_and_nothing_else(classes: tuple[str, ...]) -> None:
+    model = planted(*classes)
+    markers = Markers.discover(model, IMAGES)
+    assert set(markers.found) == set(classes)
+    assert len(markers.frame) == len(classes)
+    fresh = [tiny.image(seed) for seed in range(100, 106)]
+    batch = model.encode([[image] for image in fresh], [tiny.PROMPTS["middle"]] * len(fresh))
+    found = markers.classify(model, batch)
+    cell = batch.visual.row * tiny.SIDE + batch.visual.col
+    for name, cells in PLANTED.items():
+        expected = np.isin(cell, cells) if name in classes else np.zeros(len(cell), bool)
+        assert (found.mask(name) == expected).all(), name
+    taken = [c for name in classes for c in PLANTED[name]]
+    assert (found.mask("alive") == ~np.isin(cell, taken)).all()
+
+
+def test_the_evidence_is_what_was_planted() -> None:
+    model = planted(*PLANTED)
+    frame = Markers.discover(model, IMAGES).frame.set_index("class")
+    assert (frame["image_share"] == 1.0).all()
+    for name, cells in PLANTED.items():
+        assert frame.loc[name, "token_share"] == pytest.approx(len(cells) / tiny.CELLS)
+        assert frame.loc[name, "cross_image_cosine"] == pytest.approx(1.0, abs=LARGE)
+    assert frame.loc["vit-sink", "vit_norm_ratio"] > 5
+    assert frame.loc["dead", "vit_norm_ratio"] < 2
+    assert frame.loc["llm-sink", "first_token_cosine"] > 0.9
+    assert abs(frame.loc["dead", "first_token_cosine"]) < 0.8
+    assert "<s>" in frame.loc["llm-sink", "words"].split()[0]
+
+
+def test_discovery_is_repeatable_and_leaves_no_hooks() -> None:
+    model = planted("dead")
+    model.run(model.encode(IMAGES[0], "a <image> b"))
+    count = sum(len(module._forward_hooks) for module in model.hf.modules())
+    first, second = (Markers.discover(model, IMAGES, seed=3) for _ in range(2))
+    assert first.frame.equals(second.frame)
+    assert torch.equal(first.directions, second.directions)
+    assert sum(len(module._forward_hooks) for module in model.hf.modules()) == count
+
+
+def test_batching_the_calibration_images_changes_nothing() -> None:
+    model = planted(*PLANTED)
+    together, alone = (Markers.discover(model, IMAGES, batch_size=n) for n in (12, 1))
+    assert together.frame["class"].tolist() == alone.frame["class"].tolist()
+    torch.testing.assert_close(together.directions, alone.directions, atol=EQUAL, rtol=0)
+
+
+@pytest.mark.parametrize("classes", [(), tuple(PLANTED)], ids=["nothing", "all"])
+def test_saved_markers_classify_alike(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    model = planted(*classes)
+    markers = Markers.discover(model, IMAGES)
+    markers.save(tmp_path / "markers.safetensors")
+    loaded = Markers.load(tmp_path / "markers.safetensors")
+    assert loaded.found == markers.found
+    assert loaded.frame["class"].tolist() == markers.frame["class"].tolist()
+    batch = model.encode(IMAGES[3], "a <image> b")
+    before, after = markers.classify(model, batch), loaded.classify(model, batch)
+    assert (before.labels == after.labels).all()
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_the_papers_rule_is_an_id_among_the_k_nearest_words(twin: Any, k: int) -> None:
+    model = twin().model
+    batch = model.encode([tiny.image(0), tiny.image(1)], ["a <image> b", "what is <image>"])
+    entry = model.entry(batch).double()
+    embeddings = model.embeddings.detach().double()
+    cosine = (entry @ embeddings.T) / entry.norm(dim=1, keepdim=True) / embeddings.norm(dim=1)
+    nearest = cosine.argsort(dim=1, descending=True)[:, :k]
+    common = nearest.flatten().bincount().argsort(descending=True)
+    ids = {"vit-sink": [int(common[0])], "llm-sink": [], "dead": [int(common[1]), int(common[2])]}
+    found = Markers.from_ids(ids, k=k).classify(model, batch)
+    for name, wanted in ids.items():
+        expected = torch.isin(nearest, torch.tensor(wanted)).any(1).numpy()
+        assert (found.mask(name) == expected).all(), name
+    assert found.mask("vit-sink").any()
+    assert found.mask("dead").any()
+
+
+def test_saved_ids_are_the_same_rule(twin: Any, tmp_path: Path) -> None:
+    model = twin().model
+    markers = Markers.from_ids({"dead": [9, 30], "vit-sink": [12]}, k=5)
+    markers.save(tmp_path / "ids.safetensors")
+    loaded = Markers.load(tmp_path / "ids.safetensors")
+    batch = model.encode(tiny.image(0), "a <image> b")
+    assert loaded.k == 5
+    assert (loaded.classify(model, batch).labels == markers.classify(model, batch).labels).all()
+
+
+def test_labels_resolve_overlaps_and_shares_add_up() -> None:
+    rng = np.random.default_rng(0)
+    masks = {name: rng.random(50) < 0.4 for name in ("vit-sink", "llm-sink", "dead")}
+    classes = TokenClasses(copy.deepcopy(masks))
+    sink = masks["vit-sink"] | masks["llm-sink"]
+    expected = [
+        "sink" if s else "dead" if d else "alive" for s, d in zip(sink, masks["dead"], strict=True)
+    ]
+    assert classes.labels.tolist() == expected
+    assert (classes.mask("sink") == sink).all()
+    assert (classes.mask("alive") == ~(sink | masks["dead"])).all()
+    assert sum(classes.shares().values()) == pytest.approx(1.0)
+    assert classes.shares()["sink"] == pytest.approx(sink.mean())
+
+
+def test_ground_truth_agrees_on_held_out_scenes(shipped: VisualLM) -> None:
+    """Discovered on images alone; judged by where the objects are.
+
+    With the weights at the time of writing 98 % of the background cells and no object cell carry
+    a recurring direction; the bounds leave room for other weights.
+    """
+    calibration = [scene.image() for scene in scenes(16, start=5000)]
+    markers = Markers.discover(shipped, calibration)
+    judged = scenes(40)
+    batch = shipped.encode(
+        [[scene.image()] for scene in judged], [shipped.image_placeholder] * len(judged)
+    )
+    marked = ~markers.classify(shipped, batch).mask("alive")
+    truth = np.concatenate([scene.labels().reshape(-1) for scene in judged])
+    assert marked[truth == -1].mean() > 0.75
+    assert marked[truth >= 0].mean() < 0.1

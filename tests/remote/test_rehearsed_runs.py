@@ -1,0 +1,177 @@
+"""Remote runs, rehearsed: the same numbers, and payloads that a sandboxed server would accept."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from embedlens import (
+    AblateAttention,
+    BlockAttention,
+    InjectTokens,
+    PatchTokens,
+    Plan,
+    PruneTokens,
+    ReplaceTokens,
+    ScaleTokens,
+    Unsupported,
+    ZeroFFN,
+)
+from embedlens.interventions.program.steps import Drop
+from processes import ROOT, run_python
+from tolerances import MOVED
+
+# What the sandbox of the one public NDIF server admitted: torch, numpy, builtins, nnsight's own
+# wire format. dataclasses, abc, enum, json, transformers and this package's classes were refused.
+ADMITTED = ("builtins", "collections", "cloudpickle", "nnsight", "numpy", "torch")
+# The modules that travel by value.
+SHIPPED = (
+    ROOT / "lens/runs/reading.py",
+    ROOT / "lens/runs/many/repeated_batch.py",
+    *(
+        ROOT / f"interventions/engines/payload/{name}.py"
+        for name in (
+            "carry_out",
+            "attention_masks",
+            "attention_weights",
+            "drop_before_decoder",
+            "drop_between_layers",
+            "shorter_tensors",
+            "written_values",
+        )
+    ),
+)
+
+PLANS = {
+    "none": None,
+    "ablations": Plan(AblateAttention(), ZeroFFN(layers=1, tokens="text", phase="all")),
+    "patch": Plan(PatchTokens(source=0, target=2, tokens="box[0:2, 0:3]")),
+    "patch-back": Plan(PatchTokens(source=3, target=1)),
+    "attention": Plan(
+        BlockAttention(queries="text", keys="visual", layers=1, phase="all"),
+        BlockAttention(queries="text", keys="visual", layers=2, renormalise=False, collapse=True),
+    ),
+    "values": Plan(
+        ScaleTokens(norm_of="text", tokens="box[0:2, 0:3]"),
+        ReplaceTokens(by="noise", tokens="visual | text", layers=1, seed=3, phase="all"),
+        ReplaceTokens(by="mean", layers=2, tokens="box[2:3, 0:3]", from_tokens="image[0]"),
+        ReplaceTokens(by="other", layers=3, tokens="box[0:1, 0:4]"),
+        PatchTokens(source=0, target=2, site="ffn", tokens="box[0:1, 0:2]", from_tokens="bos"),
+    ),
+    "word": Plan(ReplaceTokens(by="word", word="star", layers="0-1")),
+    "late-and-gone": Plan(
+        InjectTokens(layer=1, norm="matched"), PruneTokens(tokens="box[0:2, 0:3]", layer=2)
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def rehearsal(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("rehearsal")
+    script = ROOT / "tests/remote/rehearsal.py"
+    done = run_python(
+        str(script), cwd=folder, PYTHONPATH=os.pathsep.join((str(wheel), str(ROOT / "tests")))
+    )
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert Path(report["package"]).is_relative_to(wheel)
+    return report
+
+
+def test_an_installed_package_computes_the_same_remotely(rehearsal: dict[str, Any]) -> None:
+    assert rehearsal["differences"] == dict.fromkeys(rehearsal["differences"], 0.0)
+    assert rehearsal["texts_equal"]
+    assert rehearsal["moved"] > MOVED
+
+
+def test_payloads_name_nothing_a_sandbox_refuses(rehearsal: dict[str, Any]) -> None:
+    assert rehearsal["payloads"] == 6
+    refused = [
+        name for name in rehearsal["imported"] if name.split(":")[0].split(".")[0] not in ADMITTED
+    ]
+    assert not refused
+
+
+def test_payloads_are_small_and_hold_no_nested_block(rehearsal: dict[str, Any]) -> None:
+    """A nested block can run stale code on a long-lived server; a stray object costs megabytes."""
+    assert rehearsal["nested_with"] == 0
+    assert rehearsal["largest"] < 200_000
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_modules_use_nothing_but_torch(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "." * node.level)
+    # typing appears in annotations only, which are not evaluated.
+    assert names <= {"torch", "__future__", "typing", *(shipped.stem for shipped in SHIPPED)}
+    assert "__future__" in names or "typing" not in names
+    for node in tree.body:
+        kinds = ast.FunctionDef | ast.Import | ast.ImportFrom | ast.Expr
+        assert isinstance(node, kinds), f"line {node.lineno}: shipped code is plain functions"
+        assert not getattr(node, "decorator_list", [])
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_remote_results_equal_local_ones(twin: Any, attn: str, plan: Plan | None) -> None:
+    model = twin("llama", attn).model
+    batch = model.encode(
+        [tiny.image(0), tiny.image(1)], ["what <image> is", "<image> a red star ?"]
+    )
+    here = model.run(batch, plan, capture=("residual", "ffn"), logits="all")
+    there = model.run(batch, plan, capture=("residual", "ffn"), logits="all", remote="local")
+    assert torch.equal(here.logits, there.logits)
+    for layer, states in here.residual.items():
+        assert torch.equal(states, there.residual[layer])
+    written = [model.generate(batch, plan, max_new_tokens=3, remote=r) for r in (False, "local")]
+    assert written[0] == written[1]
+    scores = [model.score(batch, ["a b", "x"], plan, remote=r).logprob for r in (False, "local")]
+    assert torch.equal(*scores)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_rows_are_taken_out_remotely_as_they_are_here(twin: Any, attn: str, layer: int) -> None:
+    """Nothing is captured and nothing else is in the plan, so that rows do leave."""
+    model = twin("llama", attn).model
+    batch = model.encode(
+        [[tiny.image(0)], [tiny.image(1), tiny.image(2)]],
+        [tiny.PROMPTS["middle"], tiny.PROMPTS["two"]],
+    )
+    plan = Plan(PruneTokens(tokens="box[0:2, 0:3]", layer=layer))
+    assert {type(step) for step in plan.compile(model, batch).steps} == {Drop}
+    runs = [model.run(batch, plan, remote=r).logits for r in (False, "local")]
+    assert torch.equal(*runs)
+    written = [model.generate(batch, plan, max_new_tokens=3, remote=r) for r in (False, "local")]
+    assert written[0] == written[1]
+    scores = [model.score(batch, ["a b", "x"], plan, remote=r).logprob for r in (False, "local")]
+    assert torch.equal(*scores)
+
+
+def test_a_remote_block_that_names_the_model_is_refused(twin: Any) -> None:
+    """A server without embedlens could not unpickle it."""
+    model = twin().model
+    batch = model.encode(tiny.image(0), tiny.PROMPTS["middle"])
+    with (
+        pytest.raises(Unsupported, match=r"layers = model\.layers"),
+        model.trace(batch, remote="local"),
+    ):
+        model.layers[1].output.save()
+    layers = model.layers
+    with model.trace(batch, remote="local"):
+        remote = layers[1].output.save()
+    with model.trace(batch):
+        local = model.layers[1].output.save()
+    assert torch.equal(remote, local)
