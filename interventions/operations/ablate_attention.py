@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from .operation import operation
+from .phrases import Phrases
 from .skipping import SkippedSublayer
-from .wording import Telling
 
 
 @operation
@@ -22,7 +22,7 @@ class AblateAttention(SkippedSublayer):
     part = "attention"
     op: Literal["ablate-attention"] = "ablate-attention"
 
-    def describe(self, telling: Telling) -> str:
+    def describe(self, phrases: Phrases) -> str:
         """What this operation does, as one sentence."""
         stays = "their keys and values are still computed and stay readable by every other token"
-        return self.told("What attention gathers for", stays, telling)
+        return self.told("What attention gathers for", stays, phrases)

@@ -13,7 +13,7 @@ from pydantic import NonNegativeInt, model_validator
 
 from .dropping import DroppedTokens
 from .operation import operation
-from .wording import Telling
+from .phrases import Phrases
 
 
 @operation
@@ -59,7 +59,7 @@ class PruneTokens(DroppedTokens):
         """Whether positions of the other tokens are counted anew."""
         return self.positions == "renumber"
 
-    def describe(self, telling: Telling) -> str:
+    def describe(self, phrases: Phrases) -> str:
         """What this operation does, as one sentence."""
         places = "count anew from 0" if self.positions == "renumber" else "keep their positions"
-        return f"{self.told_drop(telling)}; all others {places}."
+        return f"{self.told_drop(phrases)}; all others {places}."

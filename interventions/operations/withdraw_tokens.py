@@ -6,7 +6,7 @@ from typing import Literal
 
 from .dropping import DroppedTokens
 from .operation import operation
-from .wording import Telling
+from .phrases import Phrases
 
 
 @operation
@@ -22,6 +22,6 @@ class WithdrawTokens(DroppedTokens):
 
     op: Literal["withdraw-tokens"] = "withdraw-tokens"
 
-    def describe(self, telling: Telling) -> str:
+    def describe(self, phrases: Phrases) -> str:
         """What this operation does, as one sentence."""
-        return f"{self.told_drop(telling)}; all others keep their positions."
+        return f"{self.told_drop(phrases)}; all others keep their positions."

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from .operation import operation
+from .phrases import Phrases
 from .skipping import SkippedSublayer
-from .wording import Telling
 
 
 @operation
@@ -20,6 +20,6 @@ class ZeroFFN(SkippedSublayer):
     part = "ffn"
     op: Literal["zero-ffn"] = "zero-ffn"
 
-    def describe(self, telling: Telling) -> str:
+    def describe(self, phrases: Phrases) -> str:
         """What this operation does, as one sentence."""
-        return self.told("What the FFN computes for", "what attention adds stays", telling)
+        return self.told("What the FFN computes for", "what attention adds stays", phrases)

@@ -224,13 +224,13 @@ def prune(
         chosen, controls = _target(tokens)
         if control is not None and controls:
             raise InputError(f"control={control!r} and {controls[0]} among the ids: give one")
-        removed = chosen
+        dropped = chosen
         if control == "random" or -1 in controls:
             # Nothing to match: all others go, and these are all.
-            removed = None if chosen is None else Control(chosen, seed)
+            dropped = None if chosen is None else Control(chosen, seed)
         elif control == "rest" or -2 in controls:
-            removed = _rest(chosen)
-        operations.append(PruneTokens(tokens=removed or VISUAL, allow_empty=may_miss(chosen)))
+            dropped = _rest(chosen)
+        operations.append(PruneTokens(tokens=dropped or VISUAL, allow_empty=may_miss(chosen)))
     if entry is not None:
         operations.append(InjectTokens(layer=entry))
     if exit is not None:
