@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -202,11 +203,20 @@ class Plan:
         if not read:
             return None
         without = [op for op, _ in read]
-        kept = [op for op in self.operations if op not in without and op.phase != "decode"]
-        plan = Plan(*kept)._with({name: donor.run for name, donor in donors.items()})
+        kept = {
+            n: op
+            for n, op in enumerate(self.operations)
+            if op not in without and op.phase != "decode"
+        }
+        plan = Plan(*kept.values())._with({name: donor.run for name, donor in donors.items()})
         places = [place for _, need in read for place in need.places(model.n_layers)]
         real = Scope(model, batch, during).real
-        return captured(model, batch, plan, places, real, during.remote)
+        try:
+            return captured(model, batch, plan, places, real, during.remote)
+        except InputError as error:
+            own = [f"operations.{n}" for n in kept]
+            told = re.sub(r"operations\.(\d+)", lambda found: own[int(found[1])], str(error))
+            raise InputError(told) from None
 
     def to_fwd_hooks(self, bridge: Any, batch: Batch, *, generating: bool = False) -> list[Hook]:
         """The plan for TransformerLens: ``bridge.run_with_hooks(…, fwd_hooks=…)``.

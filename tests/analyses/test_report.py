@@ -200,6 +200,7 @@ def test_few_images_are_a_limitation() -> None:
     assert "--text" in limits(16, own_texts=False)
 
 
+@pytest.mark.full
 def test_the_report_folder_is_complete_and_refuses_to_replace(tmp_path: Path) -> None:
     report = demo_report(all_results())
     steps: list[str] = []
