@@ -22,8 +22,22 @@ import typechecking  # noqa: F401 (before nnsight, see there)
 
 import tiny
 from embedlens import VisualLM
+from families.family import FAMILIES, REPRESENTATIVE
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What plain ``pytest`` leaves to .ci/run: most families, and whatever builds the wheel.
+
+    A test over families runs for those named in its marker ``quick``, or for the representative.
+    """
+    for item in items:
+        quick = item.get_closest_marker("quick")
+        families = quick.args if quick else REPRESENTATIVE
+        name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
+        if (name in FAMILIES and name not in families) or "wheel" in item.fixturenames:
+            item.add_marker(pytest.mark.full)
 
 
 @dataclass(frozen=True)

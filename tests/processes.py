@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_python(
-    *arguments: str, cwd: Path, timeout: float = 240, **environment: str
+    *arguments: str, cwd: Path, timeout: float = 800, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """This interpreter in a process of its own, which sees no PYTHONPATH but the given one."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -249,6 +249,7 @@ def test_check_of_what_is_no_model(run: Any, tmp_path: Path, picture: str) -> No
     refused(run, tmp_path, ["check", MODEL, "--attention", "telepathy"], "telepathy")
 
 
+@pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_analyze_on_files_writes_the_whole_report(run: Any, tmp_path: Path) -> None:
     files = []
@@ -305,7 +306,7 @@ def test_a_signal_in_the_middle_leaves_nothing(
     assert process.stdout.readline() == "ready\n"
     time.sleep(1)  # into the imports, the loading or the analysis, as fast as the machine is
     process.send_signal(stop)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert err == "embedlens: interrupted; nothing was written\n"
     assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]

@@ -8,7 +8,7 @@ import inspect
 import json
 import re
 import tomllib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -371,3 +371,33 @@ def test_the_wheel_works_from_an_empty_folder(wheel: Path, tmp_path: Path) -> No
     version = run_python("-m", "embedlens", "--version", cwd=tmp_path, PYTHONPATH=str(wheel))
     assert version.returncode == 0, version.stderr
     assert project()["project"]["version"] in version.stdout
+
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+# Run by a test in a process of its own.
+PROGRAMS = {"rehearsal", "ndif_server", "against_ndif_server"}
+
+
+def test_no_test_imports_another_and_all_that_is_shared_is_used() -> None:
+    tests = [path for path in TESTS if path.stem.startswith("test_")]
+    asked = {name for path in TESTS for _, name in imports(path)}
+    assert not [name for name in asked if name.rpartition(".")[2].startswith("test_")]
+    assert "conftest" not in asked
+    assert len({path.name for path in tests}) == len(tests)
+    words = Counter(re.findall(r"\w+", "\n".join(path.read_text() for path in TESTS)))
+    for path in set(TESTS) - set(tests):
+        if path.stem in PROGRAMS or path.name == "conftest.py":
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.decorator_list:
+                assert words[node.name] > 1, f"{label(path)}: nobody uses {node.name}"
+
+
+def test_tolerances_stand_in_one_module() -> None:
+    for path in set(TESTS) - {ROOT / "tests" / "tolerances.py"}:
+        numbers = [
+            node.value
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, float)
+        ]
+        assert not [n for n in numbers if 1e-7 < n < 1e-4], label(path)

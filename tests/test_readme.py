@@ -117,6 +117,7 @@ def test_the_check_command_runs(folder: Path) -> None:
     assert "ZeroFFN" in done.stdout
 
 
+@pytest.mark.full
 def test_the_analyze_command_runs(folder: Path) -> None:
     command = COMMANDS["analyze"].replace(HUB.strip('"'), "model")
     program, *arguments = shlex.split(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -19,8 +20,8 @@ from ..engines.transformer_lens import Hook, fwd_hooks, in_force
 from ..operations.donor import Donor, as_donor, captured
 from ..operations.needs import Need, StatesOf, bound_donors, check_names
 from ..operations.operation import Operation
+from ..operations.phrases import Phrases
 from ..operations.target import Target
-from ..operations.wording import Telling
 from ..program.contradictions import check_declared, check_lowered
 from ..program.cost import Cost, cost_of
 from ..program.program import Program, handed_on
@@ -131,10 +132,10 @@ class Plan:
         Raises:
             InputError: A layer that the model does not have.
         """
-        telling, lines = Telling(model, batch), []
+        phrases, lines = Phrases(model, batch), []
         for number, operation in enumerate(self.operations):
             try:
-                lines.append(f"{number}. {operation.describe(telling)}")
+                lines.append(f"{number}. {operation.describe(phrases)}")
             except InputError as error:
                 raise InputError(f"operations.{number}: {error}") from None
         return "\n".join(lines) or "Nothing is changed."
@@ -202,11 +203,20 @@ class Plan:
         if not read:
             return None
         without = [op for op, _ in read]
-        kept = [op for op in self.operations if op not in without and op.phase != "decode"]
-        plan = Plan(*kept)._with({name: donor.run for name, donor in donors.items()})
+        kept = {
+            n: op
+            for n, op in enumerate(self.operations)
+            if op not in without and op.phase != "decode"
+        }
+        plan = Plan(*kept.values())._with({name: donor.run for name, donor in donors.items()})
         places = [place for _, need in read for place in need.places(model.n_layers)]
         real = Scope(model, batch, during).real
-        return captured(model, batch, plan, places, real, during.remote)
+        try:
+            return captured(model, batch, plan, places, real, during.remote)
+        except InputError as error:
+            own = [f"operations.{n}" for n in kept]
+            told = re.sub(r"operations\.(\d+)", lambda found: own[int(found[1])], str(error))
+            raise InputError(told) from None
 
     def to_fwd_hooks(self, bridge: Any, batch: Batch, *, generating: bool = False) -> list[Hook]:
         """The plan for TransformerLens: ``bridge.run_with_hooks(…, fwd_hooks=…)``.

@@ -20,7 +20,7 @@ from embedlens.analyses.rows import one, select
 from embedlens.lens import VisualLM
 from embedlens.lens.scenes import scenes
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
 
 NAMES = ("token_map", "lens_hits", "class_agreement", "sparsity", "alignment", "ablation")
 

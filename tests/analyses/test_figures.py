@@ -170,7 +170,7 @@ def test_plots_leave_no_trace_in_pyplot_or_settings(results: dict[str, Result]) 
 def test_the_analyses_import_without_touching_the_backend() -> None:
     code = "import matplotlib; a = matplotlib.rcParams._get('backend'); import embedlens.analyses; "
     code += "assert matplotlib.rcParams._get('backend') is a, 'backend was resolved'"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
 
 
 def test_classes_have_the_same_colors_everywhere(results: dict[str, Result]) -> None:

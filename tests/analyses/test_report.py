@@ -21,10 +21,10 @@ from builders.results import (
 )
 from embedlens import InputError
 from embedlens.analyses import Claim, Result, find
+from embedlens.analyses.numbers_in_words import depth
 from embedlens.analyses.report import Report, claims, render, write_report
 from embedlens.analyses.report.analyze import analysis_report
 from embedlens.analyses.report.demo import demo_report
-from embedlens.analyses.wording import depth
 
 HOSTILE = "<script>alert('x')</script>\"'&{{ 7*7 }}"
 
@@ -200,6 +200,7 @@ def test_few_images_are_a_limitation() -> None:
     assert "--text" in limits(16, own_texts=False)
 
 
+@pytest.mark.full
 def test_the_report_folder_is_complete_and_refuses_to_replace(tmp_path: Path) -> None:
     report = demo_report(all_results())
     steps: list[str] = []

@@ -50,6 +50,11 @@ class Family:
 
 
 FAMILIES: dict[str, Callable[[], Family]] = {}
+# Between them every trait that a family can have: what plain `pytest` runs.
+REPRESENTATIVE = (
+    *("llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "internvl", "paligemma", "idefics3", "llama4"),
+    *("gemma4", "molmo2", "qwen3_5", "granite4_vision", "chameleon", "blip-2", "nemotron_h_omni"),
+)
 
 
 def family(name: str) -> Callable[[Callable[[], Family]], Callable[[], Family]]:

@@ -66,6 +66,7 @@ def check(name: str, batch: Batch, plan: str) -> None:
     assert close(expected, theirs, keep) < EQUAL
 
 
+@pytest.mark.full
 def test_every_family_the_bridge_boots_is_held_against_it() -> None:
     booted = set()
     for name in READABLE:

@@ -14,7 +14,7 @@ from builders.copies import eager_copy, opened, padded, plain
 from builders.generations import generated
 from builders.prompts import encode
 from embedlens import Batch, BlockAttention, InputError, Plan, Unsupported, VisualLM
-from embedlens.interventions.engines.nnsight import store_edits
+from embedlens.interventions.engines.nnsight import bound, store_edits
 from families.zoo import READABLE, built
 from oracles.knockouts import knocked_out, longer, mixers_of
 from oracles.selected_tokens import (

@@ -86,7 +86,7 @@ def test_an_addend_is_carried_as_hooks_carry_it(
 def test_a_module_returns_the_shape_that_it_returned(name: str, source: int, target: int) -> None:
     """One of these layers returns one row per token, whatever the sample, the other does not."""
     model, _ = pair(name, "sdpa")
-    batch = batch_of(name, "sdpa", padded=True)
+    batch = batch_of(name, "sdpa", two=True)
     site = model.nn.get(envoy_path(str(model.anatomy.ffn[target])))
     shapes = []
     for plan in (None, Plan(PatchTokens(source=source, target=target, site="ffn"))):
@@ -237,7 +237,7 @@ def test_one_image_takes_the_states_of_the_other(twin: Any) -> None:
     "name", ["llava", "gemma3", "qwen2_5_vl", "qwen3_vl", "idefics3", "mistral3"]
 )
 def test_one_source_token_is_used_for_all(name: str, attn: str) -> None:
-    batch, (_, plain) = batch_of(name, attn, padded=True), pair(name, attn)
+    batch, (_, plain) = batch_of(name, attn, two=True), pair(name, attn)
     where = visual_of(batch)
     real = batch.inputs["attention_mask"].bool()
     first = real & (real.cumsum(1) == 1)

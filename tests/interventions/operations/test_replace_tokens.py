@@ -99,7 +99,7 @@ FORWARD: dict[str, Case] = {
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ZOO)
 def test_forward_equals_hooks(name: str, attn: str, of: Case) -> None:
-    batch = batch_of(name, attn, padded=False)
+    batch = batch_of(name, attn, two=False)
     assert_overwritten(name, attn, batch, *of(layers_of(pair(name, attn)[1], name), batch))
 
 
@@ -107,7 +107,7 @@ def test_forward_equals_hooks(name: str, attn: str, of: Case) -> None:
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", PADDED)
 def test_padded_forward_equals_hooks(name: str, attn: str, of: Case) -> None:
-    batch = batch_of(name, attn, padded=True)
+    batch = batch_of(name, attn, two=True)
     assert not batch.inputs["attention_mask"].all()
     assert_overwritten(name, attn, batch, *of(layers_of(pair(name, attn)[1], name), batch))
 
@@ -116,7 +116,7 @@ def test_padded_forward_equals_hooks(name: str, attn: str, of: Case) -> None:
 @pytest.mark.parametrize("name", PADDED)
 @pytest.mark.parametrize("layer", [0, 1])
 def test_tokens_of_the_other_sample_equal_hooks(name: str, attn: str, layer: int) -> None:
-    batch, stack = batch_of(name, attn, padded=True), layers_of(pair(name, attn)[1], name)
+    batch, stack = batch_of(name, attn, two=True), layers_of(pair(name, attn)[1], name)
     where = visual_of(batch)
     edit = Overwrite(stack[layer], from_places(exchanged(where, (1, 0))), where)
     assert_overwritten(name, attn, batch, Plan(ReplaceTokens(by="other", layers=layer)), [edit])
@@ -126,7 +126,7 @@ def test_tokens_of_the_other_sample_equal_hooks(name: str, attn: str, layer: int
 @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2_5_vl", "idefics3", "mistral3", "aria"])
 def test_a_word_is_what_enters_for_it(name: str, attn: str) -> None:
     """The word is run by itself on the other copy: whatever is done to its embedding is in that."""
-    (model, plain), batch = pair(name, attn), batch_of(name, attn, padded=name != "aria")
+    (model, plain), batch = pair(name, attn), batch_of(name, attn, two=name != "aria")
     stack, found = layers_of(plain, name), []
     word = model.tokenizer("star", add_special_tokens=False).input_ids
     with torch.no_grad(), overwritten([reading(stack[0], found)]):
@@ -143,7 +143,7 @@ def test_a_word_is_what_enters_for_it(name: str, attn: str) -> None:
 def test_an_embedding_that_is_scaled_enters_scaled() -> None:
     model, _ = pair("gemma3", "sdpa")
     assert model.anatomy.embedding_scale > 2
-    batch = batch_of("gemma3", "sdpa", padded=True)
+    batch = batch_of("gemma3", "sdpa", two=True)
     plan = Plan(ReplaceTokens(by="word", word="star"))
     rows = model.run(batch, plan, capture="residual", layers=[0]).residual[0]
     (star,) = model.tokenizer("star", add_special_tokens=False).input_ids
@@ -257,7 +257,7 @@ def test_scores_equal_decoding_step_by_step(twin: Any, made: str, phase: str) ->
     "name", ["qwen2_5_vl", "qwen3_vl", "gemma3", "idefics3", "internvl", "mistral3"]
 )
 def test_other_families_generate_as_with_hooks(name: str, attn: str, phase: str) -> None:
-    (model, plain), batch = pair(name, attn), batch_of(name, attn, padded=True)
+    (model, plain), batch = pair(name, attn), batch_of(name, attn, two=True)
     stack, visual = layers_of(plain, name), visual_of(batch)
     where = visual if phase == "prefill" else text_of(batch)
     later = None if phase == "prefill" else torch.ones(len(batch), dtype=torch.bool)

@@ -72,7 +72,7 @@ def test_forward_equals_hooks(name: str, edit: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(PADDED))
 def test_padded_forward_equals_hooks(name: str) -> None:
-    batch = padded(name)
+    batch = padded(name, visual_lm(name))
     assert not batch.inputs["attention_mask"].all()
     check(visual_lm(name), name, batch, "both")
 
@@ -92,6 +92,7 @@ def test_generation_equals_hooks(name: str) -> None:
     assert found == [text.strip() for text in expected]
 
 
+@pytest.mark.quick(*READABLE)
 @pytest.mark.parametrize("name", READABLE)
 def test_attention_and_ffn_together_freeze_the_tokens(name: str) -> None:
     """Needs no knowledge of a family: without addends a token leaves the stack as it entered."""

@@ -104,6 +104,7 @@ def repainted(inputs: Any) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.quick(*READABLE)
 @pytest.mark.parametrize("name", READABLE)
 def test_visual_positions_are_where_pixels_reach_the_sequence(name: str) -> None:
     family, found = built(name), anatomy(name)

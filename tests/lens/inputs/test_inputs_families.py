@@ -63,6 +63,7 @@ def ragged(name: str) -> tuple[Batch, Tensor]:
     return batch, logits(name, batch.inputs)[:, -1]
 
 
+@pytest.mark.quick(*WITH_PROCESSOR)
 @pytest.mark.parametrize("name", WITH_PROCESSOR)
 def test_encoding_equals_the_processor_called_directly(name: str) -> None:
     made = zoo.built(name)

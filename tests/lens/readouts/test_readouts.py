@@ -389,6 +389,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(model: VisualLM) -> None:
         embedding_rows.listed(Foreign(), 75)
 
 
+@pytest.mark.full
 def test_the_benchmark_measures_time_and_memory() -> None:
     script = str(ROOT / "benchmarks" / "readout.py")
     sizes = ("--states=300", "--vocabulary=5000", "--width=64", "--repeats=1", "--threads=1")

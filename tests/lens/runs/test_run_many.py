@@ -129,6 +129,7 @@ def assert_equal(found: Run, expected: Run, real: Any = slice(None)) -> None:
     assert torch.equal(found.position, expected.position)
 
 
+@pytest.mark.quick("llava", "gemma3")
 @pytest.mark.parametrize("samples", [1, 2])
 @pytest.mark.parametrize(
     ("name", "attn"), [(name, "sdpa") for name in FAMILIES] + [(name, "eager") for name in EAGER]
@@ -165,6 +166,7 @@ def test_every_plan_of_many_equals_its_own_run(name: str, attn: str, samples: in
     assert {STACK, LAYERS, TOWERS} in set().union(*proven.equal.values())
 
 
+@pytest.mark.quick("llava", "qwen3_vl")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_score_of_many_equals_its_own_score(name: str) -> None:
     model, batch, answers = model_of(name, "sdpa"), batch_of(name, "sdpa", 2), ["red star", "blue"]

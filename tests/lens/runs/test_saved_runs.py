@@ -71,7 +71,7 @@ def test_a_loaded_batch_can_be_run_again(twin: Any, run: Run, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "idefics3", "llava_next"])
 def test_runs_of_other_families_come_back(name: str, tmp_path: Path) -> None:
     model, _ = pair(name, "sdpa")
-    run = model.run(batch_of(name, "sdpa", padded=True), capture="residual", tokens="all")
+    run = model.run(batch_of(name, "sdpa", two=True), capture="residual", tokens="all")
     run.save(tmp_path / "run")
     again = Run.load(tmp_path / "run")
     assert all(torch.equal(states, again.residual[i]) for i, states in run.residual.items())
