@@ -24,7 +24,7 @@ from .claim import Claim
 from .figures import png
 from .material import Material
 from .provenance import provenance_line
-from .saving import read_folder, write_folder
+from .result_folder import read_folder, write_folder
 
 
 @dataclass(frozen=True, eq=False)

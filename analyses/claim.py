@@ -32,6 +32,6 @@ class Claim:
 
 
 def by_sign(sign: int) -> Verdict:
-    """The verdict on "this is larger than that" from `wording.apart` of the two."""
+    """The verdict on "this is larger than that" from `numbers_in_words.apart` of the two."""
     verdicts: dict[int, Verdict] = {1: "agrees", 0: "unclear", -1: "differs"}
     return verdicts[sign]

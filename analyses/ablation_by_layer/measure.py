@@ -15,18 +15,18 @@ from ..analysis import Result
 from ..example import Example
 from ..provenance import provenance
 from ..statistics import bootstrap_mean
-from .conditions import (
+from .answers import Answered, Questions, score_all
+from .layer_sets import (
     CLEAN,
     OPERATIONS,
     SCOPES,
     WRONG_IMAGE,
-    Condition,
     OperationName,
     Scope,
+    Zeroing,
     wrong_images,
     zeroed,
 )
-from .scoring import Answered, Questions, score_all
 
 OWN_ANSWER = "the untouched model's own answer"
 
@@ -91,14 +91,7 @@ def ablation(
     questions = Questions(examples, pictures, wrong)
     conditions = [CLEAN, WRONG_IMAGE, *zeroed(operations, scopes, model.n_layers)]
     answered = score_all(
-        model,
-        questions,
-        conditions,
-        tokens=tokens,
-        markers=markers,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        progress=progress,
+        model, questions, conditions, tokens, markers, batch_size, max_new_tokens, progress
     )
     tasks = [example.task for example in examples]
     meta = provenance(
@@ -142,7 +135,7 @@ def _check(
 
 
 def _frame(
-    conditions: Sequence[Condition],
+    conditions: Sequence[Zeroing],
     answered: Answered,
     tasks: Sequence[str],
     image_of: Int[np.ndarray, " example"],

@@ -8,11 +8,11 @@ import pandas as pd
 
 from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, Claim, Verdict
+from ..numbers_in_words import difference, listing, share
 from ..rows import one, select
-from ..wording import difference, listing, share
+from .answers import DOING
 from .figure import draw_ablation
 from .measure import ablation
-from .scoring import DOING
 
 _OPERATIONS = {"attention": "attention", "ffn": "the FFN"}
 _ENOUGH_QUESTIONS = 10  # of a task, before a sentence is said about it

@@ -19,6 +19,7 @@ from ..statistics import bootstrap_mean, resampling_weights
 from .nearest_text import max_cosine, text_states
 
 COMPARISONS = ("entry", "same layer")
+_OVER_IMAGES, _OVER_TOKENS = "95 % over images", "quartiles of tokens"
 
 
 def alignment(
@@ -155,7 +156,7 @@ def _curve(
     found = bootstrap_mean(cosines, groups, seed=seed)
     for layer in range(cosines.shape[1]):
         place = {"measure": "cosine", **labels, "layer": layer}
-        yield {**place, **found.row(layer), "band": "95 % over images"}
+        yield {**place, **found.row(layer), "band": _OVER_IMAGES}
 
 
 def _peak(
@@ -167,13 +168,9 @@ def _peak(
     np.add.at(sums, unit, cosines.astype(np.float64))
     peaks = (resampling_weights(len(sums), seed=seed) @ sums).argmax(1)
     low, high = np.percentile(peaks, (2.5, 97.5)) if len(sums) > 1 else (np.nan, np.nan)
-    return {
-        "measure": "peak layer",
-        "value": float(cosines.astype(np.float64).mean(0).argmax()),
-        "low": float(low),
-        "high": float(high),
-        "band": "95 % over images",
-    }
+    value = float(cosines.astype(np.float64).mean(0).argmax())
+    bounds = {"low": float(low), "high": float(high), "band": _OVER_IMAGES}
+    return {"measure": "peak layer", "value": value, **bounds}
 
 
 def _norms(
@@ -187,15 +184,8 @@ def _norms(
             low, median, high = (float(x) for x in np.percentile(norms, (25, 50, 75)))
             if side == "text":
                 text_medians.append(median)
-            yield {
-                "measure": "norm",
-                "states": side,
-                "layer": layer,
-                "value": median,
-                "low": low,
-                "high": high,
-                "band": "quartiles of tokens",
-            }
+            place = {"measure": "norm", "states": side, "layer": layer}
+            yield {**place, "value": median, "low": low, "high": high, "band": _OVER_TOKENS}
     entry = float(np.median(states[0].norm(dim=-1).double().cpu().numpy()))
     nearest = int(np.abs(np.array(text_medians) - entry).argmin())
     yield {"measure": "norm-matched layer", "states": "text", "value": float(nearest)}

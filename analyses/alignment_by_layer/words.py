@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, SECOND_HAND, Claim, Verdict
+from ..numbers_in_words import apart, depth, estimate, number
 from ..rows import one
-from ..wording import apart, depth, estimate, number
 from .figure import draw_alignment
 from .measure import alignment
 

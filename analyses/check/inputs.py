@@ -13,6 +13,7 @@ from ...lens.inputs.batch import Batch
 from ...lens.inputs.probe_prompt import PROMPT
 from ...lens.model import VisualLM
 from .agreement import Differs, agree
+from .passes import logits_of
 
 LONGER = "the other prompt is somewhat longer : what is this ?"
 
@@ -75,13 +76,9 @@ def geometry(_: VisualLM, batch: Batch, image: Image) -> Iterator[tuple[str, str
 def padding(model: VisualLM, _: Batch, image: Image) -> Iterator[tuple[str, str]]:
     """A padded batch of two gives what each prompt gives alone."""
     prompts = [prompt_for(model), prompt_for(model, LONGER)]
-    together = model.run(model.encode([[image], [image]], prompts)).logits
-    assert together is not None
-    said = []
-    for row, prompt in zip(together, prompts, strict=True):
-        alone = model.run(model.encode(image, prompt)).logits
-        assert alone is not None
-        said.append(agree(row, alone[0]))
+    both = logits_of(model, model.encode([[image], [image]], prompts))
+    alone = [logits_of(model, model.encode(image, prompt))[0] for prompt in prompts]
+    said = [agree(row, single) for row, single in zip(both, alone, strict=True)]
     yield "padding", f"two prompts as each alone: {said[0]}"
 
 

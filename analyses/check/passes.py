@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from ...interventions import Plan
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
 from ...lens.readouts.embed_lens import EmbedLens
@@ -29,10 +30,29 @@ def plain_logits(model: VisualLM, inputs: Mapping[str, Tensor]) -> Tensor:
     return logits
 
 
+def logits_of(
+    model: VisualLM, batch: Batch, plan: Plan | None = None, at: Literal["last", "all"] = "last"
+) -> Tensor:
+    """Logits of a run of ours, after the prompts or everywhere."""
+    logits = model.run(batch, plan, logits=at).logits
+    assert logits is not None
+    return logits
+
+
+@contextmanager
+def hooked(hooks: Iterable[Any]) -> Iterator[None]:
+    """Torch hooks that are removed when the block ends, however it ends."""
+    placed = list(hooks)
+    try:
+        yield
+    finally:
+        for hook in placed:
+            hook.remove()
+
+
 def forward(model: VisualLM, batch: Batch, _: Image) -> Iterator[tuple[str, str]]:
     """A pass through nnsight gives the model's own logits."""
-    found = model.run(batch, logits="all").logits
-    assert found is not None
+    found = logits_of(model, batch, at="all")
     yield "forward", f"as transformers': {agree(found, plain_logits(model, batch.inputs))}"
 
 
@@ -45,15 +65,9 @@ def streams(model: VisualLM, batch: Batch, _: Image) -> Iterator[tuple[str, str]
         kept.append(args[0] if args else kwargs["hidden_states"])
 
     paths = [model.anatomy.residual(layer) for layer in range(model.n_layers + 1)]
-    hooks = [
-        model.hf.get_submodule(path).register_forward_pre_hook(keep, with_kwargs=True)
-        for path in paths
-    ]
-    try:
+    modules = [model.hf.get_submodule(path) for path in paths]
+    with hooked(m.register_forward_pre_hook(keep, with_kwargs=True) for m in modules):
         plain_logits(model, batch.inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
     for layer, states in enumerate(kept):
         rows = states.reshape(len(batch), batch.length, -1)
         agree(run.residual[layer], rows[run.sample.to(rows.device), run.position.to(rows.device)])
@@ -73,12 +87,10 @@ def generation(model: VisualLM, batch: Batch, _: Image) -> Iterator[tuple[str, s
 
 def scoring(model: VisualLM, batch: Batch, _: Image) -> Iterator[tuple[str, str]]:
     """The score of an answer starts with its first token's log-probability after the prompt."""
-    logits = model.run(batch).logits
-    assert logits is not None
     first = {word: model.tokenizer(word, add_special_tokens=False).input_ids for word in ANSWERS}
     answer, ids = min(first.items(), key=lambda item: len(item[1]))
     found = model.score(batch, [answer]).logprob
-    expected = logits.float().log_softmax(-1)[:, ids[0]]
+    expected = logits_of(model, batch).float().log_softmax(-1)[:, ids[0]]
     if len(ids) == 1:
         yield "score", f"log-probability of {answer!r}: {agree(found, expected)}"
     elif not bool((found < expected).all()):
@@ -106,10 +118,9 @@ def attention(model: VisualLM, batch: Batch, _: Image) -> Iterator[tuple[str, st
     """The other attention implementation gives the same logits."""
     used = model.attn_implementation
     other = "eager" if used != "eager" else "sdpa"
-    expected = model.run(batch).logits
-    assert expected is not None
+    expected = logits_of(model, batch)
     with _attention(model.hf, other) as switched:
-        found = model.run(batch).logits if switched else None
+        found = logits_of(model, batch) if switched else None
     if found is None:
         yield "attention", f"{used} only: the model cannot switch to {other}"
     else:

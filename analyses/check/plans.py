@@ -15,26 +15,26 @@ from ...lens.errors import Unsupported
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
 from .agreement import Differs, agree, same
-from .passes import plain_logits
+from .passes import hooked, logits_of, plain_logits
 
 
 def nothing(model: VisualLM, batch: Batch, _: Image) -> Iterator[tuple[str, str]]:
     """A plan that changes nothing changes nothing."""
-    plain = _logits(model, batch, None)
-    same(_logits(model, batch, Plan()), plain)
+    plain = logits_of(model, batch)
+    same(logits_of(model, batch, Plan()), plain)
     layer = model.n_layers // 2
-    found = _logits(model, batch, Plan(PatchTokens(source=layer, target=layer)))
+    found = logits_of(model, batch, Plan(PatchTokens(source=layer, target=layer)))
     yield "empty plans", f"states patched onto themselves: {same(found, plain)}"
 
 
 def zeroed(operation: type[Operation], part: str) -> Callable[..., Iterator[tuple[str, str]]]:
-    """A check of an operation that takes away what one part of every layer adds."""
+    """A check of an operation that zeroes what one part of every layer adds."""
 
     def compare(model: VisualLM, batch: Batch, _: Image) -> Iterator[tuple[str, str]]:
-        found = _logits(model, batch, Plan(operation()))
+        found = logits_of(model, batch, Plan(operation()))
         paths = [path for path in getattr(model.anatomy, part) if path is not None]
         expected = _with_hooks(model, batch, paths, _zero)
-        moved = float((found - _logits(model, batch, None)).abs().nan_to_num(0).max())
+        moved = float((found - logits_of(model, batch)).abs().nan_to_num(0).max())
         if not moved:
             raise Differs("taking it away changes nothing")
         yield operation.__name__, f"as torch hooks: {agree(found, expected)}; moved {moved:.2g}"
@@ -48,7 +48,7 @@ def patching(model: VisualLM, batch: Batch, _: Image) -> Iterator[tuple[str, str
     target = model.n_layers - 1
     if target <= first:
         raise Unsupported(f"no two layers to patch between from layer {first} on")
-    found = _logits(model, batch, Plan(PatchTokens(source=first, target=target)))
+    found = logits_of(model, batch, Plan(PatchTokens(source=first, target=target)))
     kept: list[Tensor] = []
 
     def carry(states: Tensor, index: Any) -> Tensor:
@@ -73,12 +73,6 @@ def knockout(model: VisualLM, _: Batch, __: Image) -> Iterator[tuple[str, str]]:
         raise Unsupported(
             f"not in layers {', '.join(map(str, barred))}: {refusals[f'knockout:{barred[0]}']}"
         )
-
-
-def _logits(model: VisualLM, batch: Batch, plan: Plan | None) -> Tensor:
-    logits = model.run(batch, plan).logits
-    assert logits is not None
-    return logits
 
 
 def _zero(states: Tensor, index: Any) -> Tensor:
@@ -119,11 +113,8 @@ def _with_hooks(
         hooks = [m.register_forward_pre_hook(before, with_kwargs=True) for m in modules]
     else:
         hooks = [m.register_forward_hook(after) for m in modules]
-    try:
+    with hooked(hooks):
         return plain_logits(model, batch.inputs)[:, -1]
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 PLAN_CHECKS = {

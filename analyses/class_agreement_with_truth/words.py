@@ -2,8 +2,8 @@
 
 from ..analysis import Analysis, Result, register
 from ..material import Material
+from ..numbers_in_words import share
 from ..rows import one, select
-from ..wording import share
 from .figure import draw_class_agreement
 from .measure import class_agreement
 

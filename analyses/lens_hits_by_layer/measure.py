@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
@@ -95,7 +96,8 @@ def _permutations(n: int, seed: int) -> Int[np.ndarray, "permutation token"]:
 
 def _first_hit(words: NDArray[np.str_], targets: NDArray[np.str_]) -> Int[np.ndarray, " token"]:
     """Rank (from 0) of the first word that is a true one; k where none of the k is."""
-    right = (words[:, :, None] == targets[:, None, :]).any(-1)
+    read = rearrange(words, "token k -> token k 1")
+    right = (read == rearrange(targets, "token true -> token 1 true")).any(-1)
     ranks: NDArray[np.int64] = np.where(right.any(1), right.argmax(1), words.shape[1])
     return ranks
 

@@ -95,17 +95,11 @@ def _images(model: VisualLM, batch: Batch, markers: Markers | None) -> Iterator[
         )
     states = model.run(batch, capture="residual", logits=None).residual
     entry = states[0].double()
-    stability = torch.stack(
-        [
-            torch.cosine_similarity(states[layer].double(), states[layer + 1].double(), dim=-1)
-            for layer in range(model.n_layers)
-        ]
-    )
-    labels = classes.labels
-    visual = batch.visual
-    for sample, index in sorted(
-        set(zip(visual.sample.tolist(), visual.image.tolist(), strict=True))
-    ):
+    pairs = [(states[i].double(), states[i + 1].double()) for i in range(model.n_layers)]
+    stability = torch.stack([torch.cosine_similarity(*pair, dim=-1) for pair in pairs])
+    labels, visual = classes.labels, batch.visual
+    images = set(zip(visual.sample.tolist(), visual.image.tolist(), strict=True))
+    for sample, index in sorted(images):
         here = (visual.sample == sample) & (visual.image == index)
         masks = [torch.from_numpy(here & (labels == name)) for name in CLASS_NAMES]
         yield _summarise(entry, stability, masks)
@@ -150,17 +144,13 @@ def _profile(images: list[_Image], seed: int) -> Iterator[dict[str, object]]:
         yield {"measure": "cosine of class means", **of_class, **by_mean.row()}
         yield {"measure": "cosine of tokens", **of_class, **by_token.row()}
         for layer in range(len(stability.value)):
-            row = stability.row(layer, c)
-            yield {"measure": "stability", **of_class, "layer": layer, **row}
+            yield {"measure": "stability", **of_class, "layer": layer, **stability.row(layer, c)}
 
 
 def _refuse_repeated_images(batches: Sequence[Batch]) -> None:
-    seen = set()
-    for image in (image for batch in batches for row in batch.images for image in row):
-        key = (image.size, image.tobytes())
-        if key in seen:
-            raise InputError(
-                "the same image is given twice: it would count as similar to itself, so give "
-                "each image once"
-            )
-        seen.add(key)
+    images = [image for batch in batches for row in batch.images for image in row]
+    if len({(image.size, image.tobytes()) for image in images}) < len(images):
+        raise InputError(
+            "the same image is given twice: it would count as similar to itself, so give "
+            "each image once"
+        )

@@ -8,8 +8,8 @@ import pandas as pd
 from ...lens.token_classes import CLASS_NAMES
 from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, SECOND_HAND, Claim, Verdict, by_sign
+from ..numbers_in_words import apart, estimate, listing, number, share
 from ..rows import one, select
-from ..wording import apart, estimate, listing, number, share
 from .figure import draw_sparsity
 from .measure import sparsity
 

@@ -1,5 +1,24 @@
-"""Intervals for estimates, by resampling whole images."""
+"""Intervals over whole images, paired tests, and verdicts that less data never makes surer."""
 
-from .bootstrap import LEVEL, Estimate, bootstrap_mean, bootstrap_pairs, resampling_weights
+from .bootstrap import bootstrap_mean, bootstrap_pairs, resampling_weights
+from .equivalence import Evidence, Region, evidence, evidence_of_many, holm
+from .estimate import LEVEL, MIN_IMAGES, Estimate
+from .paired_test import paired_test
+from .proportions import paired_difference, proportion
 
-__all__ = ["LEVEL", "Estimate", "bootstrap_mean", "bootstrap_pairs", "resampling_weights"]
+__all__ = [
+    "LEVEL",
+    "MIN_IMAGES",
+    "Estimate",
+    "Evidence",
+    "Region",
+    "bootstrap_mean",
+    "bootstrap_pairs",
+    "evidence",
+    "evidence_of_many",
+    "holm",
+    "paired_difference",
+    "paired_test",
+    "proportion",
+    "resampling_weights",
+]

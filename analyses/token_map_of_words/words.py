@@ -1,7 +1,7 @@
 """What a token map says: the most frequent nearest words, by class."""
 
 from ..analysis import Analysis, Result, register
-from ..wording import listing, number
+from ..numbers_in_words import listing, number
 from .figure import draw_token_map
 from .measure import token_map
 

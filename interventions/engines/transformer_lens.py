@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial, singledispatch
+from types import SimpleNamespace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -47,26 +48,6 @@ Side = Literal["hook_in", "hook_out", "module"]
 PROBE = 6
 
 _live: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
-
-
-@dataclass
-class _Module:
-    """One hooked value, read and written as a step does it inside a trace."""
-
-    input: Any = None
-    output: Any = None
-    inputs: Any = None
-
-
-@dataclass(frozen=True)
-class _Hooked:
-    """Stands for the traced model of one step: whatever path is asked for, there is one module."""
-
-    module: _Module
-
-    def get(self, _: str) -> _Module:
-        """The module that the hook is at."""
-        return self.module
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,8 +255,8 @@ def _attached(steps: Sequence[Step], scope: Scope) -> Iterator[None]:
     try:
         for step in masked:
             component = model.component(module_of(step.site, model.anatomy))
-            edit = _mask_edit(step, scope)
-            handles.append(component.register_forward_pre_hook(edit, with_kwargs=True))
+            hook = _module_hook(step, scope)
+            handles.append(component.register_forward_pre_hook(hook, with_kwargs=True))
         with model.bridge.hooks(fwd_hooks=hooks):
             yield
     finally:
@@ -287,47 +268,50 @@ def _hooks(steps: Sequence[Step], scope: Scope) -> list[Hook]:
     store: dict[str, Any] = {}
     model: Any = scope.model
     names = [model.hook_name(module_of(s.site, model.anatomy), bound(s)[1]) for s in steps]
-    hooks = [(name, _edit(step, store, scope)) for name, step in zip(names, steps, strict=True)]
+    edits = [_state_hook(step, store, scope) for step in steps]
     written = {name for name, step in zip(names, steps, strict=True) if not step.reads}
     _check_live(model, written, scope.batch)
-    return hooks
+    return list(zip(names, edits, strict=True))
 
 
-def _edit(step: Step, store: dict[str, Any], scope: Scope) -> Callable[[Tensor, Any], Tensor]:
-    """A hook that carries out one step in the passes of its phase, and nothing in others."""
+def _edit(step: Step, store: dict[str, Any], scope: Scope) -> Callable[[int, str, Any], Any]:
+    """Carries out one step on a value in the passes of its phase, and nothing in others.
+
+    The value stands for one side of the traced module, whatever path is asked for.
+    """
     decoded, action = 0, bound(step)[0]
     given = {**plain(step, scope), "path": str(step.site)}
 
-    def hooked(states: Tensor, hook: Any) -> Tensor:
+    def edit(tokens: int, side: str, value: Any) -> Any:
         nonlocal decoded
-        tokens = states.shape[:-1].numel() // len(scope.batch)
         phase = _phase(tokens, scope)
         decoded = decoded + 1 if phase == "decode" else 0
         if step.when != phase:
-            return states
-        module = _Module(input=states, output=states)
-        action(_Hooked(module), store, given, decoded)
-        changed: Tensor = module.input if given["side"] == "input" else module.output
+            return value
+        module = SimpleNamespace(**{side: value})
+        action(SimpleNamespace(get=lambda _: module), store, given, decoded)
+        return getattr(module, side)
+
+    return edit
+
+
+def _state_hook(step: Step, store: dict[str, Any], scope: Scope) -> Callable[[Tensor, Any], Tensor]:
+    edit, side = _edit(step, store, scope), bound(step)[1]
+
+    def hooked(states: Tensor, hook: Any) -> Tensor:
+        tokens = states.shape[:-1].numel() // len(scope.batch)
+        changed: Tensor = edit(tokens, "input" if side == "hook_in" else "output", states)
         return changed
 
     return hooked
 
 
-def _mask_edit(step: Step, scope: Scope) -> Callable[..., Any]:
-    """A forward pre-hook that carries out one step on a module's arguments."""
-    decoded, action = 0, bound(step)[0]
-    given = {**plain(step, scope), "path": str(step.site)}
+def _module_hook(step: Step, scope: Scope) -> Callable[..., Any]:
+    edit = _edit(step, {}, scope)
 
     def hooked(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        nonlocal decoded
         states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        phase = _phase(states.shape[1], scope)
-        decoded = decoded + 1 if phase == "decode" else 0
-        if step.when != phase:
-            return None
-        module = _Module(inputs=(args, kwargs))
-        action(_Hooked(module), {}, given, decoded)
-        return module.inputs
+        return edit(states.shape[1], "inputs", (args, kwargs))
 
     return hooked
 

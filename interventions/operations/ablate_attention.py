@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from .operation import operation
+from .phrases import Phrases
 from .skipping import SkippedSublayer
-from .wording import Telling
 
 
 @operation
@@ -15,14 +15,14 @@ class AblateAttention(SkippedSublayer):
 
     $h_t \leftarrow h_t + 0$ in place of $h_t + \mathrm{Attn}(h)_t$ for the chosen tokens $t$.
     Their keys and values are still computed, and stay readable by every other token, so this is
-    no knockout. Source: the paper's visual attention skipping, docs/method.md a4, of its released
-    code, without that code's special rule for layer 0.
+    no knockout. Source: the paper's visual attention skipping, docs/method.md (a4),
+    without that code's special rule for layer 0.
     """
 
     part = "attention"
     op: Literal["ablate-attention"] = "ablate-attention"
 
-    def describe(self, telling: Telling) -> str:
+    def describe(self, phrases: Phrases) -> str:
         """What this operation does, as one sentence."""
         stays = "their keys and values are still computed and stay readable by every other token"
-        return self.told("What attention gathers for", stays, telling)
+        return self.told("What attention gathers for", stays, phrases)

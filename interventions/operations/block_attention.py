@@ -19,8 +19,8 @@ from ..selectors.layers import ALL
 from ..selectors.selectors import Selection
 from .hiding import hide
 from .operation import InLayers, Operation, Tokens, operation
+from .phrases import Phrases
 from .target import Target
-from .wording import Telling
 
 
 @operation
@@ -92,7 +92,7 @@ class BlockAttention(Operation):
             for s in steps
         ]
 
-    def describe(self, telling: Telling) -> str:
+    def describe(self, phrases: Phrases) -> str:
         """What this operation does, as one sentence."""
         how = "and what they gather from all other keys grows to make up for it"
         if self.collapse:
@@ -100,8 +100,8 @@ class BlockAttention(Operation):
         elif not self.renormalise:
             how = "and their weights sum to less than 1, since nothing makes up for it"
         return (
-            f"In {telling.layers(self.layers)}, {telling.phase(self.phase)}, "
-            f"{telling.tokens(self.queries, self.phase)} cannot see {telling.tokens(self.keys)}, "
+            f"In {phrases.layers(self.layers)}, {phrases.phase(self.phase)}, "
+            f"{phrases.tokens(self.queries, self.phase)} cannot see {phrases.tokens(self.keys)}, "
             f"{how}; every other token sees those as before."
         )
 

@@ -20,7 +20,7 @@ from ..selectors.selectors import Selection, Selector
 from .donor import Places
 from .needs import Need, StatesOf
 from .operation import TokenOperation, Tokens
-from .wording import Telling
+from .phrases import Phrases
 
 
 def _donor_name(text: str) -> str:
@@ -70,10 +70,10 @@ class Borrower(TokenOperation, ABC):
             found.pop("from_tokens", None)
         return found
 
-    def told_sources(self, telling: Telling) -> str:
+    def told_sources(self, phrases: Phrases) -> str:
         """Where the states come from, in words."""
         if self.states is None:
-            return telling.tokens(self.sources)
+            return phrases.tokens(self.sources)
         return f"the tokens {str(self.sources)!r} of the donor {self.states!r}"
 
     def matched(

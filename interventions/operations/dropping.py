@@ -25,8 +25,8 @@ from ..program.steps import Drop, Step, When
 from ..selectors.layers import Layers
 from .hiding import hide_from_all, selected
 from .operation import TokenOperation
+from .phrases import Phrases
 from .target import Target
-from .wording import Telling
 
 # Where what a token sees is counted in rows, or made for the whole sequence before the decoder.
 COUNTED = frozenset(
@@ -112,18 +112,18 @@ class DroppedTokens(TokenOperation, ABC):
         """From ``layer`` on."""
         return range(self.layer, n_layers)
 
-    def told_drop(self, telling: Telling) -> str:
+    def told_drop(self, phrases: Phrases) -> str:
         """That the tokens are dropped, where and how, in words; in a generation, and alone."""
-        way = self.way(telling.model)
+        way = self.way(phrases.model)
         how = "their rows are taken out" if way.method == "remove" else "they are hidden"
         if self.method == "auto" and way.method == "remove":
             how += ", or hidden in a pass that needs their places and beside other operations"
         elif way.reason:
             how += f", because {way.reason}"
-        left = telling.span(range(self.layer, telling.model.n_layers))
+        left = phrases.span(range(self.layer, phrases.model.n_layers))
         below = ", while the layers below have them" if self.layer else ""
         return (
-            f"In {left} {telling.tokens(self.tokens)} are gone for everybody, for tokens "
+            f"In {left} {phrases.tokens(self.tokens)} are gone for everybody, for tokens "
             f"generated later as well{below} ({how})"
         )
 

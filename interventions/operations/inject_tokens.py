@@ -14,8 +14,8 @@ from ..program.steps import Read, Step, Write
 from .dropping import check_layer
 from .hiding import hide_from_all
 from .operation import TokenOperation, operation
+from .phrases import Phrases
 from .target import Target
-from .wording import Telling
 
 Norm = Literal["raw", "rescaled", "matched"]
 
@@ -26,8 +26,7 @@ class InjectTokens(TokenOperation):
 
     For $l <$ ``layer`` no other token sees them; at ``layer`` their states are replaced by those
     with which they entered layer 0, $h^{layer}_t \leftarrow s_t\, h^0_t$. The others keep their
-    positions. Source: vision entry, docs/method.md (a6); at layer 0 with ``norm="raw"`` nothing
-    changes.
+    positions. Source: vision entry, docs/method.md (a6); at layer 0, ``raw`` changes nothing.
 
     Attributes:
         layer: Layer at which they enter.
@@ -74,9 +73,9 @@ class InjectTokens(TokenOperation):
             *(Write(site=entry, slot=slot, norm=norm, others=others, **p) for p in writing),
         ]
 
-    def describe(self, telling: Telling) -> str:
+    def describe(self, phrases: Phrases) -> str:
         """What this operation does, as one sentence."""
-        entering, tokens = telling.layer(self.layer), telling.tokens(self.tokens)
+        entering, tokens = phrases.layer(self.layer), phrases.tokens(self.tokens)
         if self.layer == 0 and self.norm == "raw":
             return f"Entering layer 0, as they do anyway, are {tokens}: nothing changes."
         scale = {
@@ -84,7 +83,7 @@ class InjectTokens(TokenOperation):
             "rescaled": "with one factor per sample, so that their median norm is the others'",
             "matched": "each with the median norm of the others",
         }[self.norm]
-        hidden = f"In {telling.span(range(self.layer))} nobody sees {tokens}"
+        hidden = f"In {phrases.span(range(self.layer))} nobody sees {tokens}"
         return (
             f"{hidden if self.layer else f'Nobody misses {tokens}'}; entering {entering}, they get "
             f"the states with which they entered layer 0, {scale}; all others keep their positions."

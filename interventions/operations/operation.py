@@ -23,8 +23,8 @@ from ..selectors.parser import parse_selector
 from ..selectors.selectors import NAMES, Name, Selection, Selector
 from .donor import Places
 from .needs import Need
+from .phrases import Phrases
 from .target import Target
-from .wording import Telling
 
 Phase = Literal["prefill", "decode", "all"]
 
@@ -111,7 +111,7 @@ class Operation(BaseModel, ABC):
         """
 
     @abstractmethod
-    def describe(self, telling: Telling) -> str:
+    def describe(self, phrases: Phrases) -> str:
         """What this operation does, as one sentence."""
 
     def needs(self) -> tuple[Need, ...]:

@@ -20,8 +20,8 @@ from .borrowing import Borrower
 from .donor import Donor
 from .needs import Need, StatesOf
 from .operation import Place, operation
+from .phrases import Phrases
 from .target import Target
-from .wording import Telling
 
 
 @operation
@@ -107,11 +107,11 @@ class PatchTokens(Borrower):
             *(Write(site=site, slot=slot, ratio=ratio, **place) for place in places),
         ]
 
-    def describe(self, telling: Telling) -> str:
+    def describe(self, phrases: Phrases) -> str:
         """What this operation does, as one sentence."""
         stream = self.site == "residual"
-        source, target = (telling.layer(at, end=stream) for at in (self.source, self.target))
-        tokens, when = telling.tokens(self.tokens, self.phase), telling.phase(self.phase)
+        source, target = (phrases.layer(at, end=stream) for at in (self.source, self.target))
+        tokens, when = phrases.tokens(self.tokens, self.phase), phrases.phase(self.phase)
         if stream:
             written = f"The residual stream of {tokens} entering {target} is replaced by "
             read = f"what entered {source}"
@@ -119,7 +119,7 @@ class PatchTokens(Borrower):
             written = f"What {self.site} adds for {tokens} in {target} is replaced by "
             read = f"what it added in {source}"
         if self.states or self.from_tokens:
-            read += f" for {self.told_sources(telling)}, matched in order"
+            read += f" for {self.told_sources(phrases)}, matched in order"
         if self.states:
             return f"{written}{read}, {when}; nothing is changed in the donor."
         if self.backwards:
@@ -131,7 +131,7 @@ class PatchTokens(Borrower):
             return f"{written}{read}, {when}; keys and values below stay readable."
         skipped = range(self.source, self.target)
         between = (
-            f": for these tokens what {telling.span(skipped)} would have added is undone, while "
+            f": for these tokens what {phrases.span(skipped)} would have added is undone, while "
             "their keys and values there stay readable"
             if skipped
             else ", which changes nothing by itself"

@@ -2,7 +2,7 @@
 
 A dropped token is dropped for everybody, tokens generated later included, and the others keep their
 positions: pruning that renumbers them changes what the model sees even where nothing was pruned
-(docs/method.md, a3).
+(docs/method.md (a3)).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import NonNegativeInt, model_validator
 
 from .dropping import DroppedTokens
 from .operation import operation
-from .wording import Telling
+from .phrases import Phrases
 
 
 @operation
@@ -24,7 +24,7 @@ class PruneTokens(DroppedTokens):
     and every $q \ne k$, those generated later included; positions of the others stay as they were.
     That leaves every other token where removing the rows leaves it. Where they are only hidden,
     the states and logits of the pruned tokens themselves are still computed, and mean nothing.
-    Source: class pruning, docs/method.md (a3), and at a later layer the early exit of (a6).
+    Source: class pruning and, at a later layer, the early exit, docs/method.md (a3, a6).
 
     Attributes:
         layer: First layer without them.
@@ -59,7 +59,7 @@ class PruneTokens(DroppedTokens):
         """Whether positions of the other tokens are counted anew."""
         return self.positions == "renumber"
 
-    def describe(self, telling: Telling) -> str:
+    def describe(self, phrases: Phrases) -> str:
         """What this operation does, as one sentence."""
         places = "count anew from 0" if self.positions == "renumber" else "keep their positions"
-        return f"{self.told_drop(telling)}; all others {places}."
+        return f"{self.told_drop(phrases)}; all others {places}."

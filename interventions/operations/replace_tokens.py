@@ -28,8 +28,8 @@ from .donor import Places
 from .entering_word import entering_state
 from .needs import Need, OwnPass
 from .operation import InLayers, Place, operation
+from .phrases import Phrases
 from .target import Target
-from .wording import Telling
 
 Filling = Literal["zero", "mean", "class-mean", "noise", "word", "other"]
 # Between the seeds of a sample's generated tokens: odd, and no small multiple of anything.
@@ -139,21 +139,21 @@ class ReplaceTokens(Borrower):
                 steps += self._means(entry, places, target)
         return steps
 
-    def describe(self, telling: Telling) -> str:
+    def describe(self, phrases: Phrases) -> str:
         """What this operation does, as one sentence."""
         by = {
             "zero": "zero",
-            "mean": f"the mean over {self.told_sources(telling)}",
-            "class-mean": f"the mean of the token's class over {self.told_sources(telling)}",
+            "mean": f"the mean over {self.told_sources(phrases)}",
+            "class-mean": f"the mean of the token's class over {self.told_sources(phrases)}",
             "noise": f"noise of the token's own norm, drawn from seed {self.seed}",
             "word": f"what enters layer 0 for the word {self.word!r}",
-            "other": f"{self.told_sources(telling)}, matched in order",
+            "other": f"{self.told_sources(phrases)}, matched in order",
         }[self.by]
         if self.by == "other" and self.states is None:
             by = f"{by}, in another sample of the batch, drawn from seed {self.seed}"
         return (
-            f"The residual stream of {telling.tokens(self.tokens, self.phase)} entering "
-            f"{telling.layers(self.layers)} is replaced by {by}, {telling.phase(self.phase)}; all "
+            f"The residual stream of {phrases.tokens(self.tokens, self.phase)} entering "
+            f"{phrases.layers(self.layers)} is replaced by {by}, {phrases.phase(self.phase)}; all "
             "other tokens stay, and go on from what they read of these."
         )
 

@@ -13,8 +13,8 @@ from ..program.site import Site
 from ..program.steps import Read, Scale, Step
 from ..selectors.layers import FIRST
 from .operation import InLayers, Place, TokenOperation, Tokens, operation
+from .phrases import Phrases
 from .target import Target
-from .wording import Telling
 
 
 @operation
@@ -57,14 +57,14 @@ class ScaleTokens(TokenOperation):
                 steps += self._matched(entry, places, target)
         return steps
 
-    def describe(self, telling: Telling) -> str:
+    def describe(self, phrases: Phrases) -> str:
         """What this operation does, as one sentence."""
         how = f"multiplied by {self.factor:g}" if self.factor is not None else "scaled"
         if self.norm_of is not None:
-            how += f" to the median norm of {telling.tokens(self.norm_of)} of the same sample"
+            how += f" to the median norm of {phrases.tokens(self.norm_of)} of the same sample"
         return (
-            f"The residual stream of {telling.tokens(self.tokens, self.phase)} entering "
-            f"{telling.layers(self.layers)} is {how}, {telling.phase(self.phase)}; its direction "
+            f"The residual stream of {phrases.tokens(self.tokens, self.phase)} entering "
+            f"{phrases.layers(self.layers)} is {how}, {phrases.phase(self.phase)}; its direction "
             f"stays{' but for the sign' if (self.factor or 0) < 0 else ''}."
         )
 

@@ -10,8 +10,8 @@ from ..program.site import Site
 from ..program.steps import Zero
 from ..selectors.layers import ALL
 from .operation import InLayers, TokenOperation
+from .phrases import Phrases
 from .target import Target
-from .wording import Telling
 
 
 class SkippedSublayer(TokenOperation, ABC):
@@ -38,9 +38,9 @@ class SkippedSublayer(TokenOperation, ABC):
                 )
         return steps
 
-    def told(self, what: str, stays: str, telling: Telling) -> str:
+    def told(self, what: str, stays: str, phrases: Phrases) -> str:
         """The sentence of what is not added, and of what stays."""
         return (
-            f"{what} {telling.tokens(self.tokens, self.phase)} is not added to the residual stream "
-            f"in {telling.layers(self.layers)}, {telling.phase(self.phase)}; {stays}."
+            f"{what} {phrases.tokens(self.tokens, self.phase)} is not added to the residual stream "
+            f"in {phrases.layers(self.layers)}, {phrases.phase(self.phase)}; {stays}."
         )

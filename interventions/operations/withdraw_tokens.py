@@ -6,15 +6,14 @@ from typing import Literal
 
 from .dropping import DroppedTokens
 from .operation import operation
-from .wording import Telling
+from .phrases import Phrases
 
 
 @operation
 class WithdrawTokens(DroppedTokens):
     r"""Tokens leave at a layer: those below have them, from ``layer`` on nobody sees them.
 
-    Like :class:`PruneTokens` at that layer. Source: the early exit of docs/method.md (a6), after
-    VTW.
+    Like :class:`PruneTokens` at that layer. Source: the early exit, docs/method.md (a6), after VTW.
 
     Attributes:
         layer: First layer without them.
@@ -23,6 +22,6 @@ class WithdrawTokens(DroppedTokens):
 
     op: Literal["withdraw-tokens"] = "withdraw-tokens"
 
-    def describe(self, telling: Telling) -> str:
+    def describe(self, phrases: Phrases) -> str:
         """What this operation does, as one sentence."""
-        return f"{self.told_drop(telling)}; all others keep their positions."
+        return f"{self.told_drop(phrases)}; all others keep their positions."

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from .operation import operation
+from .phrases import Phrases
 from .skipping import SkippedSublayer
-from .wording import Telling
 
 
 @operation
@@ -14,12 +14,12 @@ class ZeroFFN(SkippedSublayer):
     r"""What the FFN computes for the tokens is not added to the residual stream.
 
     $h_t \leftarrow h_t + 0$ in place of $h_t + \mathrm{FFN}(h_t)$. Source: the paper's visual
-    FFN skipping, docs/method.md a4.
+    FFN skipping, docs/method.md (a4).
     """
 
     part = "ffn"
     op: Literal["zero-ffn"] = "zero-ffn"
 
-    def describe(self, telling: Telling) -> str:
+    def describe(self, phrases: Phrases) -> str:
         """What this operation does, as one sentence."""
-        return self.told("What the FFN computes for", "what attention adds stays", telling)
+        return self.told("What the FFN computes for", "what attention adds stays", phrases)

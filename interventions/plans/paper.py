@@ -4,9 +4,9 @@ Several of these modes are not what their names say. Knocking attention out also
 the visual tokens, skipping attention in layer 0 also changes what text and all other visual tokens
 read there, and a control with nothing to match removes everything. These functions give what the
 released code does, so that its numbers can be compared with; each says how to write the clean
-experiment next to it. What that code does is described in docs/method.md, sections a2 to a6 and c,
-from reading it (tag [C]; a2 to a6 were also run). Where a docstring says "our reading", it goes
-beyond that. Plans are ordinary ones: they print, add up and serialise.
+experiment next to it. What that code does is told in docs/method.md (a2, a3, a4, a5, a6, c), from
+reading it (tag [C]; a2 to a6 were also run). Where a docstring says "our reading", it goes beyond
+that. Plans are ordinary ones: they print, add up and serialise.
 
 Left out, because they are limits of that code and no experiment: one sample with one image of 576
 tokens at a fixed place, half precision, and doing nothing, silently, where no text follows the
@@ -29,8 +29,7 @@ takes a batch whose nearest words are known: ``batch = paper.with_ids(model, bat
         paper.skip([0.5, 1, 1.5], [26673])
         paper.skip([1.5], [1141, 30296, 26673, -1])
 
-Which set the table of b3 removed is not certain, hence its control is not either (docs/method.md,
-b3).
+Which set the table of b3 removed is not certain, nor hence its control (docs/method.md (b3)).
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ def with_ids(model: VisualLM, batch: Batch, k: int = 3) -> Batch:
 
     As the released code does: a token matches an id that is among the k = 3 nearest words of its
     state as it enters the language model, by cosine to the input embeddings; one token may match
-    several (docs/method.md a2). Computed in float32, where that code has half precision. Classes
+    several, docs/method.md (a2). Computed in float32, where that code has half precision. Classes
     that the batch has stay.
 
     Args:
@@ -92,7 +91,7 @@ def skip(
 ) -> Plan:
     """Visual tokens skip sublayers; or, with ``knockout``, attention is knocked out as well.
 
-    What the released code does (docs/method.md a4 and a5, [C]), while it reads the prompt only:
+    What the released code does, docs/method.md (a4, a5), while it reads the prompt only:
 
     - In every sublayer named, the output is not added to the residual stream at the target tokens.
       Their keys and values stay readable by all others: a freeze, no knockout.
@@ -170,7 +169,7 @@ def prune(
 ) -> Plan:
     """Visual tokens are removed, come in late, leave early.
 
-    What the released code does (docs/method.md a3 and a6, [C]), for every token from then on, those
+    What the released code does, docs/method.md (a3, a6), for every token from then on, those
     generated later included; the tokens that are left keep their positions throughout:
 
     - ``tokens``: the target tokens are removed before layer 0.
@@ -225,13 +224,13 @@ def prune(
         chosen, controls = _target(tokens)
         if control is not None and controls:
             raise InputError(f"control={control!r} and {controls[0]} among the ids: give one")
-        removed = chosen
+        dropped = chosen
         if control == "random" or -1 in controls:
             # Nothing to match: all others go, and these are all.
-            removed = None if chosen is None else Control(chosen, seed)
+            dropped = None if chosen is None else Control(chosen, seed)
         elif control == "rest" or -2 in controls:
-            removed = _rest(chosen)
-        operations.append(PruneTokens(tokens=removed or VISUAL, allow_empty=may_miss(chosen)))
+            dropped = _rest(chosen)
+        operations.append(PruneTokens(tokens=dropped or VISUAL, allow_empty=may_miss(chosen)))
     if entry is not None:
         operations.append(InjectTokens(layer=entry))
     if exit is not None:

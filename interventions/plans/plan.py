@@ -20,8 +20,8 @@ from ..engines.transformer_lens import Hook, fwd_hooks, in_force
 from ..operations.donor import Donor, as_donor, captured
 from ..operations.needs import Need, StatesOf, bound_donors, check_names
 from ..operations.operation import Operation
+from ..operations.phrases import Phrases
 from ..operations.target import Target
-from ..operations.wording import Telling
 from ..program.contradictions import check_declared, check_lowered
 from ..program.cost import Cost, cost_of
 from ..program.program import Program, handed_on
@@ -132,10 +132,10 @@ class Plan:
         Raises:
             InputError: A layer that the model does not have.
         """
-        telling, lines = Telling(model, batch), []
+        phrases, lines = Phrases(model, batch), []
         for number, operation in enumerate(self.operations):
             try:
-                lines.append(f"{number}. {operation.describe(telling)}")
+                lines.append(f"{number}. {operation.describe(phrases)}")
             except InputError as error:
                 raise InputError(f"operations.{number}: {error}") from None
         return "\n".join(lines) or "Nothing is changed."

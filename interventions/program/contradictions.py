@@ -42,10 +42,10 @@ def check_declared(operations: Sequence[Operation]) -> None:
         for other, second, theirs in moving[index + 1 :]:
             if operation.selectors().get("tokens") != second.selectors().get("tokens"):
                 continue
-            leaving, entering = mine.stop == SOME, theirs.stop == SOME
-            if leaving and entering:
+            dropped, dropped_too = mine.stop == SOME, theirs.stop == SOME
+            if dropped and dropped_too:
                 reason = "the same tokens leave twice"
-            elif not leaving and not entering:
+            elif not (dropped or dropped_too):
                 reason = "the same tokens enter twice"
             elif max(mine.start, theirs.start) <= min(mine.stop, theirs.stop):
                 reason = "these tokens leave before they have entered, so nobody ever sees them"

@@ -5,7 +5,7 @@ implementation that skips the work would save, what is really not computed here,
 computed in addition are three columns and never one.
 
 Counted is one pass over the prompt, for every layer and both of its parts, two operations for each
-multiplication with an addition (docs/method.md, item 17): for attention
+multiplication with an addition, docs/method.md (d17): for attention
 $2nd(2d_q + d_{kv}) + 4n^2d_q$ with $n$ tokens, width $d$, $d_q$ of all query heads and $d_{kv}$ of
 keys and values together; for the FFN two for each weight and token, of experts those that are
 active. Pairs are counted as kernels without knowledge of the mask compute them, all $n^2$ of each

@@ -3,7 +3,7 @@
 1. Every step that reads or changes states, or hides keys, is a mark at its site (:meth:`Flow.of`).
 2. Needed are, behind the last layer, the states of all real tokens, whether or not anybody asks for
    them, but for tokens that were dropped.
-3. From there back, layer by layer: states leaving a layer need what its sublayers add; what is
+3. From there back, layer by layer: states after a layer need what its sublayers add; what is
    gathered by attention needs the keys it can see; a step that overwrites ends the need for what
    was there, and a slot that is used brings the need for what was read into it.
 4. What an earlier pass reads for operations that are used is followed through that pass too.
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
+from einops import rearrange
 
 from ..operations.needs import StatesOf
 from ..operations.operation import Operation
@@ -166,10 +167,10 @@ class Flow:
         used, slots = Used(), set[str]()
         for layer in range(n_layers, -1, -1):
             if layer < n_layers:
-                leaving = needed
-                added = _through(at.get(Site(layer, "ffn"), ()), leaving, slots)
+                after = needed
+                added = _through(at.get(Site(layer, "ffn"), ()), after, slots)
                 used.transformed[layer] = added
-                middle = leaving | added
+                middle = after | added
                 gathering = _through(at.get(Site(layer, "attention"), ()), middle, slots)
                 masks = at.get(Site(layer, "mixing"), [])
                 for mask in masks:
@@ -214,15 +215,16 @@ def patterns(masks: Sequence[tuple[Mask, Mask]], like: Mask) -> list[tuple[Mask,
     """Tokens that are on the first side of the same masks, and all on the second side of those."""
     if not masks:
         return [(np.ones_like(like), np.zeros_like(like))]
-    sides = np.stack([side for side, _ in masks], axis=-1).reshape(-1, len(masks))
+    sides = rearrange([side for side, _ in masks], "mask sample token -> (sample token) mask")
     kinds, of = np.unique(sides, axis=0, return_inverse=True)
+    of = of.ravel()
     found = []
     for number, kind in enumerate(kinds):
         others = np.zeros_like(like)
         for (_, other), inside in zip(masks, kind, strict=True):
             if inside:
                 others |= other
-        found.append((of.reshape(like.shape) == number, others))
+        found.append((rearrange(of == number, "(s t) -> s t", s=len(like)), others))
     return found
 
 

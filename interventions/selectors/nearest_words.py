@@ -14,7 +14,18 @@ import numpy as np
 
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
-from .selectors import CLASSES, And, Name, Not, Or, Random, Selection, Selector
+from .selectors import (
+    CLASSES,
+    And,
+    Name,
+    Not,
+    Or,
+    Random,
+    Selection,
+    Selector,
+    check_number,
+    visual_selection,
+)
 
 
 @dataclass(frozen=True)
@@ -22,13 +33,13 @@ class Near(Selector):
     """``near[1141]``: visual tokens that have a vocabulary id among their nearest words.
 
     Nearest by cosine to the input embeddings at the language model's entry, the three nearest in
-    the paper's code: what its ``target_ids`` name (docs/method.md a2).
+    the paper's code: what its ``target_ids`` name, docs/method.md (a2).
     """
 
     word: int
 
     def __post_init__(self) -> None:
-        _check_number(self, self.word)
+        check_number(self, self.word)
 
     def __str__(self) -> str:
         return f"near[{self.word}]"
@@ -45,15 +56,12 @@ class Near(Selector):
                 f"{self} needs the nearest words of the visual tokens, and this batch has none: "
                 "batch = paper.with_ids(model, batch)"
             )
-        chosen, visual = nearest.mask(self.word), batch.visual
-        mask = np.zeros((len(batch), batch.length), dtype=bool)
-        mask[visual.sample[chosen], visual.position[chosen]] = True
-        return Selection(mask, np.zeros(len(batch), dtype=bool))
+        return visual_selection(batch, nearest.mask(self.word))
 
 
 @dataclass(frozen=True)
 class Control(Selector):
-    r"""``control(of=A, seed=0)``: the random control of the paper's pruning (docs/method.md a3).
+    r"""``control(of=A, seed=0)``: the paper's random control, docs/method.md (a3).
 
     With $R$ the visual tokens of a sample that are not in $A$: $\min(|A|, |R|)$ tokens of $R$,
     drawn uniformly without replacement, and all of $R$ where the sample has no token of $A$. The
@@ -65,7 +73,7 @@ class Control(Selector):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_number(self, self.seed)
+        check_number(self, self.seed)
 
     def __str__(self) -> str:
         return f"control(of={self.of}, seed={self.seed})"
@@ -123,8 +131,3 @@ def _leaves(selector: Selector) -> Iterator[Selector]:
             yield from _leaves(inner)
         case _:
             yield selector
-
-
-def _check_number(selector: Selector, number: int) -> None:
-    if isinstance(number, bool) or number < 0:
-        raise InputError(f"{selector}: a whole number, 0 or larger, is needed, not {number!r}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,10 +96,10 @@ class Name(Selector):
             InputError: A class name on a batch that has no classes.
         """
         real = _real(batch)
-        visual = _visual_mask(batch, np.ones(len(batch.visual), dtype=bool))
-        nothing = np.zeros(len(batch), dtype=bool)
+        found = visual_selection(batch, np.ones(len(batch.visual), dtype=bool))
+        visual, nothing = found.prompt, found.generated
         if self.name == "visual":
-            return Selection(visual, nothing)
+            return found
         if self.name == "text":
             return Selection(real & ~visual, ~nothing)
         if self.name == "generated":
@@ -112,67 +112,51 @@ class Name(Selector):
             last[:, -1] = True
             return Selection(last, ~nothing)
         if self.name in KINDS:
-            return Selection(_visual_mask(batch, batch.visual.kind == self.name), nothing)
+            return visual_selection(batch, batch.visual.kind == self.name)
         if batch.classes is None:
             raise InputError(
                 f"tokens {self.name!r} need classes, and this batch has none: "
                 "batch = batch.with_classes(markers.classify(model, batch))"
             )
-        return Selection(_visual_mask(batch, batch.classes.mask(self.name)), nothing)
+        return visual_selection(batch, batch.classes.mask(self.name))
 
 
 @dataclass(frozen=True)
-class ImageIs(Selector):
+class _Indexed(Selector):
+    """Visual tokens whose number of one kind is given; each kind says of which."""
+
+    word: ClassVar[str]
+    column: ClassVar[str]
+
+    index: int
+
+    def __post_init__(self) -> None:
+        check_number(self, self.index)
+
+    def __str__(self) -> str:
+        return f"{self.word}[{self.index}]"
+
+    def select(self, batch: Batch) -> Selection:
+        """The tokens of that number."""
+        return visual_selection(batch, getattr(batch.visual, self.column) == self.index)
+
+
+class ImageIs(_Indexed):
     """``image[i]``: the visual tokens of every sample's i-th image."""
 
-    index: int
-
-    def __post_init__(self) -> None:
-        _check_number(self, self.index)
-
-    def __str__(self) -> str:
-        return f"image[{self.index}]"
-
-    def select(self, batch: Batch) -> Selection:
-        """Tokens of one image per sample."""
-        mask = batch.visual.image == self.index
-        return Selection(_visual_mask(batch, mask), np.zeros(len(batch), dtype=bool))
+    word, column = "image", "image"
 
 
-@dataclass(frozen=True)
-class TileIs(Selector):
+class TileIs(_Indexed):
     """``tile[i]``: the visual tokens of every image's i-th tile, as the model sees the tiles."""
 
-    index: int
-
-    def __post_init__(self) -> None:
-        _check_number(self, self.index)
-
-    def __str__(self) -> str:
-        return f"tile[{self.index}]"
-
-    def select(self, batch: Batch) -> Selection:
-        """Tokens of one tile per image."""
-        mask = batch.visual.tile == self.index
-        return Selection(_visual_mask(batch, mask), np.zeros(len(batch), dtype=bool))
+    word, column = "tile", "tile"
 
 
-@dataclass(frozen=True)
-class FrameIs(Selector):
+class FrameIs(_Indexed):
     """``frame[i]``: the visual tokens of every video's i-th frame; stills are frame 0."""
 
-    index: int
-
-    def __post_init__(self) -> None:
-        _check_number(self, self.index)
-
-    def __str__(self) -> str:
-        return f"frame[{self.index}]"
-
-    def select(self, batch: Batch) -> Selection:
-        """Tokens of one frame per video."""
-        mask = batch.visual.time == self.index
-        return Selection(_visual_mask(batch, mask), np.zeros(len(batch), dtype=bool))
+    word, column = "frame", "time"
 
 
 @dataclass(frozen=True)
@@ -184,8 +168,8 @@ class Box(Selector):
 
     def __post_init__(self) -> None:
         for first, end in (self.rows, self.cols):
-            _check_number(self, first)
-            _check_number(self, end)
+            check_number(self, first)
+            check_number(self, end)
             if end <= first:
                 raise InputError(f"{self}: the span {first}:{end} has its end before its first")
 
@@ -202,7 +186,7 @@ class Box(Selector):
         row, col = batch.visual.row, batch.visual.col
         inside = (self.rows[0] <= row) & (row < self.rows[1])
         inside &= (self.cols[0] <= col) & (col < self.cols[1])
-        return Selection(_visual_mask(batch, inside), np.zeros(len(batch), dtype=bool))
+        return visual_selection(batch, inside)
 
     def _need_places(self, batch: Batch) -> None:
         visual = batch.visual
@@ -230,7 +214,7 @@ class Random(Selector):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_number(self, self.seed)
+        check_number(self, self.seed)
         _check_parts(self.like, self.within)
 
     def __str__(self) -> str:
@@ -310,7 +294,12 @@ class Not(Selector):
         return Selection(_real(batch) & ~inner.prompt, ~inner.generated)
 
 
-def _check_number(selector: Selector, number: object) -> None:
+def check_number(selector: Selector, number: object) -> None:
+    """Refuse what is no number that could count something.
+
+    Raises:
+        InputError: It is none.
+    """
     whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
     if not whole or number < 0:  # type: ignore[operator]
         raise InputError(f"{selector}: a whole number, 0 or larger, is needed, not {number!r}")
@@ -331,7 +320,8 @@ def _real(batch: Batch) -> NDArray[np.bool_]:
     return mask
 
 
-def _visual_mask(batch: Batch, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def visual_selection(batch: Batch, chosen: NDArray[np.bool_]) -> Selection:
+    """Some of a batch's visual tokens, ``[visual token]``, as a selection."""
     mask = np.zeros((len(batch), batch.length), dtype=bool)
     mask[batch.visual.sample[chosen], batch.visual.position[chosen]] = True
-    return mask
+    return Selection(mask, np.zeros(len(batch), dtype=bool))

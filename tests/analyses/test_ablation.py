@@ -13,7 +13,7 @@ import torch
 import tiny
 from embedlens import InputError, Markers, VisualLM
 from embedlens.analyses import Example, Result, ablation
-from embedlens.analyses.ablation_by_layer.conditions import layer_sets, wrong_images
+from embedlens.analyses.ablation_by_layer.layer_sets import layer_sets, wrong_images
 from embedlens.analyses.ablation_by_layer.measure import _check
 from embedlens.analyses.rows import one, select
 from tolerances import RECOMPUTED

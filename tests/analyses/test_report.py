@@ -21,10 +21,10 @@ from builders.results import (
 )
 from embedlens import InputError
 from embedlens.analyses import Claim, Result, find
+from embedlens.analyses.numbers_in_words import depth
 from embedlens.analyses.report import Report, claims, render, write_report
 from embedlens.analyses.report.analyze import analysis_report
 from embedlens.analyses.report.demo import demo_report
-from embedlens.analyses.wording import depth
 
 HOSTILE = "<script>alert('x')</script>\"'&{{ 7*7 }}"
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from embedlens import InputError
-from embedlens.analyses import Result, saving
+from embedlens.analyses import Result, result_folder
 from embedlens.analyses.folders import written_at_once
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
@@ -122,7 +122,7 @@ def test_a_save_that_stops_half_way_leaves_the_old_result_and_nothing_else(
     def stop(*_: object) -> None:
         raise failure
 
-    monkeypatch.setattr(saving, "save_file", stop)
+    monkeypatch.setattr(result_folder, "save_file", stop)
     with pytest.raises(failure):
         Result("new", pd.DataFrame({"x": [2]})).save(tmp_path / "r", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["r"]

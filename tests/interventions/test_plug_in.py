@@ -64,8 +64,8 @@ class FlipTokens(TokenOperation):
             for place in self.places(target, layer)
         ]
 
-    def describe(self, telling):
-        return f"{telling.tokens(self.tokens)} entering {telling.layers(self.layers)} are flipped."
+    def describe(self, phrases):
+        return f"{phrases.tokens(self.tokens)} entering {phrases.layers(self.layers)} are flipped."
 '''
 
 ENGINE = '''

@@ -107,16 +107,16 @@ def drop_before_decoder(
             f"REFUSED: {step['by']}: this model's decoder receives {list(entering.shape)}, where "
             f"{expected[0]} sequences of {expected[1]} tokens were expected: use method='mask'"
         )
-    cut = dict(given)
+    short = dict(given)
     mask = given.get("attention_mask")
     if mask is None:
-        cut["attention_mask"] = kept.long()
+        short["attention_mask"] = kept.long()
     elif isinstance(mask, torch.Tensor) and mask.ndim == 2:
-        cut["attention_mask"] = taken(mask, take) * kept.to(mask.dtype)
+        short["attention_mask"] = taken(mask, take) * kept.to(mask.dtype)
     elif given.get("position_ids") is not None:
         queries = take.shape[1] if whole else 1
         columns = key_columns(given.get("past_key_values"), 0, queries, left)
-        cut["attention_mask"] = finished_mask(step, left, mask, columns, whole)
+        short["attention_mask"] = finished_mask(step, left, mask, columns, whole)
     else:
         refuse_mask(step)
     if given.get("position_ids") is None:
@@ -124,19 +124,19 @@ def drop_before_decoder(
         # padding, where positions are absolute; where they are relative, from anywhere.
         real = torch.ones(expected[0], total, device=device) if mask is None else mask
         counted = (real.long().cumsum(1) - 1).clamp_min(0)
-        cut["position_ids"] = taken(counted, take) if whole else counted[:, -1:]
+        short["position_ids"] = taken(counted, take) if whole else counted[:, -1:]
     if step["renumber"]:
         counted = (kept.long().cumsum(1) - 1).clamp_min(0)
-        cut["position_ids"] = counted if whole else counted[:, -1:]
+        short["position_ids"] = counted if whole else counted[:, -1:]
     if whole:
-        cut["inputs_embeds"] = taken(embeds, take)
+        short["inputs_embeds"] = taken(embeds, take)
         if given.get("position_ids") is not None and not step["renumber"]:
-            cut["position_ids"] = taken_positions(given["position_ids"], take)
+            short["position_ids"] = taken_positions(given["position_ids"], take)
         visual = given.get("visual_pos_masks")
         if visual is not None:
-            cut["visual_pos_masks"] = taken(visual, take) & kept
+            short["visual_pos_masks"] = taken(visual, take) & kept
             features = given["deepstack_visual_embeds"]
-            cut["deepstack_visual_embeds"] = taken_features(features, visual, take, kept)
+            short["deepstack_visual_embeds"] = taken_features(features, visual, take, kept)
         known = {"inputs_embeds", "position_ids", "attention_mask", "visual_pos_masks"}
         for name, value in given.items():
             if name in known or not isinstance(value, torch.Tensor):
@@ -146,5 +146,5 @@ def drop_before_decoder(
                     f"REFUSED: {step['by']}: it is not known how to cut the decoder's argument "
                     f"{name!r}: use method='mask'"
                 )
-            cut[name] = taken(value, take)
-    site.inputs = (args, cut)
+            short[name] = taken(value, take)
+    site.inputs = (args, short)

@@ -51,10 +51,10 @@ def drop_between_layers(
         if whole:
             for name, value in given.items():
                 if name not in ("hidden_states", "attention_mask"):
-                    changed[name] = cut_argument(step, left, name, value)
+                    changed[name] = shorter_argument(step, left, name, value)
         if whole and first:
             states = taken(states, left["take"].to(states.device))
-        mask = cut_mask(step, left, layer, given, whole)
+        mask = layer_mask(step, left, layer, given, whole)
         if mask is not None:
             changed["attention_mask"] = mask
         if args:
@@ -81,20 +81,20 @@ def once(left: dict[str, Any], value: Any, key: Any, make: Any) -> Any:
     return made[id(value), key][1]
 
 
-def cut_argument(step: dict[str, Any], left: dict[str, Any], name: str, value: Any) -> Any:
+def shorter_argument(step: dict[str, Any], left: dict[str, Any], name: str, value: Any) -> Any:
     """The part of one argument of a layer that belongs to the tokens left."""
     if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
         return value
     if type(value) in (tuple, list):
-        return type(value)(cut_argument(step, left, name, part) for part in value)
+        return type(value)(shorter_argument(step, left, name, part) for part in value)
     if isinstance(value, torch.Tensor):
-        return once(left, value, name, lambda: cut_rows(step, left, name, value))
+        return once(left, value, name, lambda: shorter_rows(step, left, name, value))
     if name != "past_key_values" and not hasattr(value, "get_seq_length"):
         refuse(step, f"it is not known how to cut their argument {name!r}, {type(value).__name__}")
     return value
 
 
-def cut_rows(
+def shorter_rows(
     step: dict[str, Any], left: dict[str, Any], name: str, value: torch.Tensor
 ) -> torch.Tensor:
     """The tokens left of a tensor ``[sample, token, …]``, or of positions with an axis before."""
@@ -110,7 +110,7 @@ def cut_rows(
     return taken(value, take)
 
 
-def cut_mask(
+def layer_mask(
     step: dict[str, Any],
     left: dict[str, Any],
     layer: dict[str, Any],

@@ -22,8 +22,8 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.interventions import Operation
+from embedlens.interventions.operations.phrases import Phrases
 from embedlens.interventions.operations.target import Target
-from embedlens.interventions.operations.wording import Telling
 from embedlens.interventions.program.contradictions import check_lowered
 from embedlens.interventions.program.site import Site
 from embedlens.interventions.program.steps import Noise, Read, Scale, Write, Zero
@@ -263,7 +263,7 @@ class Foreign(Operation):
     def lower(self, target: Target) -> list[Any]:
         return []
 
-    def describe(self, telling: Telling) -> str:
+    def describe(self, phrases: Phrases) -> str:
         return ""
 
 

@@ -14,7 +14,7 @@ from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.progress import Progress
 from ..example import Example
-from .conditions import WRONG_IMAGE, Condition
+from .layer_sets import WRONG_IMAGE, Zeroing
 
 DOING = "zeroing attention and FFN"
 
@@ -63,8 +63,7 @@ class Answered:
 def score_all(
     model: VisualLM,
     questions: Questions,
-    conditions: Sequence[Condition],
-    *,
+    conditions: Sequence[Zeroing],
     tokens: str,
     markers: Markers | None,
     batch_size: int,

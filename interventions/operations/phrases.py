@@ -20,7 +20,7 @@ PHASES = {
 
 
 @dataclass(frozen=True)
-class Telling:
+class Phrases:
     """Says in words what is declared, for one model and perhaps a batch."""
 
     model: Subject

@@ -15,7 +15,7 @@ OPERATIONS = {"attention": AblateAttention, "ffn": ZeroFFN}
 SCOPES = ("single", "below", "above")
 
 
-class Condition(NamedTuple):
+class Zeroing(NamedTuple):
     """What is zeroed where: a set of layers, named by a scope and a layer; or a control."""
 
     operation: str
@@ -41,16 +41,16 @@ class Condition(NamedTuple):
         return Plan(OPERATIONS[self.operation](layers=list(self.layers), tokens=tokens))
 
 
-CLEAN = Condition("none", "clean", None)
-WRONG_IMAGE = Condition("none", "wrong image", None)
+CLEAN = Zeroing("none", "clean", None)
+WRONG_IMAGE = Zeroing("none", "wrong image", None)
 
 
 def zeroed(
     operations: Sequence[OperationName], scopes: Sequence[Scope], n_layers: int
-) -> list[Condition]:
+) -> list[Zeroing]:
     """Every operation in every set of layers of every scope."""
     return [
-        Condition(operation, scope, layer, layers)
+        Zeroing(operation, scope, layer, layers)
         for operation in operations
         for scope in scopes
         for layer, layers in layer_sets(scope, n_layers)
