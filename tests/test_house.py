@@ -375,7 +375,7 @@ def test_the_wheel_works_from_an_empty_folder(wheel: Path, tmp_path: Path) -> No
 
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 # Run by a test in a process of its own.
-PROGRAMS = {"rehearsal", "ndif_server", "against_ndif_server"}
+PROGRAMS = {"ndif_server", "against_ndif_server"}
 
 
 def test_no_test_imports_another_and_all_that_is_shared_is_used() -> None:
