@@ -14,7 +14,7 @@ from ..errors import EmbedlensError, InputError
 from ..inputs.batch import Batch
 from ..opening.wrapping import need_processor
 from .generation_modes import Mode, mode_of
-from .program import Intervention, Pass
+from .program import Intervention, Pass, in_force
 from .remote import ExplainingBackend, destination, goes_to_server
 from .undisturbed import undisturbed
 
@@ -66,13 +66,12 @@ def generate(
         Unsupported: A mode that is not understood, by name.
     """
     tokenizer = need_processor(model.processor).tokenizer
-    host, sent = model.nn, destination(model.hf, remote) not in (False, "local")
+    sent = destination(model.hf, remote) not in (False, "local")
     mode = mode_of(model, batch, generation, planned=plan is not None, sent=sent)
-    if plan is not None:
-        host = plan.compile(model, batch, Pass("generation", remote=remote)).apply(host)
+    host = in_force(plan, model, batch, Pass("generation", remote=remote))
     ids = _new_ids(model, host, batch, remote, mode)
     texts = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
-    cut = _cut(ids, texts, mode)
+    cut = cut_of(ids, texts, mode)
     if any(cut) and not mode.limited:
         warnings.warn(
             f"{sum(cut)} of {len(cut)} answers were cut after {ids.shape[1]} tokens, which is not "
@@ -122,7 +121,7 @@ def _refused_by_generate(error: Exception) -> bool:
     return "/transformers/generation/" in last or isinstance(error, ImportError)
 
 
-def _cut(ids: Int[Tensor, "text new"], texts: list[str], mode: Mode) -> tuple[bool, ...]:
+def cut_of(ids: Int[Tensor, "text new"], texts: list[str], mode: Mode) -> tuple[bool, ...]:
     """Of each answer whether a limit ended it: not a token of its own, nor a text that ends it."""
     settings, new = mode.settings, ids.cpu()
     ends, stops = settings.eos_token_id, settings.stop_strings or ()

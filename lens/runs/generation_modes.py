@@ -17,6 +17,7 @@ from typing import Any
 from transformers import (
     GenerationConfig,
     GenerationMixin,
+    StopStringCriteria,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.generation import GenerationMode
@@ -105,7 +106,7 @@ def mode_of(
     settings = _settings(writer, batch if usual else None, arguments)
     _check(settings, arguments, model.hf, batch, planned=planned, sent=sent)
     if settings.stop_strings is not None:
-        arguments.setdefault("tokenizer", model.tokenizer)
+        _check_stops(settings, arguments.setdefault("tokenizer", model.tokenizer))
     if settings.cache_implementation is not None and settings.disable_compile is None:
         # Compiled code would run past whatever reads or changes states.
         _set(arguments, "disable_compile", True)
@@ -205,6 +206,12 @@ def _never(settings: GenerationConfig, arguments: Mapping[str, Any]) -> Refusals
         yield "cache_implementation='paged'", "it batches by itself and sees no image: leave it out"
     if settings.token_healing:
         yield "token_healing", "it changes the prompt: leave it out"
+    length = getattr(arguments.get("past_key_values"), "get_seq_length", None)
+    if length is not None and length():
+        yield (
+            "past_key_values",
+            "the cache holds tokens already, and the batch is all of the prompt",
+        )
     if settings.compile_config is not None:
         yield (
             "compile_config",
@@ -242,6 +249,21 @@ def _not_sent(settings: GenerationConfig, arguments: Mapping[str, Any]) -> Refus
     for name, value in arguments.items():
         if not _plain(value):
             yield name, f"{type(value).__name__} is no number, text or list and cannot be sent"
+
+
+def _check_stops(settings: GenerationConfig, tokenizer: Any) -> None:
+    """Make sure that transformers can look for stop strings in a tokenizer's words.
+
+    Raises:
+        Unsupported: It cannot.
+    """
+    try:
+        StopStringCriteria(tokenizer, settings.stop_strings)
+    except ValueError:
+        raise Unsupported(
+            "generate with stop_strings: transformers finds them only in tokenizers that mark "
+            "where a word begins, and this one does not: use eos_token_id or stopping_criteria"
+        ) from None
 
 
 def _plain(value: Any) -> bool:

@@ -36,7 +36,7 @@ class Prompts:
         """The tokens meant in states ``[row, token, d]``, ``[row, token]``."""
         samples, length = self.chosen.shape
         rows, width = states.shape[:2]
-        assert width >= length and rows % samples == 0, "a pass over less than the prompt"
+        assert width >= length, "a pass over less than the prompt"
         made = torch.zeros(rows, width, dtype=torch.bool)
         if not self.only_written:
             made[:, :length] = self.chosen.repeat_interleave(rows // samples, 0)

@@ -34,6 +34,8 @@ from embedlens import (
     VisualLM,
     ZeroFFN,
 )
+from embedlens.lens.runs.generation import cut_of
+from embedlens.lens.runs.generation_modes import Mode
 from oracles.selected_tokens import text, visual
 from oracles.whole_sequences import (
     Prompts,
@@ -314,8 +316,7 @@ def test_a_cache_that_was_filled_before_is_refused(twin: Any) -> None:
     cache = DynamicCache()
     with torch.no_grad():
         plain(**batch.inputs, past_key_values=cache)
-    cache.crop(-1)
-    with pytest.raises(InputError, match="neither the whole prompt"):
+    with pytest.raises(Unsupported, match="generate with past_key_values"):
         model.generate(batch, plan, past_key_values=cache, max_new_tokens=3, do_sample=False)
 
 
@@ -349,7 +350,9 @@ def test_without_a_limit_the_model_decides_and_a_cut_answer_is_said(shipped: Vis
             short = shipped.generate(batch)
     finally:
         config.max_new_tokens = before
-    assert short.cut == (True,) and whole[0].startswith(short[0]) and short != whole
+    assert short.cut == (True,)
+    assert whole[0].startswith(short[0])
+    assert short != whole
 
 
 def test_nobodys_limit_is_transformers_own_and_said(twin: Any) -> None:
@@ -376,9 +379,30 @@ def test_sampling_that_the_model_asks_for_is_sampling(shipped: VisualLM) -> None
     assert found == [shipped.tokenizer.decode(ids[0, batch.length :], skip_special_tokens=True)]
 
 
-def test_stop_strings_end_an_answer(shipped: VisualLM) -> None:
+def test_stop_strings_in_a_tokenizer_of_whole_words_are_refused(shipped: VisualLM) -> None:
     batch = shipped.encode(tiny.image(3), "describe the image .")
-    whole = shipped.generate(batch)[0]
-    stop = whole.split()[1]
-    found = shipped.generate(batch, stop_strings=[stop])
-    assert found[0] == whole[: whole.index(stop) + len(stop)] and found.cut == (False,)
+    with pytest.raises(Unsupported, match=r"generate with stop_strings: .* eos_token_id"):
+        shipped.generate(batch, stop_strings=["red"])
+
+
+@pytest.mark.parametrize(
+    ("ids", "told", "cut"),
+    [
+        ([5, 6, 7], {}, True),
+        ([5, 6, EOS], {}, False),
+        ([5, 9, 7], {"eos_token_id": [EOS, 9]}, False),
+        ([5, EOS, 0], {}, False),
+        ([5, 6, 0], {"stop_strings": "which"}, False),
+        ([5, 6, 7], {"stop_strings": ["left", "which where"]}, False),
+        ([5, 6, 7], {"stop_strings": ["left"]}, True),
+        ([5, 6], {}, False),
+        ([5, 6], {"max_time": 1.0}, True),
+    ],
+)
+def test_an_answer_is_cut_if_a_limit_ended_it(
+    ids: list[int], told: dict[str, Any], cut: bool
+) -> None:
+    config = GenerationConfig(**{"eos_token_id": EOS, "pad_token_id": 0, **told})
+    words = " ".join(tiny.VOCABULARY[i] for i in ids if i not in (0, EOS))
+    mode = Mode(config, {}, longest=3, limited=True, usual=True)
+    assert cut_of(torch.tensor([ids]), [words], mode) == (cut,)
