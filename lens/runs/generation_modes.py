@@ -20,7 +20,7 @@ from transformers import (
     StopStringCriteria,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
-from transformers.generation import GenerationMode
+from transformers.generation.configuration_utils import GenerationMode
 
 from ..errors import InputError, Unsupported
 from ..inputs.batch import Batch

@@ -19,7 +19,8 @@ class Pass:
 
     Attributes:
         kind: ``forward`` (one pass over the prompt), ``generation`` (the prompt and
-            what is written behind it, however it is divided into passes) or ``scoring`` (prompt and given answer in one pass).
+            what is written behind it, in whatever passes) or ``scoring`` (prompt and given answer
+            in one pass).
         continuation: Tokens appended to the prompt when scoring.
         remote: Where it runs, as for :meth:`VisualLM.trace`; passes that a plan needs before it
             run there too.

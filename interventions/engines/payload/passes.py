@@ -49,7 +49,8 @@ def pass_of(inputs: Any, clock: dict[str, Any], seen: int) -> dict[str, Any]:
         entering = given.get("input_ids", args[0] if args else None)
     if not isinstance(entering, torch.Tensor) or entering.ndim < 2:
         refuse("this model's decoder receives no tokens that could be counted")
-    rows, width, prompt = *entering.shape[:2], clock["prompt"]
+    rows, width = entering.shape[:2]
+    prompt: int = clock["prompt"]
     cache = given.get("past_key_values", given.get("cache_params"))
     length = getattr(cache, "get_seq_length", None)
     if length is None:
