@@ -21,9 +21,12 @@ from ..layout import RepeatCall, locate, video_positions
 from ..layout.locate import Stated
 from ..visual_tokens import VisualTokens
 from .batch import Batch
-from .images import ImageLike, Images, Videos, arrange_images, arrange_videos, read_image
+from .chats import Chat, Prompts, split_prompts
+from .images import Images, Videos, arrange_images, arrange_videos
 from .processor import Nested, ProcessorAdapter
-from .prompts import Placeholders, PromptWriter, find_placeholders
+from .prompt_writer import PromptWriter
+from .prompts import Placeholders, find_placeholders
+from .read_image import ImageLike, read_image
 from .required_inputs import Forward, RequiredInputs
 from .tensor_checks import check_form, check_pictures
 
@@ -104,7 +107,7 @@ class Encoder:
     def tensors(
         self,
         images: Images | None,
-        prompts: str | Sequence[str],
+        prompts: Prompts,
         videos: Videos | None = None,
         template: bool | None = None,
     ) -> Prepared:
@@ -121,11 +124,18 @@ class Encoder:
             Unsupported: The model takes no videos, or no image at all.
         """
         self._need_processor()
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not texts:
-            raise InputError("no prompt was given")
+        texts = split_prompts(prompts)
         nested = arrange_images(images, len(texts))
         clips = arrange_videos(videos, len(texts))
+        for index, chat in enumerate(texts):
+            if isinstance(chat, Chat) and (chat.images or chat.videos):
+                if images is not None or videos is not None:
+                    raise InputError(
+                        "the messages hold pictures, and pictures are given beside them: give "
+                        "them in one place (images=None)"
+                    )
+                nested[index] = [read_image(image) for image in chat.images]
+                clips[index] = arrange_videos([chat.videos] if chat.videos else None, 1)[0]
         if any(clips) and getattr(self.processor, "video_processor", None) is None:
             raise Unsupported(
                 f"{type(self.processor).__name__} has no video processor: the model takes no "
@@ -141,7 +151,7 @@ class Encoder:
     def encode(
         self,
         images: Images | None,
-        prompts: str | Sequence[str],
+        prompts: Prompts,
         videos: Videos | None = None,
         template: bool | None = None,
         layout: Stated | None = None,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..inputs.batch import Batch
-from ..inputs.images import ImageLike
+from ..inputs.read_image import ImageLike
 from ..model import VisualLM
 from ..readouts.embed_lens import EmbedLens
 from ..token_classes import MARKER_KINDS, NearestWords, TokenClasses
