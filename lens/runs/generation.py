@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..inputs.batch import Batch
 from ..opening.wrapping import need_processor
-from .program import Intervention, Pass
+from .program import Intervention, Pass, in_force
 from .remote import ExplainingBackend, destination, goes_to_server
 from .undisturbed import undisturbed
 
@@ -37,9 +37,7 @@ def generate(
         **generation: More arguments for transformers' ``generate``.
     """
     tokenizer = need_processor(model.processor).tokenizer
-    host = model.nn
-    if plan is not None:
-        host = plan.compile(model, batch, Pass("generation", remote=remote)).apply(host)
+    host = in_force(plan, model, batch, Pass("generation", remote=remote))
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False, **generation}
     ids = _new_ids(model, host, batch, remote, settings)
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
