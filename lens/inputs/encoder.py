@@ -7,13 +7,12 @@ checks; that images and visual tokens fit each other is checked where they are l
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError, Unsupported
@@ -23,7 +22,7 @@ from ..visual_tokens import VisualTokens
 from .batch import Batch
 from .chats import Chat, Prompts, split_prompts
 from .images import Images, Videos, arrange_images, arrange_videos
-from .processor import Nested, ProcessorAdapter
+from .processor import Nested, ProcessorAdapter, Remake, SameCall
 from .prompt_writer import PromptWriter
 from .prompts import Placeholders, find_placeholders
 from .read_image import ImageLike, read_image
@@ -159,14 +158,7 @@ class Encoder:
         """See :meth:`VisualLM.encode`; ``layout`` as for :func:`embedlens.lens.layout.locate`."""
         tensors, written, nested, clips = self.tensors(images, prompts, videos, template)
 
-        def again(
-            others: Sequence[Sequence[Image.Image]], samples: Sequence[int]
-        ) -> Mapping[str, Tensor]:
-            texts = [written[i] for i in samples]
-            return self._adapter.run(
-                texts, [list(row) for row in others], [clips[i] for i in samples]
-            )
-
+        again = SameCall(self._adapter, tuple(written), clips)
         has_images, has_videos = any(nested), any(clips)
         if not (has_images or has_videos):
             self.required.check_text(tensors)
@@ -180,7 +172,7 @@ class Encoder:
             tuple(tuple(row) for row in nested),
             tuple(len(row) for row in nested),
             videos_per_row=tuple(len(row) for row in clips) if has_videos else (),
-            remake=lambda samples: again([nested[i] for i in samples], samples),
+            remake=Remake(again, nested),
         )
 
     def batch(self, inputs: Mapping[str, Tensor], layout: Stated | None = None) -> Batch:

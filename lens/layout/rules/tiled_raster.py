@@ -136,8 +136,8 @@ def _thumbnail_last(inputs: LayoutInputs) -> Layouts | None:
         found = inputs.per_sample(layouts)
         if found is not None:
             fits[side] = found
-    side = _only(list(fits), inputs, tile)
-    return None if side is None else fits[side]
+    only = _only(list(fits), inputs, tile)
+    return None if only is None else fits[only]
 
 
 def _tiles_per_image(pixels: PixelTensor, images: int) -> list[int] | None:
