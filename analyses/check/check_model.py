@@ -13,8 +13,8 @@ from PIL.Image import Image
 
 from ...lens.errors import EmbedlensError, InputError, Unsupported
 from ...lens.inputs.batch import Batch
-from ...lens.inputs.images import ImageLike, read_image
 from ...lens.inputs.probe_prompt import probe_image
+from ...lens.inputs.read_image import ImageLike, read_image
 from ...lens.model import VisualLM
 from ...lens.opening.wrapping import NO_PROCESSOR
 from ...lens.progress import Progress, silent

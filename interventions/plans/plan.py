@@ -143,7 +143,8 @@ class Plan:
     def cost(self, model: Subject, batch: Batch) -> Cost:
         """FLOPs of the decoder layers that the plan saves and spends in one pass over the prompt.
 
-        Nothing runs, but for passes that come first: of donors, and of backward patches.
+        Nothing runs, but for passes that come first (of donors, and of backward patches), and one
+        clean pass where the model's own masks are not simply causal.
 
         Args:
             model: The model whose weights are counted.
