@@ -16,7 +16,7 @@ from ...lens.model import VisualLM
 from ...lens.readouts.embed_lens import EmbedLens
 from ...lens.readouts.logit_lens import LogitLens
 from ...lens.runs.undisturbed import undisturbed
-from .agreement import Differs, agree
+from .same_numbers import Differs, agree
 
 NEW_TOKENS = 3
 ANSWERS = ("a", "the", "red", "yes", "1")
