@@ -28,7 +28,7 @@ from .payload.attention_weights import zero_weights
 from .payload.carry_out import zero
 from .payload.drop_before_decoder import drop_before_decoder
 from .payload.drop_between_layers import drop_between_layers
-from .payload.passes import carry_out_when, follow
+from .payload.generation_passes import carry_out_when, follow
 from .payload.shorter_tensors import taken
 from .payload.written_values import noise
 

@@ -38,7 +38,7 @@ from ..program.steps import Step
 from .binding import ACTIONS, Action, module_of, plain
 from .engine import Engine, engine
 from .mask_kinds import mask_kind
-from .payload.passes import parts_of
+from .payload.generation_passes import parts_of
 
 Hook = tuple[str, Callable[[Tensor, Any], Tensor]]
 # Editing a mask takes a hook on the module itself.
