@@ -22,8 +22,8 @@ from torch import Tensor
 from ..lens.errors import InputError
 from .claim import Claim
 from .figures import png
-from .material import Material
 from .provenance import provenance_line
+from .report_inputs import Material
 from .result_folder import read_folder, write_folder
 
 

@@ -16,7 +16,7 @@ from .inputs.batch import Batch
 from .inputs.chats import Prompts
 from .inputs.encoder import Stated
 from .inputs.images import Images, Videos
-from .opening.checkpoint import Checkpoint, open_checkpoint
+from .loading import Checkpoint, open_checkpoint
 from .opening.loaded_model import LoadedModel, Stage
 from .opening.wrapping import envoy_path, need_processor, origin_of, own_processor, unwrapped
 from .runs import forward, generation, many, scoring
@@ -36,7 +36,7 @@ class VisualLM:
     Args:
         model: A multimodal model of transformers, in memory; an nnsight model around one, which
             is then used as it is (its weights are loaded if they are not); or a
-            :class:`~embedlens.lens.opening.checkpoint.Checkpoint`, whose weights are loaded when
+            :class:`~embedlens.lens.loading.Checkpoint`, whose weights are loaded when
             needed.
         processor: Its processor, of which a copy is used; without one the nnsight model's, or
             the one that belongs to the model's ``name_or_path``. A model without any processor

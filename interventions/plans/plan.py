@@ -27,9 +27,9 @@ from ..program.cost import Cost, cost_of
 from ..program.program import Program, handed_on
 from ..program.scope import Scope, Subject
 from ..program.steps import Step
+from .read_yaml import read_operations, written
 from .schema import plan_schema
 from .table import chosen, plan_frame, plan_html, plan_text
-from .text import read_operations, written
 
 
 @dataclass(frozen=True, init=False)

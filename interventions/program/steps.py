@@ -43,7 +43,7 @@ class Step(ABC):
 
     Attributes:
         site: Where.
-        when: In the pass over the prompt, or at every decoding step behind it.
+        when: At tokens of the prompt, or at those generated behind it.
         by: The operation on whose behalf, for messages.
         slot: Under which name states are left for another step, or found.
         reads: Whether it only reads.
