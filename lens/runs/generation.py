@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -37,12 +38,60 @@ def generate(
         **generation: More arguments for transformers' ``generate``.
     """
     tokenizer = need_processor(model.processor).tokenizer
+    settings = {"max_new_tokens": max_new_tokens, **generation}
+    ids = _continued(model, batch, plan, remote, settings)
+    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+@torch.no_grad()
+def generate_ids(
+    model: Any,
+    batch: Batch,
+    plan: Intervention | None = None,
+    *,
+    max_new_tokens: int = 20,
+    remote: bool | str = False,
+    **generation: Any,
+) -> list[list[int]]:
+    """Continue each prompt greedily; returns the ids written, up to the token that ends them.
+
+    They are the answer as :meth:`score` can take it. Text would be another one: decoded, stripped
+    and tokenised again, what a byte-level tokenizer wrote comes back without its leading space.
+
+    Args:
+        model: The VisualLM whose method this is.
+        batch: The inputs.
+        plan: What to change during prefill, decoding or both, as its operations say.
+        max_new_tokens: Length limit.
+        remote: As in :meth:`trace`.
+        **generation: More arguments for transformers' ``generate``.
+    """
+    settings = {"max_new_tokens": max_new_tokens, **generation}
+    ids, ends = _continued(model, batch, plan, remote, settings).tolist(), set(end_tokens(model))
+    return [list(takewhile(lambda token: token not in ends, row)) for row in ids]
+
+
+def end_tokens(model: Any) -> tuple[int, ...]:
+    """Every token that ends what this model writes: its settings' and its tokenizer's."""
+    settings = getattr(model.hf, "generation_config", None)
+    known = [getattr(settings, "eos_token_id", None)]
+    if model.processor is not None:
+        known.append(need_processor(model.processor).tokenizer.eos_token_id)
+    found = [token for one in known for token in (one if isinstance(one, list) else [one])]
+    return tuple(sorted({int(token) for token in found if token is not None}))
+
+
+def _continued(
+    model: Any,
+    batch: Batch,
+    plan: Intervention | None,
+    remote: bool | str,
+    settings: dict[str, Any],
+) -> Int[Tensor, "sample new"]:
     host = model.nn
     if plan is not None:
         host = plan.compile(model, batch, Pass("generation", remote=remote)).apply(host)
-    settings = {"max_new_tokens": max_new_tokens, "do_sample": False, **generation}
-    ids = _new_ids(model, host, batch, remote, settings)
-    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    return _new_ids(model, host, batch, remote, {"do_sample": False, **settings})
 
 
 def _new_ids(
