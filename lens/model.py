@@ -19,7 +19,7 @@ from .opening.checkpoint import Checkpoint, open_checkpoint
 from .opening.loaded_model import LoadedModel, Stage
 from .opening.wrapping import envoy_path, need_processor, origin_of, own_processor, unwrapped
 from .runs import forward, generation, many, scoring
-from .runs.program import Intervention, Pass
+from .runs.program import Intervention, Pass, in_force
 from .runs.remote import need_weights
 from .runs.tracing import trace_forward
 
@@ -276,9 +276,7 @@ class VisualLM:
             grad: Whether to record gradients (local runs only; remote ones never do).
             **arguments: More arguments for the model's forward.
         """
-        host, during = self.nn, Pass("forward", remote=remote, traced=True)
-        if plan is not None:
-            host = plan.compile(self, batch, during).apply(host)
+        host = in_force(plan, self, batch, Pass("forward", remote=remote, traced=True))
         return trace_forward(host, self.hf, batch.inputs, remote=remote, grad=grad, **arguments)
 
     # Each is one file, which starts with what the method does and takes.

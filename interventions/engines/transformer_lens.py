@@ -268,9 +268,7 @@ def _hooks(steps: Sequence[Step], scope: Scope) -> list[Hook]:
     store: dict[str, Any] = {}
     model: Any = scope.model
     names = [model.hook_name(module_of(s.site, model.anatomy), bound(s)[1]) for s in steps]
-    hooks = [
-        (name, _state_hook(step, store, scope)) for name, step in zip(names, steps, strict=True)
-    ]
+    edits = [_state_hook(step, store, scope) for step in steps]
     written = {name for name, step in zip(names, steps, strict=True) if not step.reads}
     _check_live(model, written, scope.batch)
     return list(zip(names, edits, strict=True))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..inputs.batch import Batch
 from ..opening.wrapping import need_processor
-from .program import Intervention, Pass
+from .program import Intervention, Pass, in_force
 from .remote import ExplainingBackend, destination, goes_to_server
 from .undisturbed import undisturbed
 
@@ -88,9 +88,7 @@ def _continued(
     remote: bool | str,
     settings: dict[str, Any],
 ) -> Int[Tensor, "sample new"]:
-    host = model.nn
-    if plan is not None:
-        host = plan.compile(model, batch, Pass("generation", remote=remote)).apply(host)
+    host = in_force(plan, model, batch, Pass("generation", remote=remote))
     return _new_ids(model, host, batch, remote, {"do_sample": False, **settings})
 
 

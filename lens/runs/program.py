@@ -68,3 +68,8 @@ class Intervention(Protocol):
     def compile(self, model: Any, batch: Batch, during: Pass) -> Program:
         """The program for one model, batch and kind of pass."""
         ...
+
+
+def in_force(plan: Intervention | None, model: Any, batch: Batch, during: Pass) -> Any:
+    """The nnsight model with a plan in force; as it is for None."""
+    return model.nn if plan is None else plan.compile(model, batch, during).apply(model.nn)

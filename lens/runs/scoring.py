@@ -22,7 +22,7 @@ from ..inputs.batch import Batch
 from ..opening.wrapping import need_processor
 from .forward import Output, Request, forward_pass, run
 from .generation import end_tokens
-from .program import Intervention, Pass
+from .program import Intervention, Pass, in_force
 from .run import Scores
 
 Answers = Sequence[str | Sequence[int]]
@@ -62,9 +62,7 @@ def score(
     tokenizer = need_processor(model.processor).tokenizer
     answered = AnswerTokens.of(tokenizer, answers, len(batch), end=end)
     request = score_request(model, batch, answered, remote)
-    host = model.nn
-    if plan is not None:
-        host = plan.compile(model, batch, request.during).apply(host)
+    host = in_force(plan, model, batch, request.during)
     output = forward_pass(model, host, request)
     return as_scores(model, batch, answered, output, plan, remote)
 

@@ -24,8 +24,8 @@ def encode(model: VisualLM, name: str) -> Batch:
     return model.encode(images, [tiny.PROMPTS[prompt] for prompt in prompts])
 
 
-def singles(model: VisualLM) -> list[Batch]:
-    prompts, seeds = BATCHES["ragged"]
+def singles(model: VisualLM, name: str = "ragged") -> list[Batch]:
+    prompts, seeds = BATCHES[name]
     return [
         model.encode([[tiny.image(seed) for seed in row]], [tiny.PROMPTS[prompt]])
         for prompt, row in zip(prompts, seeds, strict=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers as hf
+
 from families.family import Family, family, random_model, tokenizer
 from families.parts import fed, offline, text_sizes
 from families.rasters import CALM, USER, begins, chat_of
@@ -20,9 +22,8 @@ CANVASES = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE]]
 
 
 def _clip() -> Any:
-    from transformers import CLIPVisionConfig
 
-    return CLIPVisionConfig(
+    return hf.CLIPVisionConfig(
         hidden_size=24,
         intermediate_size=32,
         num_hidden_layers=3,
@@ -42,18 +43,12 @@ def _tiles() -> dict[str, Any]:
 
 @family("llava_next")
 def llava_next() -> Family:
-    from transformers import (
-        LlavaNextConfig,
-        LlavaNextForConditionalGeneration,
-        LlavaNextProcessor,
-        MistralConfig,
-    )
     from transformers.models.llava_next import LlavaNextImageProcessorPil
 
     tok = begins(tokenizer(image_token="<image>"))
-    config = LlavaNextConfig(
+    config = hf.LlavaNextConfig(
         vision_config=_clip(),
-        text_config=MistralConfig(**text_sizes(tok), sliding_window=None),
+        text_config=hf.MistralConfig(**text_sizes(tok), sliding_window=None),
         image_token_index=tok.image_token_id,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -61,7 +56,7 @@ def llava_next() -> Family:
         image_seq_length=SIDE * SIDE,
     )
     prompt, size = "user : <image> what is this ? a :", (6 * PATCH, TILE)
-    made = LlavaNextProcessor(
+    made = hf.LlavaNextProcessor(
         image_processor=LlavaNextImageProcessorPil(**_tiles()),
         tokenizer=tok,
         patch_size=PATCH,
@@ -69,24 +64,18 @@ def llava_next() -> Family:
         num_additional_image_tokens=1,
         chat_template=USER,
     )
-    model = random_model(lambda: LlavaNextForConditionalGeneration(config), calm=CALM)
+    model = random_model(lambda: hf.LlavaNextForConditionalGeneration(config), calm=CALM)
     return Family(model, made, prompt, fed(made, prompt, size), size)
 
 
 @family("llava_next_video")
 def llava_next_video() -> Family:
-    from transformers import (
-        LlamaConfig,
-        LlavaNextVideoConfig,
-        LlavaNextVideoForConditionalGeneration,
-        LlavaNextVideoProcessor,
-    )
     from transformers.models.llava_next import LlavaNextImageProcessorPil
 
     tok = begins(tokenizer(image_token="<image>", video_token="<video>"))
-    config = LlavaNextVideoConfig(
+    config = hf.LlavaNextVideoConfig(
         vision_config=_clip(),
-        text_config=LlamaConfig(**text_sizes(tok)),
+        text_config=hf.LlamaConfig(**text_sizes(tok)),
         image_token_index=tok.image_token_id,
         video_token_index=tok.video_token_id,
         vision_feature_layer=-2,
@@ -96,7 +85,7 @@ def llava_next_video() -> Family:
         video_seq_length=2 * (SIDE // 2) ** 2,
     )
     prompt, size = "user : <image> what is this ? a :", (TILE, 6 * PATCH)
-    made = offline(LlavaNextVideoProcessor)(
+    made = offline(hf.LlavaNextVideoProcessor)(
         video_processor=None,
         image_processor=LlavaNextImageProcessorPil(**_tiles()),
         tokenizer=tok,
@@ -105,25 +94,18 @@ def llava_next_video() -> Family:
         num_additional_image_tokens=1,
         chat_template=USER,
     )
-    model = random_model(lambda: LlavaNextVideoForConditionalGeneration(config), calm=CALM)
+    model = random_model(lambda: hf.LlavaNextVideoForConditionalGeneration(config), calm=CALM)
     return Family(model, made, prompt, fed(made, prompt, size), size)
 
 
 def _onevision(aspect: str, size: tuple[int, int]) -> Family:
-    from transformers import (
-        LlavaOnevisionConfig,
-        LlavaOnevisionForConditionalGeneration,
-        LlavaOnevisionProcessor,
-        Qwen2Config,
-        SiglipVisionConfig,
-    )
     from transformers.models.llava_onevision import LlavaOnevisionImageProcessorPil
 
     tok = tokenizer(
         image_token="<image>", video_token="<video>", special=("<|im_start|>", "<|im_end|>")
     )
-    config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(
+    config = hf.LlavaOnevisionConfig(
+        vision_config=hf.SiglipVisionConfig(
             hidden_size=24,
             intermediate_size=32,
             num_hidden_layers=2,
@@ -132,7 +114,7 @@ def _onevision(aspect: str, size: tuple[int, int]) -> Family:
             patch_size=PATCH,
             vision_use_head=False,
         ),
-        text_config=Qwen2Config(**text_sizes(tok)),
+        text_config=hf.Qwen2Config(**text_sizes(tok)),
         image_token_index=tok.image_token_id,
         video_token_index=tok.video_token_id,
         vision_feature_layer=-1,
@@ -141,7 +123,7 @@ def _onevision(aspect: str, size: tuple[int, int]) -> Family:
         vision_aspect_ratio=aspect,
     )
     prompt = "<|im_start|>user\n<image>\nwhat is this ?<|im_end|>\n<|im_start|>assistant\n"
-    made = offline(LlavaOnevisionProcessor)(
+    made = offline(hf.LlavaOnevisionProcessor)(
         image_processor=LlavaOnevisionImageProcessorPil(
             size={"height": TILE, "width": TILE}, image_grid_pinpoints=CANVASES
         ),
@@ -152,7 +134,7 @@ def _onevision(aspect: str, size: tuple[int, int]) -> Family:
         chat_template=chat_of("<image>\n", "<video>\n"),
         vision_aspect_ratio=aspect,
     )
-    model = random_model(lambda: LlavaOnevisionForConditionalGeneration(config), calm=CALM)
+    model = random_model(lambda: hf.LlavaOnevisionForConditionalGeneration(config), calm=CALM)
     return Family(model, made, prompt, fed(made, prompt, size), size)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers as hf
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -43,7 +44,6 @@ def _pixtral(patch: int, merge: int) -> tuple[Any, Any, Any]:
 
 @family("mistral3")
 def mistral3() -> Family:
-    from transformers import Mistral3ForConditionalGeneration
     from transformers.models.mistral import MistralConfig
     from transformers.models.mistral3 import Mistral3Config
 
@@ -55,7 +55,7 @@ def mistral3() -> Family:
         spatial_merge_size=2,
     )
     model = random_model(
-        lambda: Mistral3ForConditionalGeneration(config), calm=("vision_tower.transformer",)
+        lambda: hf.Mistral3ForConditionalGeneration(config), calm=("vision_tower.transformer",)
     )
     prompt, size = "[IMG] what is this ?", (48, 32)
     return Family(model, processor, prompt, fed(processor, prompt, size), size)
@@ -63,11 +63,10 @@ def mistral3() -> Family:
 
 @family("pixtral")
 def pixtral() -> Family:
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
     from transformers.models.mistral import MistralConfig
 
     words, processor, vision = _pixtral(patch=8, merge=1)
-    config = LlavaConfig(
+    config = hf.LlavaConfig(
         vision_config=vision,
         text_config=MistralConfig(**text_sizes(words, head_dim=8, sliding_window=None)),
         image_token_index=words.convert_tokens_to_ids("[IMG]"),
@@ -75,7 +74,7 @@ def pixtral() -> Family:
         vision_feature_select_strategy="full",
     )
     model = random_model(
-        lambda: LlavaForConditionalGeneration(config), calm=("vision_tower.transformer",)
+        lambda: hf.LlavaForConditionalGeneration(config), calm=("vision_tower.transformer",)
     )
     prompt, size = "[IMG] what is this ?", (48, 32)
     return Family(model, processor, prompt, fed(processor, prompt, size), size)
@@ -84,7 +83,6 @@ def pixtral() -> Family:
 @family("lighton_ocr")
 def lighton_ocr() -> Family:
     """The Pixtral tower without breaks: the family's processor puts none in."""
-    from transformers import LightOnOcrForConditionalGeneration
     from transformers.models.lighton_ocr import LightOnOcrConfig, LightOnOcrProcessor
     from transformers.models.pixtral import PixtralImageProcessorPil, PixtralVisionConfig
     from transformers.models.qwen3 import Qwen3Config
@@ -109,7 +107,7 @@ def lighton_ocr() -> Family:
         spatial_merge_size=2,
     )
     model = random_model(
-        lambda: LightOnOcrForConditionalGeneration(config), calm=("vision_encoder.transformer",)
+        lambda: hf.LightOnOcrForConditionalGeneration(config), calm=("vision_encoder.transformer",)
     )
     prompt, size = "<|image_pad|> what is this ?", (48, 32)
     return Family(model, processor, prompt, fed(processor, prompt, size), size)
@@ -134,24 +132,23 @@ def _with_prefix(words: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 @family("fuyu")
 def fuyu() -> Family:
     """No vision tower: patches go straight into the decoder, in front of the prompt."""
-    from transformers import FuyuConfig, FuyuForCausalLM, FuyuProcessor
     from transformers.models.persimmon import PersimmonConfig
 
     words = _with_prefix(tokenizer(("▁", "|SPEAKER|", "|NEWLINE|", "<0x04>")))
     # The variant of the image processor on PIL hands the processor arrays it cannot use.
     images = processors_of("fuyu.image_processing_fuyu")
-    processor = FuyuProcessor(
+    processor = hf.FuyuProcessor(
         images.FuyuImageProcessor(
             size={"height": 40, "width": 64}, patch_size={"height": 8, "width": 8}
         ),
         words,
     )
-    config = FuyuConfig(
+    config = hf.FuyuConfig(
         image_size=64,
         patch_size=8,
         image_token_id=words.convert_tokens_to_ids("|SPEAKER|"),
         text_config=PersimmonConfig(**text_sizes(words, num_key_value_heads=4)),
     )
-    model = random_model(lambda: FuyuForCausalLM(config))
+    model = random_model(lambda: hf.FuyuForCausalLM(config))
     prompt, size = "what is this ?", (44, 32)
     return Family(model, processor, prompt, fed(processor, prompt, size), size)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers as hf
+
 from families.family import Family, family, random_model, tokenizer
 from families.parts import chat, fed, offline, text_sizes, vision_sizes
 from families.torchless import processors_of
@@ -15,7 +17,6 @@ from families.torchless import processors_of
 
 @family("llama4")
 def llama4() -> Family:
-    from transformers import Llama4ForConditionalGeneration
     from transformers.models.llama4 import (
         Llama4Config,
         Llama4Processor,
@@ -63,7 +64,7 @@ def llama4() -> Family:
         image_token_index=words.convert_tokens_to_ids("<|patch|>"),
     )
     model = random_model(
-        lambda: Llama4ForConditionalGeneration(config), calm=("vision_model.model",)
+        lambda: hf.Llama4ForConditionalGeneration(config), calm=("vision_model.model",)
     )
     # 68 wide on a canvas of 72: the last cells are half padding.
     prompt, size = "<|image|> what is this ?", (68, 48)
@@ -72,7 +73,6 @@ def llama4() -> Family:
 
 @family("molmo2")
 def molmo2() -> Family:
-    from transformers import Molmo2ForConditionalGeneration
     from transformers.models.molmo2 import Molmo2Config, Molmo2Processor
     from transformers.models.molmo2.configuration_molmo2 import (
         Molmo2AdapterConfig,
@@ -122,7 +122,7 @@ def molmo2() -> Family:
         frame_end_token_id=words.convert_tokens_to_ids("<frame_end>"),
     )
     model = random_model(
-        lambda: Molmo2ForConditionalGeneration(config), calm=("vision_tower.layers",)
+        lambda: hf.Molmo2ForConditionalGeneration(config), calm=("vision_tower.layers",)
     )
     prompt, size = "<|image|> what is this ?", (56, 40)
     return Family(model, processor, prompt, fed(processor, prompt, size), size)
@@ -130,7 +130,6 @@ def molmo2() -> Family:
 
 @family("lfm2_vl")
 def lfm2_vl() -> Family:
-    from transformers import Lfm2VlForConditionalGeneration
     from transformers.models.lfm2 import Lfm2Config
     from transformers.models.lfm2_vl import Lfm2VlConfig, Lfm2VlProcessor
     from transformers.models.siglip2 import Siglip2VisionConfig
@@ -163,7 +162,7 @@ def lfm2_vl() -> Family:
         projector_hidden_size=48,
     )
     model = random_model(
-        lambda: Lfm2VlForConditionalGeneration(config), calm=("vision_tower.encoder",)
+        lambda: hf.Lfm2VlForConditionalGeneration(config), calm=("vision_tower.encoder",)
     )
     prompt, size = "<image> what is this ?", (72, 48)
     return Family(model, processor, prompt, fed(processor, prompt, size), size)
@@ -171,7 +170,6 @@ def lfm2_vl() -> Family:
 
 @family("perception_lm")
 def perception_lm() -> Family:
-    from transformers import PerceptionLMForConditionalGeneration
     from transformers.models.clip import CLIPVisionConfig
     from transformers.models.llama import LlamaConfig
     from transformers.models.perception_lm import PerceptionLMConfig, PerceptionLMProcessor
@@ -201,7 +199,7 @@ def perception_lm() -> Family:
         video_token_id=words.video_token_id,
     )
     model = random_model(
-        lambda: PerceptionLMForConditionalGeneration(config), calm=("vision_tower.encoder",)
+        lambda: hf.PerceptionLMForConditionalGeneration(config), calm=("vision_tower.encoder",)
     )
     prompt, size = "<|image|> what is this ?", (72, 48)
     return Family(model, processor, prompt, fed(processor, prompt, size), size)
@@ -209,7 +207,6 @@ def perception_lm() -> Family:
 
 @family("phi4_multimodal")
 def phi4_multimodal() -> Family:
-    from transformers import Phi4MultimodalForCausalLM
     from transformers.models.phi4_multimodal import (
         Phi4MultimodalAudioConfig,
         Phi4MultimodalConfig,
@@ -247,7 +244,7 @@ def phi4_multimodal() -> Family:
         original_max_position_embeddings=2048,
     )
     model = random_model(
-        lambda: Phi4MultimodalForCausalLM(config), calm=("image_embed.img_processor.encoder",)
+        lambda: hf.Phi4MultimodalForCausalLM(config), calm=("image_embed.img_processor.encoder",)
     )
     # Two crops, three quarters of each padding that has no tokens.
     prompt, size = "<|endoftext10|> what is this ?", (128, 16)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers as hf
 
 from families.family import Family, family, noise, random_model, tokenizer
 
@@ -61,11 +62,6 @@ def near_sighted(codec: Any, *sizes: Any) -> None:
 @family("chameleon")
 def chameleon() -> Family:
     """The image becomes words of the vocabulary: codes of a VQ-GAN, whose logits are masked."""
-    from transformers import (
-        ChameleonConfig,
-        ChameleonForConditionalGeneration,
-        ChameleonProcessor,
-    )
     from transformers.models.chameleon import ChameleonImageProcessorPil
 
     codes = [f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z" for i in range(64)]
@@ -77,7 +73,7 @@ def chameleon() -> Family:
         sep_token="<reserved08706>",
     )
     tok.padding_side = "left"
-    config = ChameleonConfig(
+    config = hf.ChameleonConfig(
         **TEXT,
         vocab_size=len(tok),
         vq_config={
@@ -93,7 +89,7 @@ def chameleon() -> Family:
             word: tok.convert_tokens_to_ids(word) for word in ("<image>", "<eoss>", *codes)
         },
     )
-    processor = ChameleonProcessor(
+    processor = hf.ChameleonProcessor(
         ChameleonImageProcessorPil(
             size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}
         ),
@@ -103,7 +99,7 @@ def chameleon() -> Family:
     processor.chat_template = CHAT
     size, prompt = (64, 48), "<image> what is this ?"
     inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: ChameleonForConditionalGeneration(config))
+    model = random_model(lambda: hf.ChameleonForConditionalGeneration(config))
     near_sighted(model.model.vqmodel)
     return Family(model, processor, prompt, dict(inputs), size)
 
@@ -111,7 +107,6 @@ def chameleon() -> Family:
 @family("emu3")
 def emu3() -> Family:
     """Codes of a VQ-GAN as rows of text embeddings; each line ends in a newline of the same id."""
-    from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3Processor
     from transformers.models.emu3 import Emu3ImageProcessor
 
     codes = [f"<|visual token {i:06}|>" for i in range(64)]
@@ -124,7 +119,7 @@ def emu3() -> Family:
         eof_token="<|extra_201|>",
     )
     tok.padding_side = "left"
-    config = Emu3Config(
+    config = hf.Emu3Config(
         text_config={**TEXT, "vocab_size": len(tok), "attention_dropout": 0.0},
         vq_config={
             "codebook_size": 64,
@@ -139,11 +134,11 @@ def emu3() -> Family:
             word: tok.convert_tokens_to_ids(word) for word in ("<image>", "<|extra_200|>", *codes)
         },
     )
-    processor = Emu3Processor(
+    processor = hf.Emu3Processor(
         Emu3ImageProcessor(min_pixels=32 * 32, max_pixels=64 * 64), tok, chat_template=CHAT
     )
     size, prompt = (48, 32), "<image> what is this ?"
     inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: Emu3ForConditionalGeneration(config))
+    model = random_model(lambda: hf.Emu3ForConditionalGeneration(config))
     near_sighted(model.model.vqmodel, [(64, 64)])
     return Family(model, processor, prompt, dict(inputs), size)

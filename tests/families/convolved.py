@@ -7,6 +7,7 @@ middle of that field lies above and to the left of the middle of the cell.
 from __future__ import annotations
 
 import torch
+import transformers as hf
 
 from families.family import Family, family, noise, random_model, tokenizer
 from families.parts import fed, text_sizes
@@ -15,30 +16,23 @@ from families.rasters import PATCH, PIXELS, SIDE, chat_of, clip_images
 
 @family("fast_vlm")
 def fast_vlm() -> Family:
-    from transformers import (
-        ConvNextConfig,
-        FastVlmConfig,
-        FastVlmForConditionalGeneration,
-        LlavaProcessor,
-        Qwen2Config,
-    )
     from transformers.models.clip import CLIPImageProcessorPil
 
     tok = tokenizer(image_token="<image>", special=("<|im_start|>", "<|im_end|>"))
     # The released tower, FastViT, comes with timm; ConvNeXt has the same face: maps of features
     # [image, channel, row, column] at a fraction of the resolution.
-    tower = ConvNextConfig(
+    tower = hf.ConvNextConfig(
         hidden_sizes=[16, 24], depths=[1, 1], num_stages=2, patch_size=4, image_size=PIXELS
     )
     tower.hidden_size = 24
-    config = FastVlmConfig(
+    config = hf.FastVlmConfig(
         vision_config=tower,
-        text_config=Qwen2Config(**text_sizes(tok)),
+        text_config=hf.Qwen2Config(**text_sizes(tok)),
         image_token_index=tok.image_token_id,
         image_seq_length=SIDE * SIDE,
     )
     prompt, size = "<image> what is this ?", (32, 32)
-    made = LlavaProcessor(
+    made = hf.LlavaProcessor(
         image_processor=CLIPImageProcessorPil(**clip_images()),
         tokenizer=tok,
         patch_size=PATCH,
@@ -46,23 +40,17 @@ def fast_vlm() -> Family:
         num_additional_image_tokens=1,
         chat_template=chat_of("<image>\n"),
     )
-    model = random_model(lambda: FastVlmForConditionalGeneration(config), calm=("pwconv2",))
+    model = random_model(lambda: hf.FastVlmForConditionalGeneration(config), calm=("pwconv2",))
     return Family(model, made, prompt, fed(made, prompt, size), size)
 
 
 @family("got_ocr2")
 def got_ocr2() -> Family:
-    from transformers import (
-        GotOcr2Config,
-        GotOcr2ForConditionalGeneration,
-        GotOcr2Processor,
-        Qwen2Config,
-    )
     from transformers.models.got_ocr2 import GotOcr2ImageProcessorPil
     from transformers.models.got_ocr2.configuration_got_ocr2 import GotOcr2VisionConfig
 
     tok = tokenizer(special=("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<imgpad>"))
-    config = GotOcr2Config(
+    config = hf.GotOcr2Config(
         vision_config=GotOcr2VisionConfig(
             hidden_size=24,
             output_channels=16,
@@ -74,13 +62,13 @@ def got_ocr2() -> Family:
             window_size=4,
             global_attn_indexes=[1],
         ),
-        text_config=Qwen2Config(**text_sizes(tok)),
+        text_config=hf.Qwen2Config(**text_sizes(tok)),
         image_token_index=tok.convert_tokens_to_ids("<imgpad>"),
         image_seq_length=SIDE * SIDE,
         tie_word_embeddings=True,
     )
     prompt, size = "<|im_start|>user\n<img><imgpad></img>\nwhat is this ?<|im_end|>", (128, 96)
-    made = GotOcr2Processor(
+    made = hf.GotOcr2Processor(
         image_processor=GotOcr2ImageProcessorPil(size={"height": 4 * PIXELS, "width": 4 * PIXELS}),
         tokenizer=tok,
         chat_template=chat_of("<img><imgpad></img>\n"),
@@ -89,7 +77,7 @@ def got_ocr2() -> Family:
     # released model, which has no setting for it, so the class attribute is set for this one.
     made.num_image_tokens = SIDE * SIDE
     model = random_model(
-        lambda: GotOcr2ForConditionalGeneration(config), calm=("attn.proj", "mlp.lin2")
+        lambda: hf.GotOcr2ForConditionalGeneration(config), calm=("attn.proj", "mlp.lin2")
     )
     with torch.no_grad():
         for kernel in model.parameters():

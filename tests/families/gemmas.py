@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import transformers as hf
 
 from families.family import Family, family, random_model, tokenizer
 from families.parts import fed, offline, quiet, text_sizes, vision_sizes
@@ -35,7 +36,6 @@ def siglip(patch: int) -> Any:
 
 @family("gemma3")
 def gemma3() -> Family:
-    from transformers import Gemma3ForConditionalGeneration
     from transformers.models.gemma3 import (
         Gemma3Config,
         Gemma3ImageProcessorPil,
@@ -69,14 +69,13 @@ def gemma3() -> Family:
         eoi_token_index=words.eoi_token_id,
     )
     model = random_model(
-        lambda: Gemma3ForConditionalGeneration(config), calm=("vision_tower.encoder",)
+        lambda: hf.Gemma3ForConditionalGeneration(config), calm=("vision_tower.encoder",)
     )
     prompt, size = "<start_of_image> what is this ?", (64, 48)
     return Family(model, processor, prompt, fed(processor, prompt, size), size)
 
 
 def _paligemma(text: Any) -> Family:
-    from transformers import PaliGemmaForConditionalGeneration
     from transformers.models.paligemma import PaliGemmaConfig, PaliGemmaProcessor
     from transformers.models.siglip import SiglipImageProcessorPil
 
@@ -93,7 +92,7 @@ def _paligemma(text: Any) -> Family:
         vocab_size=len(words),
     )
     model = random_model(
-        lambda: PaliGemmaForConditionalGeneration(config), calm=("vision_tower.encoder",)
+        lambda: hf.PaliGemmaForConditionalGeneration(config), calm=("vision_tower.encoder",)
     )
     prompt, size = "<image> what is this ?", (64, 48)
     return Family(model, processor, prompt, fed(processor, prompt, size), size)
@@ -118,7 +117,6 @@ def paligemma2() -> Family:
 
 
 def _gemma4(**text: Any) -> Family:
-    from transformers import Gemma4ForConditionalGeneration
     from transformers.models.gemma4 import (
         Gemma4Config,
         Gemma4ImageProcessorPil,
@@ -174,7 +172,7 @@ def _gemma4(**text: Any) -> Family:
         eoa_token_index=words.eoa_token_id,
     )
     model = random_model(
-        lambda: Gemma4ForConditionalGeneration(config), calm=("vision_tower.encoder",)
+        lambda: hf.Gemma4ForConditionalGeneration(config), calm=("vision_tower.encoder",)
     )
     prompt, size = "<|image|> what is this ?", (108, 84)
     return Family(model, processor, prompt, fed(processor, prompt, size), size)
@@ -214,7 +212,6 @@ class _Patches(torch.nn.Module):
 
 @family("gemma3n")
 def gemma3n() -> Family:
-    from transformers import Gemma3nForConditionalGeneration
     from transformers.models.gemma3n import (
         Gemma3nAudioConfig,
         Gemma3nConfig,
@@ -284,6 +281,6 @@ def gemma3n() -> Family:
         return made(part, **others)
 
     with mock.patch.object(modeling_gemma3n.AutoModel, "from_config", from_config):
-        model = random_model(lambda: Gemma3nForConditionalGeneration(config))
+        model = random_model(lambda: hf.Gemma3nForConditionalGeneration(config))
     prompt, size = "<image_soft_token> what is this ?", (64, 48)
     return Family(model, processor, prompt, fed(processor, prompt, size), size)

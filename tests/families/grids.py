@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import transformers as hf
 from transformers import PreTrainedTokenizerFast
 
 from families.family import Family, family, random_model, tokenizer
@@ -72,35 +73,29 @@ def qwen(model: Any, config: Any, processor: Any, tok: PreTrainedTokenizerFast) 
 
 @family("qwen2_vl")
 def qwen2_vl() -> Family:
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
     tok = tokenizer(special=(*PADS, *TURNS))
     sizes = tower(embed_dim=32, mlp_ratio=1)
     del sizes["intermediate_size"], sizes["out_hidden_size"]
-    config = Qwen2VLConfig(
+    config = hf.Qwen2VLConfig(
         vision_config=sizes,
         text_config=text_sizes(tok, rope_parameters=rope(2, 1, 1)),
         **ids_of(tok),
     )
-    return qwen(Qwen2VLForConditionalGeneration, config, Qwen2VLProcessor, tok)
+    return qwen(hf.Qwen2VLForConditionalGeneration, config, hf.Qwen2VLProcessor, tok)
 
 
 @family("qwen2_5_vl")
 def qwen2_5_vl() -> Family:
-    from transformers import (
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen2_5_VLProcessor,
-    )
 
     tok = tokenizer(special=(*PADS, *TURNS))
-    config = Qwen2_5_VLConfig(
+    config = hf.Qwen2_5_VLConfig(
         # Windows of two by two cells: the tower shuffles cells and must shuffle them back.
         vision_config=tower(window_size=2 * CELL, fullatt_block_indexes=[1]),
         text_config=text_sizes(tok, rope_parameters=rope(2, 1, 1)),
         **ids_of(tok),
     )
-    return qwen(Qwen2_5_VLForConditionalGeneration, config, Qwen2_5_VLProcessor, tok)
+    return qwen(hf.Qwen2_5_VLForConditionalGeneration, config, hf.Qwen2_5_VLProcessor, tok)
 
 
 def _qwen3_tower(**more: Any) -> dict[str, Any]:
@@ -109,21 +104,19 @@ def _qwen3_tower(**more: Any) -> dict[str, Any]:
 
 @family("qwen3_vl")
 def qwen3_vl() -> Family:
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
     tok = tokenizer(special=(*PADS, *TURNS))
     turns = rope(2, 1, 1, mrope_interleaved=True)
-    config = Qwen3VLConfig(
+    config = hf.Qwen3VLConfig(
         vision_config=_qwen3_tower(deepstack_visual_indexes=[0, 1]),
         text_config=text_sizes(tok, head_dim=8, num_hidden_layers=4, rope_parameters=turns),
         **ids_of(tok),
     )
-    return qwen(Qwen3VLForConditionalGeneration, config, Qwen3VLProcessor, tok)
+    return qwen(hf.Qwen3VLForConditionalGeneration, config, hf.Qwen3VLProcessor, tok)
 
 
 @family("qwen3_vl_moe")
 def qwen3_vl_moe() -> Family:
-    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration, Qwen3VLProcessor
 
     tok = tokenizer(special=(*PADS, *TURNS))
     text = text_sizes(
@@ -136,10 +129,10 @@ def qwen3_vl_moe() -> Family:
         num_experts_per_tok=2,
         mlp_only_layers=[0],
     )
-    config = Qwen3VLMoeConfig(
+    config = hf.Qwen3VLMoeConfig(
         vision_config=_qwen3_tower(deepstack_visual_indexes=[0, 1]), text_config=text, **ids_of(tok)
     )
-    return qwen(Qwen3VLMoeForConditionalGeneration, config, Qwen3VLProcessor, tok)
+    return qwen(hf.Qwen3VLMoeForConditionalGeneration, config, hf.Qwen3VLProcessor, tok)
 
 
 def _hybrid(tok: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
@@ -159,16 +152,14 @@ def _hybrid(tok: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
 
 @family("qwen3_5")
 def qwen3_5() -> Family:
-    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration, Qwen3VLProcessor
 
     tok = tokenizer(special=(*PADS, *TURNS))
-    config = Qwen3_5Config(vision_config=_qwen3_tower(), text_config=_hybrid(tok), **ids_of(tok))
-    return qwen(Qwen3_5ForConditionalGeneration, config, Qwen3VLProcessor, tok)
+    config = hf.Qwen3_5Config(vision_config=_qwen3_tower(), text_config=_hybrid(tok), **ids_of(tok))
+    return qwen(hf.Qwen3_5ForConditionalGeneration, config, hf.Qwen3VLProcessor, tok)
 
 
 @family("qwen3_5_moe")
 def qwen3_5_moe() -> Family:
-    from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration, Qwen3VLProcessor
 
     tok = tokenizer(special=(*PADS, *TURNS))
     text = _hybrid(
@@ -178,8 +169,8 @@ def qwen3_5_moe() -> Family:
         num_experts=4,
         num_experts_per_tok=2,
     )
-    config = Qwen3_5MoeConfig(vision_config=_qwen3_tower(), text_config=text, **ids_of(tok))
-    return qwen(Qwen3_5MoeForConditionalGeneration, config, Qwen3VLProcessor, tok)
+    config = hf.Qwen3_5MoeConfig(vision_config=_qwen3_tower(), text_config=text, **ids_of(tok))
+    return qwen(hf.Qwen3_5MoeForConditionalGeneration, config, hf.Qwen3VLProcessor, tok)
 
 
 GLM = (
@@ -200,10 +191,9 @@ def glm(
     processors: tuple[Any, Any] | None = None,
 ) -> Family:
     """A family that uses the marks of GLM-4V, and its processors unless told otherwise."""
-    from transformers import Glm4vProcessor
     from transformers.models.glm4v import Glm4vImageProcessorPil
 
-    whole, images = processors or (Glm4vProcessor, Glm4vImageProcessorPil)
+    whole, images = processors or (hf.Glm4vProcessor, Glm4vImageProcessorPil)
     tok = tokenizer(special=(*GLM, "[gMASK]", "<sop>", "<|user|>", "<|assistant|>"))
     names = ("image_start", "image_end", "video_start", "video_end", "image", "video")
     marks = {
@@ -242,29 +232,26 @@ def glm(
 
 @family("glm4v")
 def glm4v() -> Family:
-    from transformers import Glm4vConfig, Glm4vForConditionalGeneration
 
     text = {"rope_parameters": rope(2, 1, 1)}
-    return glm(Glm4vForConditionalGeneration, Glm4vConfig, text)
+    return glm(hf.Glm4vForConditionalGeneration, hf.Glm4vConfig, text)
 
 
 @family("glm46v")
 def glm46v() -> Family:
-    from transformers import Glm46VConfig, Glm46VForConditionalGeneration, Glm46VProcessor
     from transformers.models.glm46v import Glm46VImageProcessorPil
 
     return glm(
-        Glm46VForConditionalGeneration,
-        Glm46VConfig,
+        hf.Glm46VForConditionalGeneration,
+        hf.Glm46VConfig,
         {"rope_parameters": rope(2, 1, 1), "model_type": "glm4v_text"},
         {"model_type": "glm4v_vision"},
-        (Glm46VProcessor, Glm46VImageProcessorPil),
+        (hf.Glm46VProcessor, Glm46VImageProcessorPil),
     )
 
 
 @family("glm4v_moe")
 def glm4v_moe() -> Family:
-    from transformers import Glm4vMoeConfig, Glm4vMoeForConditionalGeneration
 
     text = {
         "rope_parameters": rope(1, 1, partial_rotary_factor=0.5),
@@ -273,21 +260,16 @@ def glm4v_moe() -> Family:
         "num_experts_per_tok": 2,
         "first_k_dense_replace": 1,
     }
-    return glm(Glm4vMoeForConditionalGeneration, Glm4vMoeConfig, text)
+    return glm(hf.Glm4vMoeForConditionalGeneration, hf.Glm4vMoeConfig, text)
 
 
 @family("glm_ocr")
 def glm_ocr() -> Family:
-    from transformers import (
-        Glm46VProcessor,
-        GlmOcrConfig,
-        GlmOcrForConditionalGeneration,
-    )
     from transformers.models.glm46v import Glm46VImageProcessorPil
 
     return glm(
-        GlmOcrForConditionalGeneration,
-        GlmOcrConfig,
+        hf.GlmOcrForConditionalGeneration,
+        hf.GlmOcrConfig,
         {"rope_parameters": rope(2, 1, 1)},
-        processors=(Glm46VProcessor, Glm46VImageProcessorPil),
+        processors=(hf.Glm46VProcessor, Glm46VImageProcessorPil),
     )

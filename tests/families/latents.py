@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers as hf
+
 from families.family import Family, family, noise, random_model, tokenizer
 
 TEXT: dict[str, Any] = {
@@ -39,13 +41,12 @@ CHAT = (
 @family("blip-2")
 def blip2() -> Family:
     """OPT text: learned positions are added after inputs_embeds, feed-forward without a module."""
-    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, OPTConfig
     from transformers.models.blip import BlipImageProcessorPil
 
     tok = tokenizer(("<image>",))
     tok.padding_side = "left"
-    config = Blip2Config(
-        text_config=OPTConfig(
+    config = hf.Blip2Config(
+        text_config=hf.OPTConfig(
             vocab_size=len(tok),
             hidden_size=32,
             word_embed_proj_dim=32,
@@ -69,30 +70,24 @@ def blip2() -> Family:
         num_query_tokens=6,
         image_token_index=tok.convert_tokens_to_ids("<image>"),
     )
-    processor = Blip2Processor(
+    processor = hf.Blip2Processor(
         BlipImageProcessorPil(size={"height": 32, "width": 32}), tok, num_query_tokens=6
     )
     size, prompt = (48, 32), "what is this ?"
     inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: Blip2ForConditionalGeneration(config))
+    model = random_model(lambda: hf.Blip2ForConditionalGeneration(config))
     return Family(model, processor, prompt, dict(inputs), size)
 
 
 @family("instructblip")
 def instructblip() -> Family:
     """The queries read the instruction too, through a second tokenizer and its own input ids."""
-    from transformers import (
-        InstructBlipConfig,
-        InstructBlipForConditionalGeneration,
-        InstructBlipProcessor,
-        LlamaConfig,
-    )
     from transformers.models.blip import BlipImageProcessorPil
 
     tok, asking = tokenizer(("<image>",)), tokenizer()
     tok.padding_side = "left"
-    config = InstructBlipConfig(
-        text_config=LlamaConfig(**TEXT, vocab_size=len(tok)).to_dict(),
+    config = hf.InstructBlipConfig(
+        text_config=hf.LlamaConfig(**TEXT, vocab_size=len(tok)).to_dict(),
         vision_config=EYE,
         qformer_config={
             "hidden_size": 24,
@@ -105,24 +100,18 @@ def instructblip() -> Family:
         num_query_tokens=6,
         image_token_index=tok.convert_tokens_to_ids("<image>"),
     )
-    processor = InstructBlipProcessor(
+    processor = hf.InstructBlipProcessor(
         BlipImageProcessorPil(size={"height": 32, "width": 32}), tok, asking, num_query_tokens=6
     )
     size, prompt = (48, 32), "what is this ?"
     inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: InstructBlipForConditionalGeneration(config))
+    model = random_model(lambda: hf.InstructBlipForConditionalGeneration(config))
     return Family(model, processor, prompt, dict(inputs), size)
 
 
 @family("idefics2")
 def idefics2() -> Family:
     """A perceiver of four latents for each of the four quarters and for the whole image."""
-    from transformers import (
-        Idefics2Config,
-        Idefics2ForConditionalGeneration,
-        Idefics2Processor,
-        MistralConfig,
-    )
     from transformers.models.idefics2 import Idefics2ImageProcessorPil
 
     tok = tokenizer(
@@ -131,8 +120,8 @@ def idefics2() -> Family:
         image_boundary_token="<fake_token_around_image>",
     )
     tok.padding_side = "left"
-    config = Idefics2Config(
-        text_config=MistralConfig(**TEXT, vocab_size=len(tok), sliding_window=None).to_dict(),
+    config = hf.Idefics2Config(
+        text_config=hf.MistralConfig(**TEXT, vocab_size=len(tok), sliding_window=None).to_dict(),
         vision_config=EYE,
         perceiver_config={
             "hidden_size": 32,
@@ -144,7 +133,7 @@ def idefics2() -> Family:
         },
         image_token_id=tok.convert_tokens_to_ids("<image>"),
     )
-    processor = Idefics2Processor(
+    processor = hf.Idefics2Processor(
         Idefics2ImageProcessorPil(
             size={"shortest_edge": 16, "longest_edge": 32}, do_image_splitting=True
         ),
@@ -154,7 +143,7 @@ def idefics2() -> Family:
     )
     size, prompt = (32, 16), "<image> what is this ?"
     inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: Idefics2ForConditionalGeneration(config))
+    model = random_model(lambda: hf.Idefics2ForConditionalGeneration(config))
     return Family(model, processor, prompt, dict(inputs), size)
 
 
@@ -164,21 +153,20 @@ def aria() -> Family:
 
     The image processor takes crops of 490 or 980 pixels only, so the patches are large instead.
     """
-    from transformers import AriaConfig, AriaForConditionalGeneration, AriaProcessor, AriaTextConfig
     from transformers.models.aria import AriaImageProcessorPil
     from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 
     tok = tokenizer(image_token="<image>")
     tok.padding_side = "left"
-    config = AriaConfig(
-        text_config=AriaTextConfig(
+    config = hf.AriaConfig(
+        text_config=hf.AriaTextConfig(
             **TEXT, vocab_size=len(tok), moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1
         ),
         vision_config=Idefics3VisionConfig(**{**EYE, "image_size": 490, "patch_size": 98}),
         projector_patch_to_query_dict={25: 4},
         image_token_index=tok.convert_tokens_to_ids("<image>"),
     )
-    processor = AriaProcessor(
+    processor = hf.AriaProcessor(
         AriaImageProcessorPil(max_image_size=490, split_image=True),
         tok,
         chat_template=CHAT,
@@ -188,21 +176,20 @@ def aria() -> Family:
     processor.images_kwargs = {"max_image_size": 490, "split_image": True}
     size, prompt = (980, 490), "<image> what is this ?"
     inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: AriaForConditionalGeneration(config))
+    model = random_model(lambda: hf.AriaForConditionalGeneration(config))
     return Family(model, processor, prompt, dict(inputs), size)
 
 
 @family("kosmos-2")
 def kosmos2() -> Family:
     """No image token id: a mask says where the queries go; rows are scaled inside the decoder."""
-    from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration, Kosmos2Processor
     from transformers.models.clip import CLIPImageProcessorPil
 
     tags = [f"<{end}{tag}>" for tag in ("image", "phrase", "object") for end in ("", "/")]
     tags += ["</doc>", "</chunk>", "</line>", "</delimiter_of_multi_objects/>", "<grounding>"]
     tok = tokenizer((*tags, *(f"<patch_index_{i:04}>" for i in range(4))))
     tok.padding_side = "left"
-    config = Kosmos2Config(
+    config = hf.Kosmos2Config(
         text_config={
             "vocab_size": len(tok),
             "embed_dim": 32,
@@ -217,7 +204,7 @@ def kosmos2() -> Family:
         vision_config=EYE,
         latent_query_num=6,
     )
-    processor = Kosmos2Processor(
+    processor = hf.Kosmos2Processor(
         CLIPImageProcessorPil(
             size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_center_crop=True
         ),
@@ -227,27 +214,20 @@ def kosmos2() -> Family:
     processor.num_image_tokens = 6
     size, prompt = (48, 32), "what is this ?"
     inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: Kosmos2ForConditionalGeneration(config))
+    model = random_model(lambda: hf.Kosmos2ForConditionalGeneration(config))
     return Family(model, processor, prompt, dict(inputs), size)
 
 
 @family("granite4_vision")
 def granite4_vision() -> Family:
     """Image rows enter as zeros; window queries of anyres tiles are added before layers 0 to 4."""
-    from transformers import (
-        Granite4VisionConfig,
-        Granite4VisionForConditionalGeneration,
-        Granite4VisionProcessor,
-        Granite4VisionTextConfig,
-        SiglipVisionConfig,
-    )
     from transformers.models.llava_next import LlavaNextImageProcessorPil
 
     tok = tokenizer(image_token="<image>")
     tok.padding_side = "left"
     pinpoints = [[32, 64], [64, 32], [64, 64]]
-    config = Granite4VisionConfig(
-        text_config=Granite4VisionTextConfig(
+    config = hf.Granite4VisionConfig(
+        text_config=hf.Granite4VisionTextConfig(
             **{**TEXT, "num_hidden_layers": 6},
             vocab_size=len(tok),
             embedding_multiplier=2.0,
@@ -255,7 +235,7 @@ def granite4_vision() -> Family:
             logits_scaling=3.0,
             attention_multiplier=0.25,
         ),
-        vision_config=SiglipVisionConfig(
+        vision_config=hf.SiglipVisionConfig(
             **{**EYE, "hidden_size": 64, "num_hidden_layers": 3, "patch_size": 4}
         ),
         qformer_config={
@@ -273,7 +253,7 @@ def granite4_vision() -> Family:
         spatial_vision_layer=-2,
         spatial_target_layers=[1, 2, 3, 4],
     )
-    processor = Granite4VisionProcessor(
+    processor = hf.Granite4VisionProcessor(
         LlavaNextImageProcessorPil(
             size={"shortest_edge": 32},
             crop_size={"height": 32, "width": 32},
@@ -288,7 +268,7 @@ def granite4_vision() -> Family:
     size, prompt = (64, 32), "<image> what is this ?"
     inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
     model = random_model(
-        lambda: Granite4VisionForConditionalGeneration(config),
+        lambda: hf.Granite4VisionForConditionalGeneration(config),
         calm=("vision_tower.encoder.layers", "qformer.encoder"),
     )
     return Family(model, processor, prompt, dict(inputs), size)

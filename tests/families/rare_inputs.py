@@ -7,6 +7,7 @@ no image at all.
 from __future__ import annotations
 
 import torch
+import transformers as hf
 
 from families.byhand import END, EXPERTS, EYE, GRID, IMAGE, START, TEXT, by_hand, pixels, prompt
 from families.family import Family, family
@@ -15,9 +16,8 @@ from families.family import Family, family
 @family("git")
 def git() -> Family:
     """The image is put before the text inside the model: the prompt has no place for it."""
-    from transformers import GitConfig, GitForCausalLM
 
-    config = GitConfig(
+    config = hf.GitConfig(
         vocab_size=96,
         hidden_size=32,
         intermediate_size=48,
@@ -34,7 +34,7 @@ def git() -> Family:
         "attention_mask": torch.ones_like(ids),
         "pixel_values": pixels(1, 3, 16, 16),
     }
-    return by_hand(lambda: GitForCausalLM(config), inputs)
+    return by_hand(lambda: hf.GitForCausalLM(config), inputs)
 
 
 @family("step3p7")
@@ -113,9 +113,8 @@ def hunyuan_vl() -> Family:
 @family("kosmos-2.5")
 def kosmos2_5() -> Family:
     """A mask with -1 beside the image: true, but not a place; the ids under it are those of <s>."""
-    from transformers import Kosmos2_5Config, Kosmos2_5ForConditionalGeneration
 
-    config = Kosmos2_5Config(
+    config = hf.Kosmos2_5Config(
         text_config={
             "vocab_size": 96,
             "embed_dim": 32,
@@ -143,7 +142,7 @@ def kosmos2_5() -> Family:
         "attention_mask": torch.ones_like(ids),
         "image_embeds_position_mask": torch.tensor([[0, -1, *[1] * 6, -1, 0, 0, 0]]),
     }
-    return by_hand(lambda: Kosmos2_5ForConditionalGeneration(config), inputs)
+    return by_hand(lambda: hf.Kosmos2_5ForConditionalGeneration(config), inputs)
 
 
 @family("gemma4_unified")

@@ -34,13 +34,7 @@ def nemotron_h_omni() -> Family:
     text = {
         **TEXT,
         "model_type": "nemotron_h",
-        "layers_block_type": [
-            "linear_attention",
-            "moe",
-            "full_attention",
-            "mlp",
-            "linear_attention",
-        ],
+        "layers_block_type": ("linear_attention moe full_attention mlp linear_attention").split(),
         "head_dim": 8,
         "ssm_state_size": 8,
         "mamba_num_heads": 4,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers as hf
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -53,9 +54,8 @@ def begins(tok: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 def clip(layers: int = 3) -> Any:
     """Settings of a small CLIP tower on images of ``PIXELS``."""
-    from transformers import CLIPVisionConfig
 
-    return CLIPVisionConfig(
+    return hf.CLIPVisionConfig(
         hidden_size=24,
         intermediate_size=32,
         num_hidden_layers=layers,
@@ -73,10 +73,9 @@ def clip_images() -> dict[str, Any]:
 
 
 def _llava_processor(tok: PreTrainedTokenizerFast) -> Any:
-    from transformers import LlavaProcessor
     from transformers.models.clip import CLIPImageProcessorPil
 
-    return LlavaProcessor(
+    return hf.LlavaProcessor(
         image_processor=CLIPImageProcessorPil(**clip_images()),
         tokenizer=tok,
         patch_size=PATCH,
@@ -88,12 +87,11 @@ def _llava_processor(tok: PreTrainedTokenizerFast) -> Any:
 
 @family("llava")
 def llava() -> Family:
-    from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     tok = begins(tokenizer(image_token="<image>"))
-    config = LlavaConfig(
+    config = hf.LlavaConfig(
         vision_config=clip(),
-        text_config=LlamaConfig(**text_sizes(tok)),
+        text_config=hf.LlamaConfig(**text_sizes(tok)),
         image_token_index=tok.image_token_id,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -101,42 +99,34 @@ def llava() -> Family:
     )
     prompt, size = "user : <image> what is this ? a :", (48, 32)
     made = _llava_processor(tok)
-    model = random_model(lambda: LlavaForConditionalGeneration(config), calm=CALM)
+    model = random_model(lambda: hf.LlavaForConditionalGeneration(config), calm=CALM)
     return Family(model, made, prompt, fed(made, prompt, size), size)
 
 
 @family("vipllava")
 def vipllava() -> Family:
-    from transformers import LlamaConfig, VipLlavaConfig, VipLlavaForConditionalGeneration
 
     tok = begins(tokenizer(image_token="<image>"))
-    config = VipLlavaConfig(
+    config = hf.VipLlavaConfig(
         vision_config=clip(layers=4),
-        text_config=LlamaConfig(**text_sizes(tok)),
+        text_config=hf.LlamaConfig(**text_sizes(tok)),
         image_token_index=tok.image_token_id,
         vision_feature_layer=[-1, -2, -3],
         image_seq_length=SIDE * SIDE,
     )
     prompt, size = "user : <image> what is this ? a :", (32, 48)
     made = _llava_processor(tok)
-    model = random_model(lambda: VipLlavaForConditionalGeneration(config), calm=CALM)
+    model = random_model(lambda: hf.VipLlavaForConditionalGeneration(config), calm=CALM)
     return Family(model, made, prompt, fed(made, prompt, size), size)
 
 
 @family("video_llava")
 def video_llava() -> Family:
-    from transformers import (
-        LlamaConfig,
-        VideoLlavaConfig,
-        VideoLlavaForConditionalGeneration,
-        VideoLlavaImageProcessor,
-        VideoLlavaProcessor,
-    )
 
     tok = begins(tokenizer(image_token="<image>", video_token="<video>"))
-    config = VideoLlavaConfig(
+    config = hf.VideoLlavaConfig(
         vision_config=clip(),
-        text_config=LlamaConfig(**text_sizes(tok)),
+        text_config=hf.LlamaConfig(**text_sizes(tok)),
         image_token_index=tok.image_token_id,
         video_token_index=tok.video_token_id,
         vision_feature_layer=-2,
@@ -145,8 +135,8 @@ def video_llava() -> Family:
         video_seq_length=2 * (SIDE * SIDE + 1),
     )
     prompt, size = "user : <image> what is this ? a :", (48, 32)
-    made = offline(VideoLlavaProcessor)(
-        image_processor=VideoLlavaImageProcessor(**clip_images()),
+    made = offline(hf.VideoLlavaProcessor)(
+        image_processor=hf.VideoLlavaImageProcessor(**clip_images()),
         video_processor=None,
         tokenizer=tok,
         patch_size=PATCH,
@@ -154,14 +144,13 @@ def video_llava() -> Family:
         num_additional_image_tokens=1,
         chat_template=USER,
     )
-    model = random_model(lambda: VideoLlavaForConditionalGeneration(config), calm=CALM)
+    model = random_model(lambda: hf.VideoLlavaForConditionalGeneration(config), calm=CALM)
     return Family(model, made, prompt, fed(made, prompt, size), size)
 
 
 def _siglip() -> Any:
-    from transformers import SiglipVisionConfig
 
-    return SiglipVisionConfig(
+    return hf.SiglipVisionConfig(
         hidden_size=24,
         intermediate_size=32,
         num_hidden_layers=2,
@@ -174,23 +163,17 @@ def _siglip() -> Any:
 
 @family("deepseek_vl")
 def deepseek_vl() -> Family:
-    from transformers import (
-        DeepseekVLConfig,
-        DeepseekVLForConditionalGeneration,
-        DeepseekVLProcessor,
-        LlamaConfig,
-    )
     from transformers.models.deepseek_vl import DeepseekVLImageProcessorPil
 
     tok = begins(tokenizer(image_token="<image_placeholder>"))
-    config = DeepseekVLConfig(
+    config = hf.DeepseekVLConfig(
         vision_config=_siglip(),
-        text_config=LlamaConfig(**text_sizes(tok)),
+        text_config=hf.LlamaConfig(**text_sizes(tok)),
         image_token_id=tok.image_token_id,
         tie_word_embeddings=True,
     )
     prompt, size = "user : <image_placeholder> what is this ? a :", (32, 16)
-    made = DeepseekVLProcessor(
+    made = hf.DeepseekVLProcessor(
         image_processor=DeepseekVLImageProcessorPil(
             size={"height": PIXELS, "width": PIXELS}, min_size=PATCH
         ),
@@ -198,20 +181,12 @@ def deepseek_vl() -> Family:
         chat_template=USER.replace("<image>", "<image_placeholder>"),
         num_image_tokens=SIDE * SIDE,
     )
-    model = random_model(lambda: DeepseekVLForConditionalGeneration(config), calm=CALM)
+    model = random_model(lambda: hf.DeepseekVLForConditionalGeneration(config), calm=CALM)
     return Family(model, made, prompt, fed(made, prompt, size), size)
 
 
 @family("janus")
 def janus() -> Family:
-    from transformers import (
-        JanusConfig,
-        JanusForConditionalGeneration,
-        JanusProcessor,
-        JanusVisionConfig,
-        JanusVQVAEConfig,
-        LlamaConfig,
-    )
     from transformers.models.janus import JanusImageProcessorPil
 
     tok = begins(
@@ -221,8 +196,8 @@ def janus() -> Family:
             eoi_token="<end_of_image>",
         )
     )
-    config = JanusConfig(
-        vision_config=JanusVisionConfig(
+    config = hf.JanusConfig(
+        vision_config=hf.JanusVisionConfig(
             hidden_size=24,
             num_hidden_layers=2,
             num_attention_heads=2,
@@ -232,7 +207,7 @@ def janus() -> Family:
             projection_dim=32,
             num_image_tokens=SIDE * SIDE,
         ),
-        vq_config=JanusVQVAEConfig(
+        vq_config=hf.JanusVQVAEConfig(
             embed_dim=8,
             num_embeddings=16,
             latent_channels=32,
@@ -243,12 +218,12 @@ def janus() -> Family:
             projection_dim=32,
             image_token_embed_dim=32,
         ),
-        text_config=LlamaConfig(**text_sizes(tok)),
+        text_config=hf.LlamaConfig(**text_sizes(tok)),
         image_token_id=tok.image_token_id,
         tie_word_embeddings=True,
     )
     prompt, size = "user : <image_placeholder> what is this ? a :", (32, 16)
-    made = JanusProcessor(
+    made = hf.JanusProcessor(
         image_processor=JanusImageProcessorPil(
             size={"height": PIXELS, "width": PIXELS}, min_size=PATCH
         ),
@@ -256,5 +231,5 @@ def janus() -> Family:
         chat_template=USER.replace("<image>", "<image_placeholder>"),
         num_image_tokens=SIDE * SIDE,
     )
-    model = random_model(lambda: JanusForConditionalGeneration(config), calm=CALM)
+    model = random_model(lambda: hf.JanusForConditionalGeneration(config), calm=CALM)
     return Family(model, made, prompt, fed(made, prompt, size), size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers as hf
 
 from families.family import Family, family, noise, random_model, tokenizer
 
@@ -33,12 +34,11 @@ CHAT = (
 @family("mllama")
 def mllama() -> Family:
     """Gated cross-attention in layer 1; tiles 16x16 of 2x2 patches, at most 4 of them."""
-    from transformers import MllamaConfig, MllamaForConditionalGeneration, MllamaProcessor
     from transformers.models.mllama import MllamaImageProcessorPil
     from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
     tok = tokenizer(("<|image|>", "<|python_tag|>"))
-    config = MllamaConfig(
+    config = hf.MllamaConfig(
         text_config=MllamaTextConfig(
             **TEXT,
             vocab_size=len(tok),
@@ -58,12 +58,12 @@ def mllama() -> Family:
         ),
         image_token_index=tok.convert_tokens_to_ids("<|image|>"),
     )
-    model = random_model(lambda: MllamaForConditionalGeneration(config))
+    model = random_model(lambda: hf.MllamaForConditionalGeneration(config))
     with torch.no_grad():  # gates start closed: the image would not reach the text at all
         for name, weight in model.named_parameters():
             if "attn_gate" in name or "mlp_gate" in name:
                 weight.fill_(1.0)
-    processor = MllamaProcessor(
+    processor = hf.MllamaProcessor(
         MllamaImageProcessorPil(size={"height": 16, "width": 16}, max_image_tiles=4),
         tok,
         chat_template=CHAT.replace("IMAGE", "<|image|>"),
@@ -76,18 +76,12 @@ def mllama() -> Family:
 @family("florence2")
 def florence2() -> Family:
     """Encoder-decoder: the visual rows stand in the encoder (one mean row, then a 2x2 grid)."""
-    from transformers import (
-        BartConfig,
-        Florence2Config,
-        Florence2ForConditionalGeneration,
-        Florence2Processor,
-    )
     from transformers.models.clip import CLIPImageProcessorPil
     from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 
     tok = tokenizer(image_token="<image>")
-    config = Florence2Config(
-        text_config=BartConfig(
+    config = hf.Florence2Config(
+        text_config=hf.BartConfig(
             vocab_size=len(tok),
             d_model=32,
             encoder_layers=2,
@@ -113,7 +107,7 @@ def florence2() -> Family:
         ),
         image_token_id=tok.convert_tokens_to_ids("<image>"),
     )
-    processor = Florence2Processor(
+    processor = hf.Florence2Processor(
         CLIPImageProcessorPil(
             size={"height": 64, "width": 64}, do_center_crop=False, image_seq_length=5
         ),
@@ -122,19 +116,18 @@ def florence2() -> Family:
     size, prompt = (64, 64), "what is this ?"
     inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
     start = torch.full((len(inputs["input_ids"]), 1), 2)
-    model = random_model(lambda: Florence2ForConditionalGeneration(config))
+    model = random_model(lambda: hf.Florence2ForConditionalGeneration(config))
     return Family(model, processor, prompt, {**inputs, "decoder_input_ids": start}, size)
 
 
 @family("blip-2-t5")
 def blip2_t5() -> Family:
     """Encoder-decoder: the four queries stand in T5's encoder."""
-    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, T5Config
     from transformers.models.blip import BlipImageProcessorPil
 
     tok = tokenizer(("<image>",))
-    config = Blip2Config(
-        text_config=T5Config(
+    config = hf.Blip2Config(
+        text_config=hf.T5Config(
             vocab_size=len(tok),
             d_model=32,
             d_kv=8,
@@ -165,25 +158,24 @@ def blip2_t5() -> Family:
         num_query_tokens=4,
         image_token_index=tok.convert_tokens_to_ids("<image>"),
     )
-    processor = Blip2Processor(
+    processor = hf.Blip2Processor(
         BlipImageProcessorPil(size={"height": 32, "width": 32}), tok, num_query_tokens=4
     )
     size, prompt = (48, 32), "what is this ?"
     inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
     start = torch.zeros((len(inputs["input_ids"]), 1), dtype=torch.long)
-    model = random_model(lambda: Blip2ForConditionalGeneration(config))
+    model = random_model(lambda: hf.Blip2ForConditionalGeneration(config))
     return Family(model, processor, prompt, {**inputs, "decoder_input_ids": start}, size)
 
 
 @family("idefics")
 def idefics() -> Family:
     """Gated cross-attention blocks in a second list of layers; no image token id in the config."""
-    from transformers import IdeficsConfig, IdeficsForVisionText2Text, IdeficsProcessor
     from transformers.models.idefics import IdeficsImageProcessorPil
 
     tok = tokenizer(("<fake_token_around_image>", "<end_of_utterance>"), image_token="<image>")
     text = {key: value for key, value in TEXT.items() if key != "num_key_value_heads"}
-    config = IdeficsConfig(
+    config = hf.IdeficsConfig(
         **text,
         vocab_size=len(tok),
         cross_layer_interval=2,
@@ -197,23 +189,22 @@ def idefics() -> Family:
         },
         alpha_initializer="ones",
     )
-    processor = IdeficsProcessor(IdeficsImageProcessorPil(image_size=16), tok, image_size=16)
+    processor = hf.IdeficsProcessor(IdeficsImageProcessorPil(image_size=16), tok, image_size=16)
     size, prompt = (16, 16), "what is this ?"
     inputs = processor(images=[noise(size)], text=[prompt], return_tensors="pt")
-    model = random_model(lambda: IdeficsForVisionText2Text(config))
+    model = random_model(lambda: hf.IdeficsForVisionText2Text(config))
     return Family(model, processor, prompt, dict(inputs), size)
 
 
 @family("llama")
 def llama() -> Family:
     """A language model that has never seen an image."""
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     tok = tokenizer()
-    config = LlamaConfig(**TEXT, vocab_size=len(tok))
+    config = hf.LlamaConfig(**TEXT, vocab_size=len(tok))
     prompt = "what is this ?"
     inputs = tok(prompt, return_tensors="pt", return_token_type_ids=False)
-    model = random_model(lambda: LlamaForCausalLM(config))
+    model = random_model(lambda: hf.LlamaForCausalLM(config))
     return Family(
         model, None, prompt, dict(inputs), why_no_processor="a text model has a tokenizer only"
     )
@@ -222,16 +213,10 @@ def llama() -> Family:
 @family("vision-encoder-decoder")
 def vision_encoder_decoder() -> Family:
     """A captioner: a ViT encoder, and a GPT-2 decoder that looks at it by cross-attention only."""
-    from transformers import (
-        GPT2Config,
-        VisionEncoderDecoderConfig,
-        VisionEncoderDecoderModel,
-        ViTConfig,
-    )
     from transformers.models.vit import ViTImageProcessorPil
 
     tok = tokenizer()
-    encoder = ViTConfig(
+    encoder = hf.ViTConfig(
         hidden_size=24,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -239,16 +224,16 @@ def vision_encoder_decoder() -> Family:
         image_size=16,
         patch_size=8,
     )
-    decoder = GPT2Config(
+    decoder = hf.GPT2Config(
         vocab_size=len(tok), n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1
     )
-    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    config = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
     config.decoder_start_token_id, config.pad_token_id = 1, 0
     images = ViTImageProcessorPil(size={"height": 16, "width": 16})
     size, prompt = (24, 16), "what is this ?"
     inputs = dict(images(noise(size), return_tensors="pt"))
     inputs["decoder_input_ids"] = tok(prompt, return_tensors="pt")["input_ids"]
-    model = random_model(lambda: VisionEncoderDecoderModel(config))
+    model = random_model(lambda: hf.VisionEncoderDecoderModel(config))
     return Family(
         model, None, prompt, inputs, size, why_no_processor="the family has an image processor only"
     )

@@ -7,6 +7,8 @@ a second kind that route tokens to experts.
 
 from __future__ import annotations
 
+import transformers as hf
+
 from families.family import Family, family, random_model, tokenizer
 from families.grids import (
     AREAS,
@@ -29,16 +31,11 @@ from families.torchless import processors_of
 
 @family("video_llama_3")
 def video_llama_3() -> Family:
-    from transformers import (
-        VideoLlama3Config,
-        VideoLlama3ForConditionalGeneration,
-        VideoLlama3Processor,
-    )
     from transformers.models.video_llama_3 import VideoLlama3ImageProcessorPil
 
     tok = tokenizer(special=(*PADS, *TURNS))
     marks = ids_of(tok)
-    config = VideoLlama3Config(
+    config = hf.VideoLlama3Config(
         vision_config={
             "hidden_size": 32,
             "intermediate_size": 32,
@@ -54,24 +51,19 @@ def video_llama_3() -> Family:
         "<|im_start|>user\n<|image_pad|>\nwhat is this ?<|im_end|>\n",
         (5 * PATCH, 4 * PATCH),
     )
-    made = offline(VideoLlama3Processor)(
+    made = offline(hf.VideoLlama3Processor)(
         # As released: stills are not merged, frames of videos are.
         image_processor=VideoLlama3ImageProcessorPil(patch_size=PATCH, merge_size=1, size=AREAS),
         tokenizer=tok,
         video_processor=None,
         chat_template=chat_of("<|image_pad|>\n", "<|video_pad|>\n"),
     )
-    model = random_model(lambda: VideoLlama3ForConditionalGeneration(config), calm=CALM)
+    model = random_model(lambda: hf.VideoLlama3ForConditionalGeneration(config), calm=CALM)
     return Family(model, made, prompt, fed(made, prompt, size), size)
 
 
 @family("ernie4_5_vl_moe")
 def ernie4_5_vl_moe() -> Family:
-    from transformers import (
-        Ernie4_5_VLMoeConfig,
-        Ernie4_5_VLMoeForConditionalGeneration,
-        Ernie4_5_VLMoeProcessor,
-    )
     from transformers.models.ernie4_5_vl_moe import Ernie4_5_VLMoeImageProcessorPil
 
     marks = {
@@ -85,7 +77,7 @@ def ernie4_5_vl_moe() -> Family:
     tok = tokenizer(**marks)
     sizes = tower()
     del sizes["temporal_patch_size"], sizes["out_hidden_size"]
-    config = Ernie4_5_VLMoeConfig(
+    config = hf.Ernie4_5_VLMoeConfig(
         vision_config=sizes,
         text_config=text_sizes(
             tok,
@@ -100,7 +92,7 @@ def ernie4_5_vl_moe() -> Family:
     )
     image = "Picture 1:<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"
     prompt = f"user : {image}what is this ?\na :"
-    made = offline(Ernie4_5_VLMoeProcessor)(
+    made = offline(hf.Ernie4_5_VLMoeProcessor)(
         image_processor=Ernie4_5_VLMoeImageProcessorPil(
             patch_size=PATCH, merge_size=MERGE, size=AREAS
         ),
@@ -108,19 +100,18 @@ def ernie4_5_vl_moe() -> Family:
         video_processor=None,
         chat_template=chat_of(image, "<|VIDEO_START|><|VIDEO_PLACEHOLDER|><|VIDEO_END|>", "", ""),
     )
-    model = random_model(lambda: Ernie4_5_VLMoeForConditionalGeneration(config), calm=CALM)
+    model = random_model(lambda: hf.Ernie4_5_VLMoeForConditionalGeneration(config), calm=CALM)
     return Family(model, made, prompt, fed(made, prompt, SIZE), SIZE)
 
 
 @family("kimi_k25")
 def kimi_k25() -> Family:
-    from transformers import Kimi_K25Config, Kimi_K25ForConditionalGeneration, Kimi_K25Processor
 
     images = processors_of("kimi_k25.image_processing_kimi_k25")
     marks = ("<|media_begin|>", "<|media_content|>", "<|media_end|>", "<|media_pad|>")
     video = "<|kimi_k25_video_placeholder|>"
     tok = tokenizer(special=(*marks, video, "<|im_user|>", "<|im_middle|>", "<|im_end|>"))
-    config = Kimi_K25Config(
+    config = hf.Kimi_K25Config(
         vision_config={
             "hidden_size": 32,
             "intermediate_size": 32,
@@ -158,7 +149,7 @@ def kimi_k25() -> Family:
     prompt = f"<|im_user|>user<|im_middle|>{image}what is this ?<|im_end|>"
     # Not a multiple of a cell: the last column and row of cells are padded, not stretched.
     size = (4 * CELL - 4, 3 * CELL - 8)
-    made = offline(Kimi_K25Processor)(
+    made = offline(hf.Kimi_K25Processor)(
         image_processor=images.Kimi_K25ImageProcessor(
             patch_size=PATCH,
             merge_size=MERGE,
@@ -169,22 +160,19 @@ def kimi_k25() -> Family:
         video_processor=None,
         chat_template=chat_of(image, video, "<|im_user|>", "<|im_end|>"),
     )
-    model = random_model(lambda: Kimi_K25ForConditionalGeneration(config), calm=("wo.", "out_proj"))
+    model = random_model(
+        lambda: hf.Kimi_K25ForConditionalGeneration(config), calm=("wo.", "out_proj")
+    )
     return Family(model, made, prompt, fed(made, prompt, size), size)
 
 
 @family("paddleocr_vl")
 def paddleocr_vl() -> Family:
-    from transformers import (
-        PaddleOCRVLConfig,
-        PaddleOCRVLForConditionalGeneration,
-        PaddleOCRVLProcessor,
-    )
     from transformers.models.paddleocr_vl import PaddleOCRVLImageProcessorPil
 
     start, end = "<|IMAGE_START|>", "<|IMAGE_END|>"
     tok = begins(tokenizer(image_token="<|IMAGE_PLACEHOLDER|>", special=(start, end, "<video>")))
-    config = PaddleOCRVLConfig(
+    config = hf.PaddleOCRVLConfig(
         vision_config={
             "hidden_size": 32,
             "intermediate_size": 32,
@@ -202,28 +190,23 @@ def paddleocr_vl() -> Family:
     )
     image = f"{start}<|IMAGE_PLACEHOLDER|>{end}"
     prompt = f"user : {image}what is this ?\na :"
-    made = PaddleOCRVLProcessor(
+    made = hf.PaddleOCRVLProcessor(
         image_processor=PaddleOCRVLImageProcessorPil(
             patch_size=PATCH, merge_size=MERGE, size=AREAS
         ),
         tokenizer=tok,
         chat_template=chat_of(image, "", "", ""),
     )
-    model = random_model(lambda: PaddleOCRVLForConditionalGeneration(config), calm=CALM)
+    model = random_model(lambda: hf.PaddleOCRVLForConditionalGeneration(config), calm=CALM)
     return Family(model, made, prompt, fed(made, prompt, SIZE), SIZE)
 
 
 @family("exaone4_5")
 def exaone4_5() -> Family:
-    from transformers import (
-        Exaone4_5_Config,
-        Exaone4_5_ForConditionalGeneration,
-        Exaone4_5_Processor,
-    )
 
     tok = tokenizer(special=(*PADS, *TURNS))
     marks = ids_of(tok)
-    config = Exaone4_5_Config(
+    config = hf.Exaone4_5_Config(
         vision_config=tower(num_key_value_heads=1, window_size=2 * CELL, fullatt_block_indexes=[1]),
         text_config=text_sizes(
             tok,
@@ -235,17 +218,11 @@ def exaone4_5() -> Family:
         image_token_id=marks["image_token_id"],
         video_token_id=marks["video_token_id"],
     )
-    return qwen(Exaone4_5_ForConditionalGeneration, config, Exaone4_5_Processor, tok)
+    return qwen(hf.Exaone4_5_ForConditionalGeneration, config, hf.Exaone4_5_Processor, tok)
 
 
 @family("qwen2_5_omni_thinker")
 def qwen2_5_omni_thinker() -> Family:
-    from transformers import (
-        Qwen2_5OmniProcessor,
-        Qwen2_5OmniThinkerConfig,
-        Qwen2_5OmniThinkerForConditionalGeneration,
-        WhisperFeatureExtractor,
-    )
     from transformers.models.qwen2_vl import Qwen2VLImageProcessorPil
 
     marks = {
@@ -259,7 +236,7 @@ def qwen2_5_omni_thinker() -> Family:
     }
     tok = tokenizer(special=TURNS, **marks)
     ids = {name: tok.convert_tokens_to_ids(token) for name, token in marks.items()}
-    config = Qwen2_5OmniThinkerConfig(
+    config = hf.Qwen2_5OmniThinkerConfig(
         vision_config=tower(window_size=2 * CELL, fullatt_block_indexes=[1]),
         audio_config={
             "num_mel_bins": 16,
@@ -282,12 +259,12 @@ def qwen2_5_omni_thinker() -> Family:
     )
     image = "<|vision_bos|><|IMAGE|><|vision_eos|>"
     prompt = f"<|im_start|>user\n{image}what is this ?<|im_end|>\n<|im_start|>assistant\n"
-    made = offline(Qwen2_5OmniProcessor)(
+    made = offline(hf.Qwen2_5OmniProcessor)(
         image_processor=Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, size=AREAS),
         video_processor=None,
-        feature_extractor=WhisperFeatureExtractor(feature_size=16),
+        feature_extractor=hf.WhisperFeatureExtractor(feature_size=16),
         tokenizer=tok,
         chat_template=chat_of(image, "<|vision_bos|><|VIDEO|><|vision_eos|>"),
     )
-    model = random_model(lambda: Qwen2_5OmniThinkerForConditionalGeneration(config), calm=CALM)
+    model = random_model(lambda: hf.Qwen2_5OmniThinkerForConditionalGeneration(config), calm=CALM)
     return Family(model, made, prompt, fed(made, prompt, SIZE), SIZE)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers as hf
+
 from families.family import Family, family, random_model, tokenizer
 from families.parts import chat, fed, offline, text_sizes, vision_sizes
 from families.torchless import processors_of
@@ -15,7 +17,6 @@ from families.torchless import processors_of
 
 @family("internvl")
 def internvl() -> Family:
-    from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor
     from transformers.models.got_ocr2 import GotOcr2ImageProcessorPil
     from transformers.models.internvl import InternVLVisionConfig
     from transformers.models.qwen2 import Qwen2Config
@@ -27,7 +28,7 @@ def internvl() -> Family:
         context_image_token="<IMG_CONTEXT>",
         video_token="<video>",
     )
-    processor = offline(InternVLProcessor)(
+    processor = offline(hf.InternVLProcessor)(
         image_processor=GotOcr2ImageProcessorPil(size={"height": 24, "width": 24}),
         tokenizer=words,
         video_processor=processors_of("internvl.video_processing_internvl").InternVLVideoProcessor(
@@ -36,21 +37,20 @@ def internvl() -> Family:
         image_seq_length=9,
         chat_template=chat("<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>"),
     )
-    config = InternVLConfig(
+    config = hf.InternVLConfig(
         vision_config=InternVLVisionConfig(**vision_sizes(image=24, patch=4)),
         text_config=Qwen2Config(**text_sizes(words)),
         image_token_id=words.context_image_token_id,
         image_seq_length=9,
     )
     model = random_model(
-        lambda: InternVLForConditionalGeneration(config), calm=("projection_layer", "fc2")
+        lambda: hf.InternVLForConditionalGeneration(config), calm=("projection_layer", "fc2")
     )
     prompt, size = "<IMG_CONTEXT> what is this ?", (72, 48)
     return Family(model, processor, prompt, fed(processor, prompt, size), size)
 
 
 def _idefics(kind: str) -> Family:
-    from transformers import Idefics3ForConditionalGeneration, SmolVLMForConditionalGeneration
     from transformers.models.idefics3 import (
         Idefics3Config,
         Idefics3ImageProcessorPil,
@@ -100,13 +100,13 @@ def _idefics(kind: str) -> Family:
             SmolVLMImageProcessorPil(**sizes), words, films, image_seq_len=9, chat_template=template
         )
         small = SmolVLMConfig(vision_config=SmolVLMVisionConfig(**vision), **common)
-        make: Any = lambda: SmolVLMForConditionalGeneration(small)  # noqa: E731
+        make: Any = lambda: hf.SmolVLMForConditionalGeneration(small)  # noqa: E731
     else:
         processor = Idefics3Processor(
             Idefics3ImageProcessorPil(**sizes), words, image_seq_len=9, chat_template=template
         )
         config = Idefics3Config(vision_config=Idefics3VisionConfig(**vision), **common)
-        make = lambda: Idefics3ForConditionalGeneration(config)  # noqa: E731
+        make = lambda: hf.Idefics3ForConditionalGeneration(config)  # noqa: E731
     model = random_model(make, calm=("vision_model.encoder",))
     prompt, size = "<image> what is this ?", (72, 48)
     return Family(model, processor, prompt, fed(processor, prompt, size), size)
@@ -124,7 +124,6 @@ def smolvlm() -> Family:
 
 @family("aya_vision")
 def aya_vision() -> Family:
-    from transformers import AyaVisionForConditionalGeneration
     from transformers.models.aya_vision import AyaVisionConfig, AyaVisionProcessor
     from transformers.models.cohere2 import Cohere2Config
     from transformers.models.got_ocr2 import GotOcr2ImageProcessorPil
@@ -158,7 +157,7 @@ def aya_vision() -> Family:
         image_token_index=words.convert_tokens_to_ids("<|IMG_PATCH|>"),
     )
     model = random_model(
-        lambda: AyaVisionForConditionalGeneration(config), calm=("vision_tower.encoder",)
+        lambda: hf.AyaVisionForConditionalGeneration(config), calm=("vision_tower.encoder",)
     )
     prompt, size = "<image> what is this ?", (72, 48)
     return Family(model, processor, prompt, fed(processor, prompt, size), size)
@@ -166,7 +165,6 @@ def aya_vision() -> Family:
 
 @family("cohere2_vision")
 def cohere2_vision() -> Family:
-    from transformers import Cohere2VisionForConditionalGeneration
     from transformers.models.cohere2 import Cohere2Config
     from transformers.models.cohere2_vision import Cohere2VisionConfig, Cohere2VisionProcessor
     from transformers.models.siglip import SiglipVisionConfig
@@ -192,7 +190,7 @@ def cohere2_vision() -> Family:
         alignment_intermediate_size=64,
     )
     model = random_model(
-        lambda: Cohere2VisionForConditionalGeneration(config), calm=("vision_tower.encoder",)
+        lambda: hf.Cohere2VisionForConditionalGeneration(config), calm=("vision_tower.encoder",)
     )
     prompt, size = "<|IMG_PATCH|> what is this ?", (72, 48)
     return Family(model, processor, prompt, fed(processor, prompt, size), size)
@@ -200,7 +198,6 @@ def cohere2_vision() -> Family:
 
 @family("ovis2")
 def ovis2() -> Family:
-    from transformers import Ovis2ForConditionalGeneration
     from transformers.models.ovis2 import Ovis2Config, Ovis2ImageProcessorPil, Ovis2Processor
     from transformers.models.ovis2.configuration_ovis2 import Ovis2VisionConfig
     from transformers.models.qwen2 import Qwen2Config
@@ -223,6 +220,6 @@ def ovis2() -> Family:
         vocab_size=len(words),
         hidden_size=32,
     )
-    model = random_model(lambda: Ovis2ForConditionalGeneration(config), calm=("encoder.layers",))
+    model = random_model(lambda: hf.Ovis2ForConditionalGeneration(config), calm=("encoder.layers",))
     prompt, size = "<image> what is this ?", (72, 48)
     return Family(model, processor, prompt, fed(processor, prompt, size), size)

@@ -8,6 +8,7 @@ functions that are wrapped for that could not travel.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import gc
 import json
@@ -23,7 +24,9 @@ import httpx
 import nnsight
 import pytest
 import torch
+from nnsight.intervention.serialization import loads
 from nnsight.modeling.huggingface import _ID_CACHE
+from nnsight.schema.request import RequestModel
 from nnsight.tracing.globals import BLOCKS, SOURCES
 
 import embedlens
@@ -75,6 +78,19 @@ PLANS = {
         PatchTokens(source=1, target=2, site="ffn", tokens="box[0:2, 0:2]"),
     ),
     "word": Plan(ReplaceTokens(by="word", word="star")),
+    "together": Plan(
+        AblateAttention(layers="0-1"),
+        ZeroFFN(layers=[1], tokens="text", phase="all"),
+        PatchTokens(source=0, target=2, tokens="box[0:2, 0:2]"),
+        BlockAttention(queries="text", keys="visual", layers=2),
+        BlockAttention(queries="text", keys="visual", layers=3, renormalise=False),
+        BlockAttention(queries="last", keys="box[0:2, 0:2]", layers=3, renormalise=False),
+        InjectTokens(layer=1, norm="rescaled", tokens="box[2:4, 0:2]"),
+        ReplaceTokens(by="noise", layers=3, tokens="box[0:1, 0:2] | text", seed=1, phase="all"),
+        ReplaceTokens(by="mean", layers=3, tokens="box[1:2, 0:2]"),
+        ScaleTokens(norm_of="text", layers=2, tokens="box[2:4, 2:4]"),
+        PatchTokens(source=1, target=2, site="attention", tokens="box[2:4, 2:4]"),
+    ),
 }
 
 
@@ -215,6 +231,32 @@ def test_what_a_server_computes_equals_a_local_run(
         for m, r in ((model, False), (stranger, True))
     ]
     assert written[0] == written[1]
+
+
+def test_payloads_are_small_and_hold_no_nested_block(
+    model: VisualLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A nested block can run stale code on a long-lived server; a stray object costs megabytes."""
+    payloads: list[bytes] = []
+    serialize = RequestModel.serialize.__func__
+
+    def recording(cls: type, tracer: Any, compress: bool = False) -> bytes:
+        payloads.append(serialize(cls, tracer, compress))
+        return payloads[-1]
+
+    monkeypatch.setattr(RequestModel, "serialize", classmethod(recording))
+    batch, plan, layers = encode(model), PLANS["together"], model.layers
+    model.run(batch, plan, capture="residual", remote="local")
+    model.run(batch, PLANS["prune"], remote="local")
+    model.generate(batch, plan, max_new_tokens=4, remote="local")
+    model.score(batch, ["a b", "red"], plan, remote="local")
+    with model.trace(batch, plan, remote="local"):
+        layers[2].output.save()
+    assert len(payloads) == 5
+    assert max(map(len, payloads)) < 200_000
+    for payload in payloads:
+        _, (source, _, _) = loads(payload, model.nn._remoteable_persistent_objects())
+        assert not any(isinstance(node, ast.With) for node in ast.walk(ast.parse(source)))
 
 
 def test_a_donor_is_run_where_the_batch_is(

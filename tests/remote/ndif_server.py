@@ -45,6 +45,8 @@ from nnsight.tracing.tracer import _saves, dec, inc
 from transformers import AutoProcessor
 
 # nnsight's own wire format needs the second group, whatever is sent.
+# What the sandbox of the one public NDIF server admits. It refused dataclasses, abc, enum, json,
+# transformers and this package's classes.
 ADMITTED = frozenset(("builtins", "numpy", "torch"))
 WIRE = frozenset(("cloudpickle", "collections", "nnsight"))
 MAGIC = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"

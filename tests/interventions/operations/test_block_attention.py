@@ -39,29 +39,14 @@ EAGER_ONLY = ("fast_vlm", "paligemma2")
 NOISY = ("minicpmv4_6",)
 # No layer has a mask over keys, or it is not known which module receives it.
 NOWHERE = ("gemma3n", "glm5_next", "inkling_mm_model", "mistral_large4")
-GENERATING = (
-    "llava",
-    "qwen2_5_vl",
-    "gemma3",
-    "internvl",
-    "paligemma",
-    "idefics3",
-    "mistral3",
-    "exaone4_5",
-    "llama4",
-    "gemma4",
-    "qwen3_vl",
+GENERATING = tuple(
+    (
+        "llava qwen2_5_vl gemma3 internvl paligemma idefics3 mistral3 exaone4_5 llama4 gemma4 "
+        "qwen3_vl"
+    ).split()
 )
-PADDED = (
-    "llava",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "gemma3",
-    "internvl",
-    "paligemma",
-    "idefics3",
-    "mistral3",
-    "llama4",
+PADDED = tuple(
+    "llava qwen2_5_vl qwen3_vl gemma3 internvl paligemma idefics3 mistral3 llama4".split()
 )
 
 

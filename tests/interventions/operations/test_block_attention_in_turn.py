@@ -153,15 +153,14 @@ def kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
     return mixed.transpose(1, 2)
 
 
+def interface(module: LlamaAttention) -> Any:
+    return ALL_ATTENTION_FUNCTIONS.get_interface(
+        module.config._attn_implementation, eager_attention_forward
+    )
+
+
 class NoCall(LlamaAttention):
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: Any = None,
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
+    def forward(self, hidden_states, position_embeddings, attention_mask, past_key_values, **_):
         rows = heads(self, hidden_states, position_embeddings, past_key_values)
         return self.o_proj(kernel(*rows, attention_mask).flatten(2)), None
 
@@ -169,18 +168,9 @@ class NoCall(LlamaAttention):
 class OnlyThePrompt(LlamaAttention):
     """Calls the function for prompts, and something else while decoding."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: Any = None,
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
+    def forward(self, hidden_states, position_embeddings, attention_mask, past_key_values, **_):
         rows = heads(self, hidden_states, position_embeddings, past_key_values)
-        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        attention_interface = interface(self)
         if hidden_states.shape[1] > 1:
             mixed, _ = attention_interface(self, *rows, attention_mask, scaling=self.scaling)
         else:
@@ -189,18 +179,9 @@ class OnlyThePrompt(LlamaAttention):
 
 
 class LeavesEarly(LlamaAttention):
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: Any = None,
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
+    def forward(self, hidden_states, position_embeddings, attention_mask, past_key_values, **_):
         rows = heads(self, hidden_states, position_embeddings, past_key_values)
-        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        attention_interface = interface(self)
         if hidden_states.shape[1] == 1:
             return self.o_proj(kernel(*rows, attention_mask).flatten(2)), None
         mixed, _ = attention_interface(self, *rows, attention_mask, scaling=self.scaling)
@@ -210,18 +191,9 @@ class LeavesEarly(LlamaAttention):
 class TwoCalls(LlamaAttention):
     """Half of the heads in each of two calls."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: Any = None,
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
+    def forward(self, hidden_states, position_embeddings, attention_mask, past_key_values, **_):
         q, k, v = heads(self, hidden_states, position_embeddings, past_key_values)
-        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        attention_interface = interface(self)
         some, _ = attention_interface(
             self, q[:, :2], k[:, :1], v[:, :1], attention_mask, scaling=self.scaling
         )
@@ -234,18 +206,9 @@ class TwoCalls(LlamaAttention):
 class InALoop(LlamaAttention):
     """The same in one place, twice."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: Any = None,
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
+    def forward(self, hidden_states, position_embeddings, attention_mask, past_key_values, **_):
         q, k, v = heads(self, hidden_states, position_embeddings, past_key_values)
-        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        attention_interface = interface(self)
         halves = [
             attention_interface(self, q[:, i : i + 2], k[:, j], v[:, j], attention_mask)[0]
             for i, j in ((0, slice(0, 1)), (2, slice(1, 2)))

@@ -39,34 +39,29 @@ from tolerances import ACCUMULATED, EQUAL, MOVED
 
 N = tiny.LAYERS
 # Families whose head and final norm the oracle finds.
-BY_HAND = (
-    "llava",
-    "llava_next",
-    "qwen2_vl",
-    "qwen2_5_vl",
-    "internvl",
-    "paligemma",
-    "idefics3",
-    "smolvlm",
-    "mistral3",
-    "glm4v",
-    "video_llama_3",
-    "got_ocr2",
+BY_HAND = tuple(
+    (
+        "llava llava_next qwen2_vl qwen2_5_vl internvl paligemma idefics3 smolvlm mistral3 glm4v "
+        "video_llama_3 got_ocr2"
+    ).split()
 )
 PADDED = ("llava", "qwen2_5_vl", "internvl", "paligemma", "idefics3", "mistral3", "glm4v")
 GENERATING = ("llava", "qwen2_5_vl", "internvl", "paligemma", "mistral3", "glm4v")
 # And others that call their layers in ways of their own; deepstack up to some layer, among them.
-OTHERS = (
-    "qwen3_vl",
-    "granite4_vision",
-    "ernie4_5_vl_moe",
-    "chameleon",
-    "molmo2",
-    "blip-2",
-    "aria",
-    "phi4_multimodal",
-    "hunyuan_vl",
-    "glm4v_moe",
+OTHERS = tuple(
+    (
+        "qwen3_vl granite4_vision ernie4_5_vl_moe chameleon molmo2 blip-2 aria phi4_multimodal "
+        "hunyuan_vl glm4v_moe"
+    ).split()
+)
+
+
+# Families whose tokens can be taken out in front of the decoder too.
+BEFORE_IT = tuple(
+    (
+        "llava llava_next qwen2_vl qwen2_5_vl qwen3_vl internvl idefics3 smolvlm mistral3 "
+        "video_llama_3 got_ocr2 ernie4_5_vl_moe"
+    ).split()
 )
 
 
@@ -152,20 +147,23 @@ def test_ragged_generations_equal_layers_called_by_hand(twin: Any, attn: str) ->
 # ---------------------------------------------------------------- against masking
 
 
+def assert_removed_as_masked(model: VisualLM, batch: Batch, layer: int) -> None:
+    runs = [model.run(batch, leaves(layer, m)).logits for m in ("remove", "mask")]
+    assert gap(*runs) < EQUAL
+    removed, masked = (generated(model, leaves(layer, m), batch, 4) for m in ("remove", "mask"))
+    assert torch.equal(removed[0], masked[0])
+    assert max(map(gap, removed[1], masked[1])) < EQUAL
+
+
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", [*BY_HAND, *OTHERS])
 def test_removal_equals_masking_at_every_layer(name: str, attn: str) -> None:
     model = opened(name, attn)
     batch, _ = marked(model.batch(built(name).inputs))
     clean = model.run(batch).logits
-    for layer in range(settled(name), model.n_layers):
-        removed, masked = (model.run(batch, leaves(layer, m)).logits for m in ("remove", "mask"))
-        assert gap(removed, masked) < EQUAL
-        assert gap(removed, clean) > MOVED
-        ids, logits = generated(model, leaves(layer), batch, 4)
-        others, expected = generated(model, leaves(layer, "mask"), batch, 4)
-        assert torch.equal(ids, others)
-        assert max(map(gap, logits, expected)) < EQUAL
+    for layer in [*[0] * (name in BEFORE_IT), *range(settled(name), model.n_layers)]:
+        assert_removed_as_masked(model, batch, layer)
+        assert gap(model.run(batch, leaves(layer)).logits, clean) > MOVED
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
@@ -174,12 +172,9 @@ def test_removal_equals_masking_in_padded_batches(name: str, attn: str) -> None:
     model = opened(name, attn)
     batch, gone = marked(padded(name, model))
     assert len(set(gone.sum(1).tolist())) == len(batch), "the rows should lose different numbers"
-    layer = settled(name)
-    runs = [model.run(batch, leaves(layer, method)).logits for method in ("remove", "mask")]
-    assert gap(*runs) < EQUAL
-    removed, masked = (generated(model, leaves(layer, m), batch, 4) for m in ("remove", "mask"))
-    assert torch.equal(removed[0], masked[0])
-    assert max(map(gap, removed[1], masked[1])) < EQUAL
+    before = name in ("llava", "qwen2_5_vl", "qwen3_vl", "internvl", "mistral3", "blip-2")
+    for layer in [*[0] * before, settled(name)]:
+        assert_removed_as_masked(model, batch, layer)
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
@@ -191,11 +186,7 @@ def test_samples_without_padding_that_lose_different_numbers_get_some(twin: Any,
     assert batch.inputs["attention_mask"].all()
     assert len(set(gone.sum(1).tolist())) == 2
     for layer in range(N):
-        runs = [model.run(batch, leaves(layer, m)).logits for m in ("remove", "mask")]
-        assert gap(*runs) < EQUAL
-        removed, masked = (generated(model, leaves(layer, m), batch, 4) for m in ("remove", "mask"))
-        assert torch.equal(removed[0], masked[0])
-        assert max(map(gap, removed[1], masked[1])) < EQUAL
+        assert_removed_as_masked(model, batch, layer)
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
@@ -230,6 +221,12 @@ def test_pruning_at_a_layer_is_withdrawing_there(twin: Any) -> None:
         pruned = Plan(PruneTokens(tokens="dead", layer=layer, method="remove"))
         found = model.run(batch, pruned).logits
         assert torch.equal(found, model.run(batch, leaves(layer)).logits)
+        tokens = "visual & ~last"
+        whole = (
+            PruneTokens(layer=layer, tokens=tokens),
+            WithdrawTokens(layer=layer, tokens=tokens),
+        )
+        assert torch.equal(*(model.run(batch, Plan(operation)).logits for operation in whole))
 
 
 # ---------------------------------------------------------------- the sequence and its caches

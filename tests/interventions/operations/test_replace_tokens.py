@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 import tiny
 from builders.copies import batch_of, layers_of, pair
+from builders.generations import generated
 from builders.prompts import label_of, text_of, tiny_batch, visual_of
 from embedlens import (
     Batch,
@@ -26,7 +26,6 @@ from embedlens import (
 )
 from embedlens.interventions.engines.payload.written_values import means
 from embedlens.interventions.operations.replace_tokens import derangement
-from embedlens.lens.runs.program import Pass
 from families.family import noise as picture
 from families.zoo import built
 from oracles.overwriting import (
@@ -203,34 +202,22 @@ def test_generation_equals_hooks(twin: Any, attn: str, name: str, made: str, pha
     batch = tiny_batch(model, name)
     plan, edits = tiny_case(plain, batch, made, phase, (1, 3))
     settings = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False}
+    settings["suppress_tokens"] = list(model.anatomy.visual_ids)
     more = {"return_dict_in_generate": True, "output_logits": True}
     clean = plain.generate(**batch.inputs, **settings, **more)
     with overwritten(edits):
         expected = plain.generate(**batch.inputs, **settings, **more)
-    target = plan.compile(model, batch, Pass("generation")).apply(model.nn)
-    with torch.no_grad():
-        found = generated(target, batch, {**settings, **more})
+    _, found = generated(model, plan, batch, STEPS)
     first = 1 if phase == "decode" else 0
-    assert all(
-        torch.equal(a, b) for a, b in zip(clean.logits[:first], found.logits[:first], strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(clean.logits[:first], found[:first], strict=True))
     assert (expected.logits[first] - clean.logits[first]).abs().max() > MOVED_A_LITTLE
-    for ours, theirs in zip(found.logits, expected.logits, strict=True):
+    for ours, theirs in zip(found, expected.logits, strict=True):
         assert (ours - theirs).abs().max() < EQUAL
     texts = model.tokenizer.batch_decode(
         expected.sequences[:, batch.length :], skip_special_tokens=True
     )
     written = model.generate(batch, plan, max_new_tokens=STEPS, min_new_tokens=STEPS)
     assert written == [text.strip() for text in texts]
-
-
-def generated(target: Any, batch: Batch, settings: dict[str, Any]) -> Any:
-    """What an edited model generates; an operation on every step waits for one step more."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*was never reached")
-        with torch.no_grad(), target.generate(**batch.inputs, **settings) as tracer:
-            found = tracer.result.save()
-    return found
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode", "all"])
@@ -281,12 +268,11 @@ def test_other_families_generate_as_with_hooks(name: str, attn: str, phase: str)
     )
     settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     settings |= {"return_dict_in_generate": True, "output_logits": True}
+    settings["suppress_tokens"] = list(model.anatomy.visual_ids) or None
     clean = plain.generate(**batch.inputs, **settings).logits
     with overwritten(edits):
         expected = plain.generate(**batch.inputs, **settings).logits
-    found = generated(
-        plan.compile(model, batch, Pass("generation")).apply(model.nn), batch, settings
-    ).logits
+    _, found = generated(model, plan, batch, 4)
     first = 1 if phase == "decode" else 0
     assert (expected[first] - clean[first]).abs().max() > MOVED_A_LITTLE
     for ours, theirs in zip(found, expected, strict=True):

@@ -7,8 +7,6 @@ hooks, or a decoder recomputed by hand in float64. Which positions are meant is 
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -19,10 +17,9 @@ import torch
 from torch import Tensor
 
 import tiny
-from builders.prompts import BATCHES, encode
+from builders.prompts import encode, singles
 from embedlens import (
     AblateAttention,
-    Batch,
     InputError,
     PatchTokens,
     Plan,
@@ -31,6 +28,7 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.lens.runs.program import Pass
+from oracles.decoder import Cache, Decoder, entering
 from oracles.selected_tokens import BOX, EVERY, IMAGE_1, LAST, NOT_BOX, TEXT, VISUAL, Tokens, visual
 from oracles.zeroed_and_patched import (
     GENERATION,
@@ -168,12 +166,8 @@ def test_a_batch_equals_its_prompts_alone(twin: Any) -> None:
     batch = encode(model, "ragged")
     plan = plan_of([attention(0, 1), ffn(2, tokens=TEXT), patch(0, 3, tokens=BOX)])
     together = model.run(batch, plan).logits
-    for sample in range(len(batch)):
-        prompts, seeds = BATCHES["ragged"]
-        alone = model.encode(
-            [[tiny.image(seed) for seed in seeds[sample]]], [tiny.PROMPTS[prompts[sample]]]
-        )
-        assert float((model.run(alone, plan).logits[0] - together[sample]).abs().max()) < EQUAL
+    for row, alone in enumerate(singles(model)):
+        assert float((model.run(alone, plan).logits[0] - together[row]).abs().max()) < EQUAL
 
 
 def test_classes_select_their_tokens(twin: Any) -> None:
@@ -205,59 +199,6 @@ def test_classes_select_their_tokens(twin: Any) -> None:
 # ---------------------------------------------------------------- by hand, in float64
 
 
-def decoder_by_hand(plain: Any, batch: Batch, off: dict[str, set[int]], where: Tensor) -> Tensor:
-    """A Llama decoder written out: RMSNorm, rotary positions, grouped queries, softmax, SwiGLU."""
-    with torch.no_grad():
-        inputs = dict(batch.inputs)
-        with hooks(plain, [], inputs) as seen:
-            plain(**inputs)
-        model = copy.deepcopy(plain).double()
-        decoder, config = model.model.language_model, model.config.text_config
-        x = seen[0].double()
-        samples, length, width = x.shape
-        heads, groups = config.num_attention_heads, config.num_key_value_heads
-        size = width // heads
-        theta = config.rope_parameters["rope_theta"]
-        frequency = theta ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
-        angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
-        cos, sin = torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1)
-
-        def norm(y: Tensor, module: Any) -> Tensor:
-            scale = (y.pow(2).mean(-1, keepdim=True) + config.rms_norm_eps).rsqrt()
-            return y * scale * module.weight
-
-        def split(y: Tensor, n: int) -> Tensor:
-            return y.view(samples, length, n, size).transpose(1, 2)
-
-        def turn(y: Tensor) -> Tensor:
-            half = size // 2
-            return y * cos + torch.cat([-y[..., half:], y[..., :half]], -1) * sin
-
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        readable = causal & batch.inputs["attention_mask"].bool()[:, None, None, :]
-        for index, layer in enumerate(decoder.layers):
-            y = norm(x, layer.input_layernorm)
-            mixer = layer.self_attn
-            q = turn(split(y @ mixer.q_proj.weight.T, heads))
-            k = turn(split(y @ mixer.k_proj.weight.T, groups)).repeat_interleave(heads // groups, 1)
-            v = split(y @ mixer.v_proj.weight.T, groups).repeat_interleave(heads // groups, 1)
-            score = (q @ k.transpose(-1, -2) / math.sqrt(size)).masked_fill(~readable, -torch.inf)
-            # A padded row reads nothing at all; its own value is never used.
-            weight = score.softmax(-1).nan_to_num(0.0)
-            gathered = (weight @ v).transpose(1, 2).reshape(samples, length, width)
-            update = gathered @ mixer.o_proj.weight.T
-            if index in off["attention"]:
-                update = update.masked_fill(where[..., None], 0.0)
-            x = x + update
-            y = norm(x, layer.post_attention_layernorm)
-            gate = torch.nn.functional.silu(y @ layer.mlp.gate_proj.weight.T)
-            update = (gate * (y @ layer.mlp.up_proj.weight.T)) @ layer.mlp.down_proj.weight.T
-            if index in off["ffn"]:
-                update = update.masked_fill(where[..., None], 0.0)
-            x = x + update
-        return norm(x, decoder.norm) @ model.lm_head.weight.T
-
-
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["two-images", "ragged"])
 @pytest.mark.parametrize(
@@ -267,14 +208,23 @@ def test_forward_equals_a_decoder_written_out_by_hand(
     twin: Any, attn: str, name: str, off_attention: tuple[int, ...], off_ffn: tuple[int, ...]
 ) -> None:
     pair = twin("llama", attn)
-    batch = encode(pair.model, name)
-    where = visual(batch.inputs["input_ids"], batch.inputs["attention_mask"])
-    off = {"attention": set(off_attention), "ffn": set(off_ffn)}
-    expected = decoder_by_hand(pair.plain, batch, off, where)
+    decoder, batch = Decoder(pair.plain), encode(pair.model, name)
     operations = [AblateAttention(layers=list(off_attention))] if off_attention else []
     operations += [ZeroFFN(layers=list(off_ffn))] if off_ffn else []
     found = pair.model.run(batch, Plan(*operations), logits="all").logits
-    assert worst(found.double(), expected, batch.inputs["attention_mask"].bool()) < EQUAL
+    for row, single in enumerate(singles(pair.model, name)):
+        where, cache = single.inputs["input_ids"][0] == tiny.IMAGE_ID, Cache()
+        states = entering(pair.plain, single.inputs)
+
+        def zero(output: Tensor, where: Tensor = where) -> None:
+            output[where] = 0.0
+
+        for layer in range(N):
+            edits = {"attended": zero} if layer in off_attention else {}
+            edits |= {"computed": zero} if layer in off_ffn else {}
+            states = decoder.layer(layer, states, torch.arange(single.length), cache, **edits)
+        gap = found[row, -single.length :].double() - decoder.logits(states)
+        assert float(gap.abs().max()) < EQUAL
 
 
 # ---------------------------------------------------------------- generation and scoring
@@ -355,11 +305,7 @@ def test_scores_equal_decoding_step_by_step(
     model, plain = twin("llama", attn).model, twin("llama", attn).plain
     answers = ["red star", "a b c d", "blue", "x"]
     together = model.score(encode(model, "ragged"), answers, plan_of(edits), end=end)
-    prompts, seeds = BATCHES["ragged"]
-    for sample, answer in enumerate(answers):
-        batch = model.encode(
-            [[tiny.image(seed) for seed in seeds[sample]]], [tiny.PROMPTS[prompts[sample]]]
-        )
+    for sample, (batch, answer) in enumerate(zip(singles(model), answers, strict=True)):
         ids = [tiny.VOCABULARY.index(word) for word in answer.split()]
         ids += [tiny.VOCABULARY.index("</s>")] * end
         logits = stepwise(plain, edits, batch, ids)

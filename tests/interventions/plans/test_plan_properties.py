@@ -291,6 +291,10 @@ def lost(message: str) -> tuple[int, list[int]] | None:
     return int(before.split()[0].removeprefix("operations.")), [int(n) for n in words.split(",")]
 
 
+def rest_of(operation: Any, layers: Sequence[int]) -> str:
+    return ",".join(str(n) for n in numbers(str(operation.layers)) if n not in layers)
+
+
 def test_what_is_refused_as_lost_changes_nothing(twin: Any, model: VisualLM) -> None:
     refused: set[type] = set()
 
@@ -311,12 +315,8 @@ def test_what_is_refused_as_lost_changes_nothing(twin: Any, model: VisualLM) -> 
         number, layers = found
         operation = operations[number]
         without = [op for index, op in enumerate(operations) if index != number]
-        if hasattr(operation, "layers") and (
-            rest := set(numbers(str(operation.layers))) - set(layers)
-        ):
-            without.insert(
-                number, operation.model_copy(update={"layers": ",".join(map(str, rest))})
-            )
+        if hasattr(operation, "layers") and (rest := rest_of(operation, layers)):
+            without.insert(number, operation.model_copy(update={"layers": rest}))
         elif not hasattr(operation, "layers") and operation.absent(N):
             return  # what it hides it may still hide
         kept = hooks.real.clone()

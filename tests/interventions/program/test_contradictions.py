@@ -157,6 +157,13 @@ def test_what_another_operation_undoes_is_refused_with_both_paths(
         Plan(operation, bystander).compile(model, batch)
 
 
+def test_operations_keep_their_numbers_in_an_earlier_pass(model: VisualLM, batch: Batch) -> None:
+    """A backward patch is left out of the pass it reads, whose refusals once counted without it."""
+    lost = (ZeroFFN(layers=1), PatchTokens(source=0, target=2))
+    with pytest.raises(InputError, match=r"operations\.1 \(ZeroFFN.*because of operations\.2 "):
+        Plan(PatchTokens(source=4, target=0, tokens="bos"), *lost).compile(model, batch)
+
+
 TAKEN: dict[str, tuple[Any, ...]] = {
     "freezing": (AblateAttention(), ZeroFFN()),
     "on all layers, of which some are lost": (ZeroFFN(), PatchTokens(source=0, target=2)),
