@@ -102,6 +102,10 @@ def _nothing(_: Result) -> str:
     return ""
 
 
+def _no_table(_: Result) -> None:
+    return None
+
+
 def _no_claims(_: Result) -> list[Claim]:
     """The paper claims nothing of the kind."""
     return []
@@ -124,6 +128,7 @@ class Analysis:
         findings: A result in sentences, the most important first; their numbers and their wording
             come from its table.
         claims: The paper's claims that a result can speak to.
+        table: A small table for the report, every cell in words; None for none.
         headline: Whether the first finding belongs into the summary.
         order: Place in the report, low first.
         claims_order: Place of the claims among those of other analyses, low first.
@@ -139,6 +144,7 @@ class Analysis:
     findings: Callable[[Result], list[str]]
     claims: Callable[[Result], list[Claim]] = _no_claims
     data: Callable[[Result], str] = _nothing
+    table: Callable[[Result], pd.DataFrame | None] = _no_table
     needs: tuple[str, ...] = ()
     headline: bool = True
     order: int = 100

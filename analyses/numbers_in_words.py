@@ -37,6 +37,11 @@ def estimate(row: Mapping[str, Any], digits: int = 2) -> str:
     return number(row["value"], digits) + _bounds(row, "value", lambda x: number(x, digits))
 
 
+def p_value(p: float) -> str:
+    """A p as "p = 0.012" or "p < 0.001"."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def listing(items: Iterable[str]) -> str:
     """The items as "a, b and c"."""
     *first, last = list(items)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..lens.inputs.batch import Batch
 from ..lens.markers.markers import Markers
 from ..lens.model import VisualLM
@@ -57,6 +59,18 @@ class Material:
         classes = [batch.classes for batch in self.batches]
         found = any(known is not None and known.mask("alive").any() for known in classes)
         return "alive" if found else "visual"
+
+    def true_words(self, batch: Batch) -> list[Sequence[str] | None] | None:
+        """What the tokens of some of the samples show; None where nobody has described them."""
+        if self.truth is None:
+            return None
+        (whole,) = self.batches
+        found: list[Sequence[str] | None] = []
+        for content in batch.contents:
+            sample = whole.contents.index(content)
+            mine = np.flatnonzero(whole.visual.sample == sample).tolist()
+            found += [self.truth.words[i] for i in mine]
+        return found
 
 
 def as_batches(batch: Batch | Sequence[Batch]) -> list[Batch]:

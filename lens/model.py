@@ -288,6 +288,7 @@ class VisualLM:
     run = forward.run
     run_many = many.run_many
     generate = generation.generate
+    generate_ids = generation.generate_ids
     score = scoring.score
     score_many = many.score_many
 

@@ -12,6 +12,7 @@ from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
+from ...lens.opening.wrapping import need_processor
 from ...lens.progress import Progress
 from ..example import Example
 from .layer_sets import WRONG_IMAGE, Zeroing
@@ -37,18 +38,24 @@ class Questions:
         images = [list(self.pictures[i]) for i in shown]
         return model.encode(images, [self.examples[i].prompt for i in asked])
 
-    def answers(self, model: VisualLM, part: Sequence[int], batch: Batch, length: int) -> list[str]:
-        """What counts as right in a part of the examples."""
+    def answers(
+        self, model: VisualLM, part: Sequence[int], batch: Batch, length: int
+    ) -> list[str] | list[list[int]]:
+        """What counts as right in a part of the examples: text, or the ids the model wrote.
+
+        Its own answer is never compared as text: what a byte-level tokenizer wrote is another
+        answer once it is decoded, stripped and tokenised again (agreement with itself: 0 %).
+        """
         if not self.own_answers:
             return [self.examples[i].answer or "" for i in part]
-        said = model.generate(batch, max_new_tokens=length, do_sample=False, num_beams=1)
-        if "" in said:
-            prompt = self.examples[part[said.index("")]].prompt
+        written = model.generate_ids(batch, max_new_tokens=length, do_sample=False, num_beams=1)
+        if [] in written:
+            prompt = self.examples[part[written.index([])]].prompt
             raise InputError(
                 f"the model answers nothing to {prompt!r}: ask another question or give the "
                 "answer to score"
             )
-        return said
+        return written
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +85,7 @@ def score_all(
     plans = {c.same_run: c.plan(tokens) for c in conditions if c is not WRONG_IMAGE}
     row = {run: i for i, run in enumerate([*plans, WRONG_IMAGE.same_run])}
     right, logprob = (np.full((len(row), n), np.nan) for _ in range(2))
-    answers: list[str] = []
+    answers: list[str | list[int]] = []
     done, total = 0, -(-n // batch_size) * len(row)
 
     def put(run: tuple[object, ...], part: Sequence[int], scores: Scores) -> None:
@@ -106,4 +113,6 @@ def score_all(
         done += len(row)
         progress(DOING, done, total)
     rows = [row[condition.same_run] for condition in conditions]
-    return Answered(answers, right[rows], logprob[rows])
+    tokenizer = need_processor(model.processor).tokenizer
+    said = [a if isinstance(a, str) else str(tokenizer.decode(a)).strip() for a in answers]
+    return Answered(said, right[rows], logprob[rows])

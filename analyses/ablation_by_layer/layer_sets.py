@@ -1,11 +1,9 @@
 """Which layers are zeroed under which condition, and which image stands in for the right one."""
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
 
 from ...interventions import AblateAttention, Plan, ZeroFFN
 
@@ -66,16 +64,23 @@ def layer_sets(scope: str, n_layers: int) -> list[tuple[int, tuple[int, ...]]]:
     return [(m, tuple(range(m, n_layers))) for m in range(n_layers)]
 
 
-def wrong_images(
-    image_of: Int[np.ndarray, " example"], n_images: Sequence[int], seed: int
-) -> list[int | None]:
-    """For each example another one with other images but as many; None where there is none."""
-    rng = np.random.default_rng(seed)
-    donor: dict[int, int] = {}
-    first = {int(image): i for i, image in reversed(list(enumerate(image_of)))}
-    by_number = sorted(first, key=lambda image: n_images[first[image]])
-    for _, alike in groupby(by_number, key=lambda image: n_images[first[image]]):
-        ring = rng.permutation(list(alike)).tolist()
-        if len(ring) > 1:
-            donor |= {image: first[ring[i - 1]] for i, image in enumerate(ring)}
-    return [donor.get(int(image)) for image in image_of]
+def wrong_images(contents: Sequence[tuple[int, ...]], seed: int) -> list[int | None]:
+    """For each example another one with as many images, none of them its own; None without any.
+
+    Which one depends on the images and the seed, not on their order.
+
+    Args:
+        contents: The images of each example, by content.
+        seed: Of the draw.
+    """
+    first = {images: i for i, images in reversed(list(enumerate(contents)))}
+    donor: dict[tuple[int, ...], int] = {}
+    for images in first:
+        others = [
+            first[other]
+            for other in sorted(first)
+            if len(other) == len(images) and not set(other) & set(images)
+        ]
+        if others:
+            donor[images] = int(np.random.default_rng([seed, *images]).choice(others))
+    return [donor.get(images) for images in contents]

@@ -1,20 +1,31 @@
 """What visual attention and FFN are worth: accuracy without them, layer by layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int
 
 from ...lens.errors import InputError
+from ...lens.inputs.content import image_content
 from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.progress import Progress, silent
 from ..analysis import Result
 from ..example import Example
+from ..one_image import image_groups
 from ..provenance import provenance
-from ..statistics import bootstrap_mean
+from ..statistics import (
+    Estimate,
+    Interval,
+    Region,
+    bootstrap_mean,
+    evidence_of_many,
+    paired_difference,
+    paired_test,
+    proportion,
+)
 from .answers import Answered, Questions, score_all
 from .layer_sets import (
     CLEAN,
@@ -41,6 +52,7 @@ def ablation(
     markers: Markers | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 12,
+    margin: float = 0.05,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Result:
@@ -52,11 +64,12 @@ def ablation(
     section on redundancy of visual computation, without the special rule of its released code
     for layer 0; the scopes, the intervals and the wrong-image control are ours.
 
-    Accuracy is greedy exact match (the model writes this answer and ends); without given
-    answers it is agreement with the first tokens that the untouched model writes. Controls: the
-    untouched model (``clean``), and the untouched model shown another example's image
-    (``wrong image``), which is what the answers are worth without seeing. Intervals are 95 %
-    bootstrap over images; differences to clean are paired.
+    Accuracy is greedy exact match: the model writes this answer and ends, by any of its own end
+    tokens. Without given answers the same columns hold its agreement with the first tokens that
+    the untouched model writes, compared as ids: no accuracy, and 1 for the untouched model.
+    Controls: the untouched model (``clean``), and the untouched model shown another example's
+    images, none of its own among them (``wrong image``): what the answers are worth without
+    seeing. Intervals are over images (docs/statistics.md); differences to clean are paired.
 
     Args:
         model: The model.
@@ -67,14 +80,18 @@ def ablation(
         markers: Classifies the tokens, for selectors such as ``dead``.
         batch_size: Examples per pass; each batch is encoded once.
         max_new_tokens: How much of the model's own answer counts, without given answers.
-        seed: Of the wrong images and the bootstrap.
+        margin: Loss of accuracy up to which the operation counts as redundant.
+        seed: Of the wrong images and the intervals of log-probabilities.
         progress: Called with the conditions that are done.
 
     Returns:
         One row per condition × task (``all`` = every example): operation, scope, layer (i or
         m; missing for controls), layers, task, accuracy, accuracy_low, accuracy_high,
         difference (accuracy minus clean), difference_low, difference_high, logprob (of the
-        answer, nats, mean over examples), logprob_low, logprob_high, examples, images.
+        answer, nats, mean over examples), logprob_low, logprob_high, difference_p (paired test
+        of no difference, not corrected), agrees_p and differs_p (smallest p at which the loss is
+        within the margin, and beyond it), decided_at_images (with how many images one of the two
+        would be shown if all went on alike), examples, images.
         Tensors ``right`` and ``logprob``: ``[condition, example]``, NaN where not run, in the
         order of ``meta["conditions"]``.
 
@@ -84,10 +101,8 @@ def ablation(
     """
     _check(examples, operations, scopes, batch_size)
     pictures = [example.read() for example in examples]
-    keys = [tuple(image.tobytes() for image in row) for row in pictures]
-    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    image_of = np.array([number[key] for key in keys], dtype=np.int64)
-    wrong = wrong_images(image_of, [len(row) for row in pictures], seed)
+    contents = [tuple(image_content(image) for image in row) for row in pictures]
+    wrong = wrong_images(contents, seed)
     questions = Questions(examples, pictures, wrong)
     conditions = [CLEAN, WRONG_IMAGE, *zeroed(operations, scopes, model.n_layers)]
     answered = score_all(
@@ -101,7 +116,8 @@ def ablation(
         tokens=tokens,
         batch_size=batch_size,
         examples=len(examples),
-        images=len(number),
+        images=len({image for row in contents for image in row}),
+        margin=margin,
         reference=OWN_ANSWER if questions.own_answers else "the given answers",
         answers=answered.answers,
         prompts=[example.prompt for example in examples],
@@ -113,7 +129,7 @@ def ablation(
         "right": torch.from_numpy(answered.right).float(),
         "logprob": torch.from_numpy(answered.logprob).float(),
     }
-    frame = _frame(conditions, answered, tasks, image_of, seed)
+    frame = _frame(conditions, answered, tasks, contents, margin, seed)
     return Result("ablation", frame, tensors, meta)
 
 
@@ -134,25 +150,38 @@ def _check(
             raise InputError(f"no {what} {unknown[0]!r}; there are {', '.join(known)}")
 
 
+def _interval(estimate: Callable[..., Estimate]) -> Interval:
+    return lambda level, times: estimate(level=level, times=times)
+
+
 def _frame(
     conditions: Sequence[Zeroing],
     answered: Answered,
     tasks: Sequence[str],
-    image_of: Int[np.ndarray, " example"],
+    contents: Sequence[tuple[int, ...]],
+    margin: float,
     seed: int,
 ) -> pd.DataFrame:
     """One row per condition × task; differences are paired with the untouched model."""
     right, logprob = answered.right.T, answered.logprob.T
-    clean = right[:, [conditions.index(CLEAN)]]
+    clean = np.broadcast_to(right[:, [conditions.index(CLEAN)]], right.shape)
     rows = []
     for task in ("all", *dict.fromkeys(tasks)):
         here = np.array([task in ("all", name) for name in tasks])
-        groups = image_of[here]
+        own = [images for images, mine in zip(contents, here, strict=True) if mine]
+        groups, n_images = image_groups(own), len({image for row in own for image in row})
+        difference = partial(paired_difference, right[here], clean[here], groups)
         measures = {
-            "accuracy": bootstrap_mean(right[here], groups, seed=seed),
-            "difference": bootstrap_mean((right - clean)[here], groups, seed=seed),
-            "logprob": bootstrap_mean(logprob[here], groups, seed=seed),
+            "accuracy": proportion(right[here], groups),
+            "difference": difference(),
+            "logprob": bootstrap_mean(logprob[here], groups, bounds=None, seed=seed),
         }
+        p = paired_test((right - clean)[here], groups, seed=seed)
+        found = evidence_of_many(
+            _interval(difference),
+            Region(low=-margin),
+            np.full(len(conditions), float(len(set(groups.tolist())))),
+        )
         for c, condition in enumerate(conditions):
             row: dict[str, object] = {
                 "operation": condition.operation,
@@ -163,7 +192,8 @@ def _frame(
             }
             for name, estimate in measures.items():
                 row |= estimate.row(c, name=name)
-            rows.append({**row, "examples": int(here.sum()), "images": len(set(groups.tolist()))})
+            row |= {"difference_p": float(p[c]), **found[c].row()}
+            rows.append({**row, "examples": int(here.sum()), "images": n_images})
     frame = pd.DataFrame(rows)
     frame["layer"] = frame["layer"].astype("Int64")
     return frame

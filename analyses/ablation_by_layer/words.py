@@ -1,58 +1,47 @@
-"""What an ablation says: what accuracy loses without attention and without the FFN."""
+"""What an ablation says: what is lost without attention and without the FFN, and in which tasks."""
 
 from collections.abc import Mapping
-from math import isnan
+from math import isnan, nan
 from typing import Any
 
 import pandas as pd
 
 from ..analysis import Analysis, Result, register
-from ..claim import ABSTRACT, Claim, Verdict
-from ..numbers_in_words import difference, listing, share
+from ..claim import ABSTRACT, Claim
+from ..numbers_in_words import difference, listing, p_value, percent, points, share
 from ..rows import one, select
+from ..statistics import Evidence, holm
 from .answers import DOING
 from .figure import draw_ablation
-from .measure import ablation
+from .measure import OWN_ANSWER, ablation
 
 _OPERATIONS = {"attention": "attention", "ffn": "the FFN"}
-_ENOUGH_QUESTIONS = 10  # of a task, before a sentence is said about it
-_MARGIN = 0.05  # accuracy: what counts as no difference, given an interval inside it
+_SURE = 0.05
 
 
 def _findings(result: Result) -> list[str]:
     rows = select(result.frame, task="all")
-    clean, wrong = one(rows, scope="clean"), one(rows, scope="wrong image")
-    said = [_everywhere(rows)] if (rows["scope"] == "above").any() else []
-    said.append(
-        f"The untouched model gives {share(clean, 'accuracy')} of the {clean['examples']} expected "
-        "answers; "
-        + (
-            "there was no second image for a wrong-image control."
-            if isnan(wrong["accuracy"])
-            else f"shown a wrong image, {share(wrong, 'accuracy')}."
-        )
-    )
+    said = [_everywhere(result, rows)] if (rows["scope"] == "above").any() else []
+    said.append(_controls(result, rows))
     for operation, name in _OPERATIONS.items():
         single = select(rows, operation=operation, scope="single")
         if not single.empty:
-            worst = single.sort_values("difference", kind="stable")["layer"].iloc[0]
-            row = one(single, layer=worst)
-            said.append(
-                f"The single layer that needs {name} most is layer {worst}: {_effect(row)}."
-                if row["difference_high"] < 0
-                else f"No single layer clearly needs {name}: the largest change, at layer {worst}, "
-                f"is {difference(row)}."
-            )
+            said.append(_single_layers(single, name))
     return said + _tasks(result)
 
 
-def _everywhere(rows: pd.DataFrame) -> str:
+def _own(result: Result) -> bool:
+    return bool(result.meta["reference"] == OWN_ANSWER)
+
+
+def _everywhere(result: Result, rows: pd.DataFrame) -> str:
     parts = [
-        f"without {name} {_effect(one(found))}"
+        f"{_effect(result, one(found))} without {name}"
         for operation, name in _OPERATIONS.items()
         if len(found := _in_any_layer(rows, operation))
     ]
-    return f"Zeroed at the visual positions of all layers, accuracy changes: {'; '.join(parts)}."
+    what = "agreement with the model’s own answers" if _own(result) else "accuracy"
+    return f"Zeroed at the visual positions of all layers, {what} changes by {listing(parts)}."
 
 
 def _in_any_layer(rows: pd.DataFrame, operation: str) -> pd.DataFrame:
@@ -60,56 +49,182 @@ def _in_any_layer(rows: pd.DataFrame, operation: str) -> pd.DataFrame:
     return select(rows, operation=operation, scope="above", layer=0)
 
 
-def _effect(row: Mapping[str, Any]) -> str:
-    low, high = row["difference_low"], row["difference_high"]
-    verdict = (
-        "a loss" if high < 0 else "a gain" if low > 0 else "no clear change" if low == low else ""
-    )
-    return f"{difference(row)}{', ' + verdict if verdict else ''}"
+def _effect(result: Result, row: Mapping[str, Any]) -> str:
+    """The change, and what its interval shows."""
+    margin = points(result.meta["margin"]).removeprefix("+")
+    if Evidence.from_row(row).verdict() == "agrees":
+        return f"{difference(row)}, no loss of more than {margin},"
+    if row["difference_high"] < 0:
+        return f"{difference(row)}, a loss,"
+    if row["difference_low"] > 0:
+        return f"{difference(row)}, a gain,"
+    if isnan(row["difference_low"]):
+        return f"{difference(row)}, of too few images to say more,"
+    return f"{difference(row)}, which shows neither a loss nor that there is none of {margin},"
+
+
+def _controls(result: Result, rows: pd.DataFrame) -> str:
+    clean, wrong = one(rows, scope="clean"), one(rows, scope="wrong image")
+    n = clean["examples"]
+    if _own(result):
+        said = (
+            f"What counts as right is what the untouched model itself writes to the {n} questions, "
+            "so that it is at its ceiling by construction and all changes are losses"
+        )
+    else:
+        said = f"The untouched model gives {share(clean, 'accuracy')} of the {n} expected answers"
+        if clean["accuracy"] == 1:
+            said += ", which is its ceiling: nothing can be gained"
+        if clean["accuracy"] == 0:
+            said += ": there is nothing to lose"
+    if isnan(wrong["accuracy"]):
+        return f"{said}; there was no second image for a wrong-image control."
+    said += f"; shown a wrong image, {share(wrong, 'accuracy')}"
+    if not wrong["difference_high"] < 0 and clean["accuracy"] > 0:
+        said += ", which is not clearly less, so that the answers may not need the image"
+    return f"{said}."
+
+
+def _single_layers(single: pd.DataFrame, name: str) -> str:
+    """The largest change is always told, with its p corrected for the number of layers."""
+    single = single.assign(p=holm(single["difference_p"].tolist()))
+    size = single["difference"].abs()
+    layer = single.loc[size.sort_values(ascending=False, kind="stable").index, "layer"].iloc[0]
+    row = one(single, layer=layer)
+    largest = f"the largest change, at layer {layer}, is {difference(row)}, {p_value(row['p'])}"
+    if row["p"] <= _SURE and row["difference"] < 0:
+        return f"Some single layers need {name}: {largest}, corrected for {len(single)} layers."
+    return f"No single layer clearly needs {name}: {largest}, corrected for {len(single)} layers."
+
+
+def by_task(result: Result) -> pd.DataFrame:
+    """What is lost in every task without an operation in all layers; p corrected (Holm)."""
+    rows = [
+        row
+        for operation in _OPERATIONS
+        for task in result.meta["tasks"]
+        if len(found := _in_any_layer(select(result.frame, task=task), operation))
+        for row in [one(found)]
+    ]
+    columns = ["task", "operation", "examples", "images", "clean", "accuracy"]
+    table = pd.DataFrame(rows)
+    if table.empty:
+        return table
+    clean = select(result.frame, scope="clean").set_index("task")["accuracy"]
+    table = table.assign(clean=table["task"].map(clean), p=holm(table["difference_p"].tolist()))
+    ps = holm([Evidence.from_row(row).p for row in rows])
+    table["verdict"] = [
+        _PER_TASK[Evidence.from_row(row).verdict(p)] for row, p in zip(rows, ps, strict=True)
+    ]
+    columns += ["difference", "difference_low", "difference_high", "p", "verdict"]
+    return table[columns]
+
+
+_PER_TASK = {"agrees": "redundant", "differs": "needed", "undecided": "undecided"}
 
 
 def _tasks(result: Result) -> list[str]:
-    """Which tasks lose most without attention, and without the FFN, anywhere."""
-    names = [task for task in result.meta["tasks"] if len(result.meta["tasks"]) > 1]
-    said = []
+    """Which tasks lose without attention, and without the FFN, anywhere."""
+    if len(result.meta["tasks"]) < 2:
+        return []
+    table, said = by_task(result), []
     for operation, name in _OPERATIONS.items():
-        rows = _in_any_layer(result.frame, operation)
-        rows = rows[rows["task"].isin(names) & (rows["examples"] >= _ENOUGH_QUESTIONS)]
-        lost = rows[rows["difference_high"] < 0].sort_values("difference", kind="stable")
-        if not lost.empty:
-            losers = listing(
-                f"{row['task']} ({difference(row)}, {row['examples']} questions)"
-                for row in (one(lost, task=task) for task in lost["task"])
-            )
-            said.append(
-                f"Tasks of at least {_ENOUGH_QUESTIONS} questions that lose without {name} "
-                f"(intervals not corrected for the number of tasks): {losers}."
-            )
+        rows = table[table["operation"] == operation] if len(table) else table
+        if rows.empty:
+            continue
+        lost = rows[(rows["p"] <= _SURE) & (rows["difference"] < 0)]
+        if lost.empty:
+            most = rows["difference"].abs().sort_values(ascending=False, kind="stable").index[0]
+            told = _of_task(rows.loc[most].to_dict())
+            said.append(f"No task clearly loses without {name}; the largest change is in {told}.")
+        else:
+            lost = lost.sort_values("difference", kind="stable")
+            losers = listing(_of_task(row) for row in lost.to_dict("records"))
+            said.append(f"Without {name}, {len(lost)} of {len(rows)} tasks lose: {losers}.")
+    if said:
+        said.append(f"The p are of paired tests, corrected for {len(table)} (Holm).")
+    full = [task for task in result.meta["tasks"] if _clean(result, task) == 1]
+    if full and not _own(result):
+        said.append(f"At its ceiling the untouched model is in {listing(full)}.")
     return said
 
 
+def _of_task(row: Mapping[Any, Any]) -> str:
+    return (
+        f"{row['task']} ({difference(dict(row))}, {row['examples']} questions, {p_value(row['p'])})"
+    )
+
+
+def _clean(result: Result, task: str) -> float:
+    return float(one(result.frame, scope="clean", task=task)["accuracy"])
+
+
 def _claims(result: Result) -> list[Claim]:
-    rows = select(result.frame, task="all")
+    margin = points(result.meta["margin"]).removeprefix("+")
     return [
         Claim(
             f"Visual {name} inside the language model is redundant for most tasks.",
             ABSTRACT,
-            f"{difference(one(found))} without it in any layer",
-            _redundant(one(found)),
+            _counted(table, one(found)),
+            evidence=_most([Evidence.from_row(one(_in_any_layer(rows, operation))) for rows in of]),
+            agrees_if=f"in more than half of the tasks the loss is less than {margin}",
         )
         for operation, name in (("attention", "attention"), ("ffn", "FFN"))
-        if len(found := _in_any_layer(rows, operation))
+        if len(found := _in_any_layer(select(result.frame, task="all"), operation))
+        for table in [by_task(result).query("operation == @operation")]
+        for of in [[select(result.frame, task=task) for task in result.meta["tasks"]]]
     ]
 
 
-def _redundant(row: Mapping[str, Any]) -> Verdict:
-    if row["difference_low"] >= -_MARGIN:
-        return "agrees"
-    return "differs" if row["difference_high"] < -_MARGIN else "unclear"
+def _counted(table: pd.DataFrame, overall: Mapping[str, Any]) -> str:
+    kinds = [
+        f"{(table['verdict'] == kind).sum()} {kind}" for kind in dict.fromkeys(_PER_TASK.values())
+    ]
+    tasks = f"{len(table)} tasks" if len(table) != 1 else "one task"
+    return f"of {tasks} {listing(kinds)}; {difference(overall)} in all, without it in any layer"
+
+
+def _most(tasks: list[Evidence]) -> Evidence:
+    """Evidence that more than half of the tasks agree, or that at least half differ.
+
+    That so many tasks agree is as sure as the least sure of them, corrected for all tasks.
+    """
+    n = len(tasks)
+    agrees = sorted(holm([task.agrees for task in tasks]))[n // 2]
+    differs = sorted(holm([task.differs for task in tasks]))[(n + 1) // 2 - 1]
+    needed = sorted(nan if isnan(task.decided_at) else task.decided_at for task in tasks)
+    known = [images for images in needed if not isnan(images)]
+    return Evidence(agrees, differs, known[n // 2] if len(known) > n // 2 else nan)
 
 
 def _data(result: Result) -> str:
+    if _own(result):
+        return (
+            "There are no given answers: what is measured is agreement with the first tokens that "
+            "the untouched model writes, as ids."
+        )
     return f"Answers are compared with {result.meta['reference']}."
+
+
+def _table(result: Result) -> pd.DataFrame | None:
+    """The table of the report: one row per task and operation."""
+    table = by_task(result)
+    if table.empty:
+        return None
+    own = _own(result)
+    return pd.DataFrame(
+        {
+            "Task": table["task"],
+            "Zeroed": table["operation"].map({"attention": "attention", "ffn": "FFN"}),
+            "Questions": table["examples"],
+            "Images": table["images"],
+            "Untouched": table["clean"].map(percent),
+            "Agreement" if own else "Accuracy": table["accuracy"].map(percent),
+            "Change": [difference(dict(row)) for _, row in table.iterrows()],
+            "p (Holm)": [p_value(p).removeprefix("p = ") for p in table["p"]],
+            "Verdict": table["verdict"],
+        }
+    )
 
 
 ABLATION = Analysis(
@@ -120,16 +235,19 @@ ABLATION = Analysis(
     figure=draw_ablation,
     doing=DOING,
     order=60,
-    heading="What is visual attention and FFN worth?",
+    heading="What are visual attention and the FFN worth?",
     method="What attention or the FFN would add to the residual stream is set to zero at the "
     "visual positions, in some layers; their keys and values stay readable. An answer counts when "
-    "greedy decoding writes exactly it.",
-    caption="Exact matches when the output of attention (top) or FFN (bottom) is zeroed at visual "
-    "positions. Bands are 95 % intervals over images; the lines show the untouched model with the "
-    "right and with a wrong image.",
+    "greedy decoding writes exactly it. A task is redundant when the whole interval of its change "
+    "lies above the margin, needed when it lies below, and undecided otherwise.",
+    caption="Exact matches when the output of attention or the FFN is zeroed at visual positions "
+    "of some layers; bands are 95 % intervals over images, the lines show the untouched model with "
+    "the right and with a wrong image. Last panel: change in every task when it is zeroed in all "
+    "layers, with 95 % intervals; the shaded strip is the margin.",
     findings=_findings,
     claims=_claims,
     data=_data,
+    table=_table,
     claims_order=40,
 )
 register(ABLATION)

@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 from ..analysis import Analysis, Result, register
-from ..claim import ABSTRACT, SECOND_HAND, Claim, Verdict
+from ..claim import ABSTRACT, SECOND_HAND, Claim
 from ..numbers_in_words import apart, depth, estimate, number
 from ..rows import one
+from ..statistics import Verdict
 from .figure import draw_alignment
 from .measure import alignment
 
@@ -91,7 +92,7 @@ def _claims(result: Result) -> list[Claim]:
             "(here: by direction).",
             ABSTRACT,
             f"nearest layer {peaks[0]} raw, {peaks[1]} centred, of 0 to {last}",
-            verdicts.pop() if len(verdicts) == 1 else "partly",
+            verdicts.pop() if len(verdicts) == 1 else "undecided",
         ),
         Claim(
             "Norms of entering visual tokens match those of text in middle layers.",
@@ -107,7 +108,7 @@ def _in_the_middle(layer: int, last: int) -> Verdict:
     place = depth(layer, last)
     if place == "middle":
         return "agrees"
-    return "differs" if place in ("embedding", "end") else "partly"
+    return "differs" if place in ("embedding", "end") else "undecided"
 
 
 def _data(result: Result) -> str:

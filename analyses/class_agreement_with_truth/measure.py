@@ -10,8 +10,9 @@ from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
 from ...lens.token_classes import CLASS_NAMES
 from ..analysis import Result
+from ..one_image import images_of_tokens
 from ..provenance import provenance
-from ..statistics import bootstrap_mean
+from ..statistics import proportion
 
 
 def class_agreement(
@@ -25,11 +26,11 @@ def class_agreement(
         model: The model.
         batch: A classified batch.
         shown: What each visual token's patch shows, any names, in the batch's order.
-        seed: Of the bootstrap.
+        seed: Kept with the result; nothing is drawn.
 
     Returns:
         One row per shown × class: shown, class, value (share of the patches showing it), low,
-        high (95 % bootstrap over images), tokens (patches showing it).
+        high (95 % over images), tokens (patches showing it).
 
     Raises:
         InputError: No classes on the batch, or not one name per visual token.
@@ -39,15 +40,16 @@ def class_agreement(
     if len(shown) != len(batch.visual):
         raise InputError(f"{len(shown)} names for {len(batch.visual)} visual tokens")
     names, labels = np.asarray(shown), batch.classes.labels
+    image = images_of_tokens([batch])
     rows = []
     for name in dict.fromkeys(shown):
         here = names == name
         members = np.stack([labels[here] == c for c in CLASS_NAMES], axis=1).astype(np.float64)
-        share = bootstrap_mean(members, batch.visual.sample[here], seed=seed)
+        share = proportion(members, image[here])
         for c, class_name in enumerate(CLASS_NAMES):
             labelled = {"shown": name, "class": class_name, **share.row(c)}
             rows.append({**labelled, "tokens": int(here.sum())})
     frame = pd.DataFrame(rows)
     frame["class"] = pd.Categorical(frame["class"], categories=list(CLASS_NAMES))
-    meta = provenance(model, seed=seed, images=len(np.unique(batch.visual.sample)))
+    meta = provenance(model, seed=seed, images=len(np.unique(image)))
     return Result("class_agreement", frame, {}, meta)

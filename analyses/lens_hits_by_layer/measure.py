@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from ...lens.errors import InputError
@@ -14,10 +14,9 @@ from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
 from ...lens.readouts import LENSES, Lens
 from ..analysis import Result
+from ..one_image import images_of_tokens
 from ..provenance import provenance
-from ..statistics import bootstrap_mean
-
-_PERMUTATIONS = 20
+from ..statistics import bootstrap_mean, proportion
 
 
 def lens_hits(
@@ -32,9 +31,9 @@ def lens_hits(
     """How often one of a token's k nearest words names what the token shows, per layer.
 
     A hit: any of the token's true words is among the lens' first k. The control gives every
-    token the words of another token, drawn at random among all that have words: what a lens
-    gets right by knowing which words are common. "EmbedLens, CVPR 2026" compares the two lenses
-    by a matching accuracy whose definition is not released; this one is ours.
+    token the words of every other token in turn, and says how often one would be a hit: what a
+    lens gets right by knowing which words are common. "EmbedLens, CVPR 2026" compares the two
+    lenses by a matching accuracy whose definition is not released; this one is ours.
 
     Args:
         model: The model.
@@ -43,15 +42,18 @@ def lens_hits(
             None leaves the token out.
         lenses: What reads the states, named by their classes; by default EmbedLens and LogitLens.
         ks: How many words may count.
-        seed: Of the permutations and the bootstrap.
+        seed: Of the bootstrap of the control.
 
     Returns:
         One row per lens × layer × k × truth: lens, layer (residual stream entering it; 0 = as
         the tokens enter the model), k, truth (``own`` or ``permuted``), value (share of
-        tokens), low, high (95 % bootstrap over images), tokens, images.
+        tokens), low, high (95 % over images), tokens, images (by content). Tensors ``own`` and
+        ``permuted``: ``[lens, layer, k, token]``, hits and shares of other truths that would be;
+        ``image``: the image of each token.
 
     Raises:
-        InputError: Not one entry per visual token, no entry with words, or k < 1.
+        InputError: Not one entry per visual token, no entry with words, the same words for
+            all, or k < 1.
     """
     if len(truth) != len(batch.visual):
         raise InputError(f"{len(truth)} entries of truth for {len(batch.visual)} visual tokens")
@@ -60,53 +62,80 @@ def lens_hits(
     kept = np.array([bool(words) for words in truth])
     if not kept.any():
         raise InputError("no visual token has true words: there is nothing to hit")
-    targets = _padded([words for words in truth if words])
+    kinds, kind_of = _kinds([frozenset(words) for words in truth if words])
+    if len(kinds) < 2:
+        raise InputError(
+            "all tokens have the same true words: there is no other truth to give them, so that "
+            "hits cannot be told from chance"
+        )
     run = model.run(batch, capture="residual", logits=None)
-    groups = batch.visual.sample[kept]
-    orders = _permutations(len(targets), seed)
-    rows: list[dict[str, object]] = []
-    for lens in [kind(model) for kind in LENSES.values()] if lenses is None else lenses:
-        for layer, states in run.residual.items():
+    groups = images_of_tokens([batch])[kept]
+    images, tokens = len(np.unique(groups)), len(groups)
+    asked = [make(model) for make in LENSES.values()] if lenses is None else lenses
+    own, permuted = (np.zeros((len(asked), len(run.residual), len(ks), tokens)) for _ in range(2))
+    for i, lens in enumerate(asked):
+        for j, states in enumerate(run.residual.values()):
             chosen = states[torch.from_numpy(kept).to(states.device)]
-            words = lens.read(chosen, k=max(ks)).words
-            hits = _first_hit(words, targets)
-            shuffled = np.stack([_first_hit(words, targets[order]) for order in orders])
-            for k in ks:
-                own = (hits < k).astype(np.float64)
-                permuted = (shuffled < k).mean(0)
-                labels = {"lens": type(lens).__name__, "layer": layer, "k": k}
-                rows.append({**labels, "truth": "own", **_share(own, groups, seed)})
-                rows.append({**labels, "truth": "permuted", **_share(permuted, groups, seed)})
-    meta = provenance(
-        model, seed=seed, tokens=len(targets), images=len(np.unique(groups)), ks=list(ks)
-    )
-    return Result("lens_hits", pd.DataFrame(rows), {}, meta)
+            first = _first_hits(lens.read(chosen, k=max(ks)).words, kinds)
+            for m, k in enumerate(ks):
+                own[i, j, m], permuted[i, j, m] = _own_and_others(first < k, kind_of)
+    columns = {
+        "own": proportion(rearrange(own, "lens layer k token -> token lens layer k"), groups),
+        "permuted": bootstrap_mean(
+            rearrange(permuted, "lens layer k token -> token lens layer k"),
+            groups,
+            bounds=(0.0, 1.0),
+            seed=seed,
+        ),
+    }
+    rows = [
+        {
+            "lens": type(lens).__name__,
+            "layer": layer,
+            "k": k,
+            "truth": name,
+            **estimate.row(i, j, m),
+            "tokens": tokens,
+            "images": images,
+        }
+        for i, lens in enumerate(asked)
+        for j, layer in enumerate(run.residual)
+        for m, k in enumerate(ks)
+        for name, estimate in columns.items()
+    ]
+    tensors = {
+        "own": torch.from_numpy(own).float(),
+        "permuted": torch.from_numpy(permuted).float(),
+        "image": torch.from_numpy(groups),
+    }
+    meta = provenance(model, seed=seed, tokens=tokens, images=images, ks=list(ks))
+    return Result("lens_hits", pd.DataFrame(rows), tensors, meta)
 
 
-def _padded(truth: Sequence[Sequence[str]]) -> NDArray[np.str_]:
-    """The true words, ``[token, word]``; short rows repeat their first word."""
-    width = max(map(len, truth))
-    return np.array([[*words, *[words[0]] * (width - len(words))] for words in truth])
+def _kinds(
+    truth: Sequence[frozenset[str]],
+) -> tuple[list[frozenset[str]], Int[np.ndarray, " token"]]:
+    """The different sets of true words, and which one each token has."""
+    number = {words: i for i, words in enumerate(dict.fromkeys(truth))}
+    return [*number], np.array([number[words] for words in truth])
 
 
-def _permutations(n: int, seed: int) -> Int[np.ndarray, "permutation token"]:
-    rng = np.random.default_rng(seed)
-    return np.stack([rng.permutation(n) for _ in range(_PERMUTATIONS)])
-
-
-def _first_hit(words: NDArray[np.str_], targets: NDArray[np.str_]) -> Int[np.ndarray, " token"]:
-    """Rank (from 0) of the first word that is a true one; k where none of the k is."""
-    read = rearrange(words, "token k -> token k 1")
-    right = (read == rearrange(targets, "token true -> token 1 true")).any(-1)
-    ranks: NDArray[np.int64] = np.where(right.any(1), right.argmax(1), words.shape[1])
+def _first_hits(
+    words: NDArray[np.str_], kinds: Sequence[frozenset[str]]
+) -> Int[np.ndarray, "token kind"]:
+    """Rank (from 0) of each token's first word that is a true one of each kind; k for none."""
+    right = np.stack([np.isin(words, list(kind)) for kind in kinds], axis=1)
+    ranks: NDArray[np.int64] = np.where(right.any(-1), right.argmax(-1), words.shape[1])
     return ranks
 
 
-def _share(
-    hits: Float[np.ndarray, " token"], groups: Int[np.ndarray, " token"], seed: int
-) -> dict[str, object]:
-    share = bootstrap_mean(hits, groups, seed=seed)
-    return {**share.row(), "tokens": len(hits), "images": len(np.unique(groups))}
+def _own_and_others(
+    hits: Bool[np.ndarray, "token kind"], kind_of: Int[np.ndarray, " token"]
+) -> tuple[Float[np.ndarray, " token"], Float[np.ndarray, " token"]]:
+    """Whether a token is read rightly, and how often it would be by each other token's truth."""
+    own = hits[np.arange(len(hits)), kind_of].astype(np.float64)
+    by_all = hits @ np.bincount(kind_of, minlength=hits.shape[1]).astype(np.float64)
+    return own, (by_all - own) / (len(hits) - 1)
 
 
 def middle_k(frame: pd.DataFrame) -> int:

@@ -11,10 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ...lens.progress import Progress, silent
 from ..analysis import Analysis, Result, find, registered
-from ..claim import Claim
+from ..claim import Claim, judged
 from ..figures import png, save_figure
 from ..folders import Mark, refuse_existing, written_at_once
 from ..result_folder import FILES
+from ..statistics import MIN_IMAGES
 
 PAGE = "report.html"
 _MARK = Mark(
@@ -70,7 +71,7 @@ def claims(results: Iterable[Result]) -> list[Claim]:
     known = registered()
     told = [(known[result.name], result) for result in results if result.name in known]
     told.sort(key=lambda pair: pair[0].claims_order)
-    return [claim for analysis, result in told for claim in analysis.claims(result)]
+    return judged([claim for analysis, result in told for claim in analysis.claims(result)])
 
 
 def check_folder(folder: str | Path, *, overwrite: bool) -> None:
@@ -126,6 +127,7 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
             for result in report.results
         ],
         claims=claims(report.results),
+        min_images=MIN_IMAGES,
         facts=_facts(meta),
         packages=meta.get("packages", {}),
     )

@@ -15,6 +15,7 @@ from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.token_classes import CLASS_NAMES
 from ..analysis import Result
+from ..one_image import refuse_repeated_images
 from ..provenance import provenance
 from ..report_inputs import as_batches
 from ..statistics import bootstrap_mean, bootstrap_pairs
@@ -54,7 +55,7 @@ def sparsity(
     - ``stability``: mean over tokens of cos(hˡ, hˡ⁺¹), h the residual stream entering a layer;
       one row per layer l.
 
-    Intervals are 95 % percentile bootstrap over images.
+    Intervals are 95 % over images (docs/statistics.md).
 
     Args:
         model: The model.
@@ -66,13 +67,15 @@ def sparsity(
     Returns:
         One row per measure × class (× layer): measure, class, layer (missing where there is
         none), value, low, high, images (that have tokens of the class).
-        Tensor ``class_means``: ``[image, class, d]``, NaN where a class has no tokens.
+        Tensors, NaN where a class has no tokens: ``class_means``: ``[image, class, d]``;
+        ``shares``: ``[image, class]``; ``cosines`` of tokens: ``[class, image, image]``;
+        ``stability``: ``[image, layer, class]``.
 
     Raises:
         InputError: No classes and no markers, the same image twice, or no visual tokens.
     """
     batches = as_batches(batch)
-    _refuse_repeated_images(batches)
+    refuse_repeated_images(batches)
     images = [image for part in batches for image in _images(model, part, markers)]
     if not images:
         raise InputError("there are no visual tokens to count: encode at least one image")
@@ -82,8 +85,17 @@ def sparsity(
     frame["layer"] = frame["layer"].astype("Int64")
     found = sorted(markers.found) if markers is not None else None
     meta = provenance(model, seed=seed, images=len(images), markers_found=found)
-    means = torch.from_numpy(np.stack([image.mean for image in images]).astype(np.float32))
-    return Result("sparsity", frame, {"class_means": means}, meta)
+    count, mean, direction, stability = (
+        torch.from_numpy(np.stack([getattr(image, name) for image in images]))
+        for name in ("count", "mean", "direction", "stability")
+    )
+    tensors = {
+        "class_means": mean.float(),
+        "shares": (count / count.sum(1, keepdim=True)).float(),
+        "cosines": torch.einsum("acd,bcd->cab", direction, direction).float(),
+        "stability": stability.float(),
+    }
+    return Result("sparsity", frame, tensors, meta)
 
 
 def _images(model: VisualLM, batch: Batch, markers: Markers | None) -> Iterator[_Image]:
@@ -124,10 +136,12 @@ def _summarise(
 def _profile(images: list[_Image], seed: int) -> Iterator[dict[str, object]]:
     counts = np.stack([image.count for image in images])
     present = (counts > 0).sum(0)
-    shares = bootstrap_mean(counts / counts.sum(1, keepdims=True), seed=seed)
-    tokens = bootstrap_mean(counts, seed=seed)
+    shares = bootstrap_mean(counts / counts.sum(1, keepdims=True), bounds=(0.0, 1.0), seed=seed)
+    tokens = bootstrap_mean(counts, bounds=(0.0, float(counts.sum(1).max())), seed=seed)
     norms = bootstrap_mean(np.stack([image.norm for image in images]), seed=seed)
-    stability = bootstrap_mean(np.stack([image.stability for image in images]), seed=seed)
+    stability = bootstrap_mean(
+        np.stack([image.stability for image in images]), bounds=(-1.0, 1.0), seed=seed
+    )
     for c, name in enumerate(CLASS_NAMES):
         means = np.stack([image.mean[c] for image in images])
         directions = np.stack([image.direction[c] for image in images])
@@ -145,12 +159,3 @@ def _profile(images: list[_Image], seed: int) -> Iterator[dict[str, object]]:
         yield {"measure": "cosine of tokens", **of_class, **by_token.row()}
         for layer in range(len(stability.value)):
             yield {"measure": "stability", **of_class, "layer": layer, **stability.row(layer, c)}
-
-
-def _refuse_repeated_images(batches: Sequence[Batch]) -> None:
-    images = [image for batch in batches for row in batch.images for image in row]
-    if len({(image.size, image.tobytes()) for image in images}) < len(images):
-        raise InputError(
-            "the same image is given twice: it would count as similar to itself, so give "
-            "each image once"
-        )

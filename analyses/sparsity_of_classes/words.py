@@ -1,19 +1,24 @@
 """What sparsity says: how many tokens are alive, and how the dead differ from them."""
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from ...lens.token_classes import CLASS_NAMES
 from ..analysis import Analysis, Result, register
-from ..claim import ABSTRACT, SECOND_HAND, Claim, Verdict, by_sign
-from ..numbers_in_words import apart, estimate, listing, number, share
+from ..claim import ABSTRACT, SECOND_HAND, Claim
+from ..numbers_in_words import apart, estimate, listing, number, points, share
 from ..rows import one, select
+from ..statistics import Evidence, Region, bootstrap_mean, bootstrap_pairs, evidence
 from .figure import draw_sparsity
 from .measure import sparsity
 
-_NEAR = 0.05  # how far outside the interval an expected share may lie
+_EXPECTED = {"alive": 0.6, "dead": 0.3, "sink": 0.1}
+_NEAR = 0.05  # of the expected share
+_MORE_ALIKE = 0.1  # cosine
+_STEADY = 0.95  # cosine
 
 
 def _findings(result: Result) -> list[str]:
@@ -63,45 +68,68 @@ def _stability(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _claims(result: Result) -> list[Claim]:
-    rows = {name: _row(result.frame, "share", name) for name in CLASS_NAMES}
-    alive = rows["alive"]
-    about = "About 60 % of visual tokens are alive."
-    found = [Claim(about, ABSTRACT, share(alive), _near(alive, 0.6))]
-    for name, expected in (("dead", 0.3), ("sink", 0.1)):
-        row = rows[name]
-        here = share(row) if row["images"] else "none found"
-        text = f"About {100 * expected:.0f} % are {name} tokens."
-        verdict = _near(row, expected) if row["images"] else "differs"
-        found.append(Claim(text, SECOND_HAND, here, verdict))
-    if rows["dead"]["images"] and rows["alive"]["images"]:
-        found += _dead_tokens(result.frame)
+    found = []
+    for name, expected in _EXPECTED.items():
+        row = _row(result.frame, "share", name)
+        about = f"About {100 * expected:.0f} %"
+        found.append(
+            Claim(
+                f"{about} of visual tokens are alive."
+                if name == "alive"
+                else f"{about} are {name} tokens.",
+                ABSTRACT if name == "alive" else SECOND_HAND,
+                share(row) if row["images"] else f"none found, {share(row)}",
+                evidence=_of_images(
+                    result,
+                    result.tensors["shares"][:, CLASS_NAMES.index(name)],
+                    Region(expected - _NEAR, expected + _NEAR),
+                    (0.0, 1.0),
+                ),
+                agrees_if=f"the share lies within {points(_NEAR).removeprefix('+')} of it",
+            )
+        )
+    if all(_row(result.frame, "share", name)["images"] for name in ("dead", "alive")):
+        found += _dead_tokens(result)
     return found
 
 
-def _near(row: Mapping[str, Any], expected: float) -> Verdict:
-    if row["low"] != row["low"]:
-        return "unclear"
-    return "agrees" if row["low"] - _NEAR <= expected <= row["high"] + _NEAR else "differs"
+def _of_images(
+    result: Result, values: Tensor, region: Region, bounds: tuple[float, float]
+) -> Evidence:
+    """Evidence from one number per image; NaN where an image has none."""
+    numbers = values.double().numpy()
+    interval = partial(bootstrap_mean, numbers, bounds=bounds)
+    return evidence(lambda level, times: interval(level=level, times=times), region, len(numbers))
 
 
-def _dead_tokens(frame: pd.DataFrame) -> list[Claim]:
+def _dead_tokens(result: Result) -> list[Claim]:
+    frame, at = result.frame, CLASS_NAMES.index
     dead, alive = (_row(frame, "cosine of tokens", name) for name in ("dead", "alive"))
+    of_pairs = result.tensors["cosines"].double().numpy()
+    apart_by = of_pairs[at("dead")] - of_pairs[at("alive")]
     curve = _stability(frame, "dead")["value"]
-    steady: Verdict = (
-        "agrees" if curve.min() > 0.95 else "partly" if curve.mean() > 0.9 else "differs"
-    )
+    least = result.tensors["stability"][:, :, at("dead")].amin(1)
     return [
         Claim(
             "Dead tokens are much alike in all images.",
             SECOND_HAND,
             f"mean cosine {estimate(dead)}, alive {estimate(alive)}",
-            by_sign(apart(dead, alive)),
+            evidence=evidence(
+                lambda level, times: bootstrap_pairs(
+                    apart_by, bounds=(-2.0, 2.0), level=level, times=times
+                ),
+                Region(low=_MORE_ALIKE),
+                len(of_pairs[0]),
+            ),
+            agrees_if="their cosine between images is larger than that of alive tokens, by at "
+            f"least {_MORE_ALIKE}",
         ),
         Claim(
             "Dead tokens hardly change from layer to layer.",
             SECOND_HAND,
             f"cosine {number(curve.min())} to {number(curve.max())}, by layer",
-            steady,
+            evidence=_of_images(result, least, Region(low=_STEADY), (-1.0, 1.0)),
+            agrees_if=f"an image’s least cosine of all layers is {_STEADY} or more, on average",
         ),
     ]
 

@@ -44,8 +44,8 @@ def bootstrap_mean(
         resamples: How many.
         times: Count every image this often, to see what more of the same would show.
     """
-    parts = ImageSums.of(values, groups, times=times)
-    low, high = _interval(parts, bounds, level, seed, resamples)
+    parts = ImageSums.of(values, groups)
+    low, high = _interval(parts, bounds, level, seed, resamples, times)
     shape = values.shape[1:]
     return Estimate(parts.mean.reshape(shape), low.reshape(shape), high.reshape(shape))
 
@@ -79,17 +79,12 @@ def bootstrap_pairs(
     value = ratio(total, pairs)
     without = ratio(total - 2 * sums, pairs - 2 * counts)
     pseudo = np.where(present, n * value - (n - 1) * without, np.nan)[:, None]
-    parts = ImageSums.of(pseudo, times=times)
-    low, high = _interval(parts, None, level, seed, resamples)
+    parts = ImageSums.of(pseudo)
+    low, high = _interval(parts, None, level, seed, resamples, times)
     same = np.nanmax(np.abs(pseudo - value), initial=0.0) <= _SAME * max(1.0, float(abs(value[0])))
     if same or np.isnan(low[0]):
-        low, high = _interval(
-            ImageSums.of(np.where(present, value, np.nan)[:, None], times=times),
-            bounds,
-            level,
-            seed,
-            resamples,
-        )
+        alike = ImageSums.of(np.where(present, value, np.nan)[:, None])
+        low, high = _interval(alike, bounds, level, seed, resamples, times)
     if bounds is not None:
         low, high = np.clip(low, *bounds), np.clip(high, *bounds)
     return Estimate(value.reshape(()), low.reshape(()), high.reshape(()))
@@ -109,9 +104,9 @@ def resampling_weights(
 
 
 def _interval(
-    parts: ImageSums, bounds: Bounds | None, level: Levels, seed: int, resamples: int
+    parts: ImageSums, bounds: Bounds | None, level: Levels, seed: int, resamples: int, times: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    value, k = parts.mean, parts.images
+    value, k = parts.mean, parts.images * times
     alpha = np.broadcast_to(1 - np.asarray(level), value.shape)
     low, high = (np.full(value.shape, np.nan) for _ in range(2))
     enough = k >= MIN_IMAGES
@@ -121,10 +116,15 @@ def _interval(
     if spread.any():
         some = ImageSums(parts.sums[:, spread], parts.counts[:, spread])
         below, above = _studentised(some, alpha[spread], seed, resamples)
-        low[spread] = value[spread] - above * error[spread]
-        high[spread] = value[spread] + below * error[spread]
+        low[spread] = value[spread] - above * error[spread] / np.sqrt(times)
+        high[spread] = value[spread] + below * error[spread] / np.sqrt(times)
     if bounds is not None:
         least, most = bounds
+        # n equal images leave room for a share of others, which may have any value.
+        same, others = enough & ~spread, 1 - (alpha / 2) ** (1 / np.fmax(k, 1))
+        low[same] = (value - others * (value - least))[same]
+        high[same] = (value + others * (most - value))[same]
+        # Resamples without spread bound nothing; as shares of ones, the values spread most.
         share = np.clip((value - least) / (most - least), 0.0, 1.0)
         rare_low, rare_high = exact_bounds(share, k, 1 - alpha)
         open_low, open_high = (enough & ~np.isfinite(end) for end in (low, high))
@@ -152,7 +152,8 @@ def _studentised(
     with np.errstate(divide="ignore", invalid="ignore"):
         scores = np.where(error > tiny, away / error, np.sign(away) * np.inf)
     scores = np.sort(np.nan_to_num(scores, nan=0.0, posinf=np.inf, neginf=-np.inf), axis=0)
-    tail = alpha / 2 * (1 - _FEW / parts.images)
+    few = np.fmax(parts.images, MIN_IMAGES)
+    tail = alpha / 2 * (1 - _FEW / few)
     resolved = np.fmax(tail, _RESOLVED / (resamples + 1))
     rank = np.floor(resolved * (resamples + 1)).astype(int)[None] - 1
     df = parts.images - 1

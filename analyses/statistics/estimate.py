@@ -83,14 +83,14 @@ class ImageSums:
     @property
     def images(self) -> Float[np.ndarray, " column"]:
         """Images with at least one observation."""
-        images: NDArray[np.float64] = (self.counts > 0).sum(0).astype(np.float64)
-        return images
+        seen: NDArray[np.float64] = (self.counts > 0).sum(0).astype(np.float64)
+        return seen
 
     @property
     def n(self) -> Float[np.ndarray, " column"]:
         """Observations."""
-        n: NDArray[np.float64] = self.counts.sum(0)
-        return n
+        total: NDArray[np.float64] = self.counts.sum(0)
+        return total
 
     @property
     def mean(self) -> Float[np.ndarray, " column"]:
@@ -100,8 +100,8 @@ class ImageSums:
     @property
     def residuals(self) -> Float[np.ndarray, "image column"]:
         """Each image's sum less what the mean predicts for it."""
-        expected: NDArray[np.float64] = np.nan_to_num(self.mean) * self.counts
-        return self.sums - expected
+        left: NDArray[np.float64] = self.sums - np.nan_to_num(self.mean) * self.counts
+        return left
 
     @property
     def variance(self) -> Float[np.ndarray, " column"]:

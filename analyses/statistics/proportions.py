@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from .estimate import LEVEL, MIN_IMAGES, Estimate, ImageSums, Levels, exact_bounds, ratio, reach
 
+_KNOWN = 2  # degrees of freedom beside one per image with the rarer answer: docs/statistics.md
+
 
 def proportion(
     right: Float[np.ndarray, "question *rest"],
@@ -78,19 +80,20 @@ def _worth(parts: ImageSums, level: Levels) -> Float[np.ndarray, " column"]:
 
     Never more than there are, nor fewer than when all answers about an image are one answer,
     which is also what is taken where all answers are the same. How alike answers about one image
-    are is known only as well as there are images that answer both ways: hence their number as
-    degrees of freedom.
+    are is known only as well as there are images with answers of the rarer kind: hence the degrees
+    of freedom.
     """
     share, n, k = parts.mean, parts.n, parts.images
     fewest = ratio(n**2, (parts.counts**2).sum(0))
     both = np.minimum((parts.sums > 0).sum(0), (parts.sums < parts.counts).sum(0))
-    df = np.clip(both, 1, np.fmax(k - 1, 1))
+    df = np.clip(both + _KNOWN, 1, np.fmax(k - 1, 1))
     tail = np.asarray((1 - np.asarray(level)) / 2)
     shrunk = (reach(tail, np.fmax(n - 1, 1)) / reach(tail, df)) ** 2
     spread, variance = share * (1 - share), np.nan_to_num(parts.variance)
     worth = np.where(variance > 0, ratio(spread, variance) * shrunk, n)
     worth = np.where(spread > 0, np.clip(worth, fewest, np.fmax(n, fewest)), fewest)
-    return np.where((parts.counts <= 1).all(0), n, worth)
+    found: NDArray[np.float64] = np.where((parts.counts <= 1).all(0), n, worth)
+    return found
 
 
 def _opposed(won: ImageSums, lost: ImageSums) -> Float[np.ndarray, " column"]:
@@ -98,15 +101,16 @@ def _opposed(won: ImageSums, lost: ImageSums) -> Float[np.ndarray, " column"]:
     odds = won.mean * lost.mean
     alone = np.sqrt(ratio(odds, (1 - won.mean) * (1 - lost.mean)))
     product = (won.residuals**2).sum(0) * (lost.residuals**2).sum(0)
-    found = -ratio((won.residuals * lost.residuals).sum(0), np.sqrt(product))
-    opposed: NDArray[np.float64] = np.fmax(np.nan_to_num(alone), np.nan_to_num(found))
-    return np.clip(opposed, 0.0, 1.0)
+    together = -ratio((won.residuals * lost.residuals).sum(0), np.sqrt(product))
+    known: NDArray[np.float64] = np.fmax(np.nan_to_num(alone), np.nan_to_num(together))
+    return np.clip(known, 0.0, 1.0)
 
 
 def _joined(
     one: NDArray[np.float64], other: NDArray[np.float64], opposed: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    return np.sqrt(one**2 + other**2 + 2 * opposed * one * other)
+    length: NDArray[np.float64] = np.sqrt(one**2 + other**2 + 2 * opposed * one * other)
+    return length
 
 
 def _estimate(

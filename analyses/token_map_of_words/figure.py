@@ -7,20 +7,33 @@ of one view would stand for those of another. So tiles that overlap get panels o
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from scipy import ndimage
 
 from ..analysis import Result
-from ..figures.style import CLASS_COLORS, INK, MUTED, WIDTH, new_figure, printable, style
+from ..figures.style import CLASS_COLORS, INK, MUTED, THIRD, WIDTH, new_figure, printable, style
 from .labels import Label, place_labels
 
 _MOST_PANELS = 6
 _FINEST_GRID_WITH_A_WORD_PER_PATCH = 12
+_SMALL = 5.5  # points: three words in a patch
+_HIT: dict[str, Any] = {
+    "marker": "o",
+    "markersize": 3.2,
+    "linestyle": "none",
+    "color": THIRD,
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.5,
+    "zorder": 6,
+}
 _TINT = {"sink": 0.45, "dead": 0.45, "alive": 0.10}
 
 Picture = tuple[int, int]
@@ -29,7 +42,10 @@ Picture = tuple[int, int]
 
 @dataclass(frozen=True)
 class _Cell:
-    """One visual token's place in its picture, its class ("" if unknown) and its word."""
+    """One visual token's place in its picture, its class ("" if unknown) and its words.
+
+    Its first word, the first three below each other, and whether one of all is right.
+    """
 
     picture: Picture
     tile: int
@@ -39,6 +55,8 @@ class _Cell:
     bottom: float
     name: str
     word: str
+    words: str
+    hit: bool
 
     @property
     def center(self) -> tuple[float, float]:
@@ -84,7 +102,7 @@ def draw_token_map(result: Result) -> Figure:
         for axes, view in zip(panels, shown, strict=True):
             _draw_patches(axes, result, view)
         hidden = len(views) - len({view.picture for view in shown})
-        _legend(figure, {cell.name for view in shown for cell in view.cells}, hidden)
+        _legend(figure, [cell for view in shown for cell in view.cells], hidden)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # words are placed on the final layout
         for axes, view in zip(panels, shown, strict=True):
@@ -102,7 +120,11 @@ def _cells(result: Result) -> Iterator[_Cell]:
     names = frame["class"].astype(object).where(frame["class"].notna(), "")
     pictures = zip(frame["sample"].tolist(), frame["image"].tolist(), strict=True)
     places = [frame[name].tolist() for name in ("tile", "left", "top", "right", "bottom")]
-    for fields in zip(pictures, *places, names, frame["word_1"], strict=True):
+    first = [name for name in ("word_1", "word_2", "word_3") if name in frame.columns]
+    words = ["\n".join(map(printable, row)) for row in frame[first].to_numpy(dtype=str)]
+    hits = frame["hit"].fillna(False).astype(bool) if "hit" in frame else [False] * len(frame)
+    told = (names, frame["word_1"], words, hits)
+    for fields in zip(pictures, *places, *told, strict=True):
         if "{}/{}".format(*fields[0]) in result.meta["image_sizes"]:
             yield _Cell(*fields)
 
@@ -160,6 +182,8 @@ def _draw_patches(axes: Axes, result: Result, view: _View) -> None:
         if cell.name != "dead":
             edge = Rectangle(corner, across, down, facecolor="none", edgecolor=color, linewidth=0.9)
             axes.add_patch(edge)
+        if cell.hit:
+            axes.plot(*_corner(cell), **_HIT)
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(visible=True, color=MUTED, linewidth=0.6)
@@ -168,8 +192,16 @@ def _draw_patches(axes: Axes, result: Result, view: _View) -> None:
     title += f", view {view.index + 1}" if view.of > 1 else ""
     if any(cell.name for cell in view.cells):
         alive = sum(cell.name == "alive" for cell in view.cells)
-        title += f": {alive} of {len(view.cells)} alive"
+        title += (
+            f": {alive} of {len(view.cells)} alive" if alive else ": no token is alive, no words"
+        )
     axes.set_title(title)
+
+
+def _corner(cell: _Cell) -> tuple[list[float], list[float]]:
+    """Where a cell's mark of a right word is: inside, at the right below."""
+    across, down = cell.right - cell.left, cell.bottom - cell.top
+    return [cell.right - 0.11 * across], [cell.bottom - 0.11 * down]
 
 
 def _labels(cells: list[_Cell]) -> Iterator[Label]:
@@ -183,7 +215,10 @@ def _labels(cells: list[_Cell]) -> Iterator[Label]:
         # Words of neighbours go up and down in turn, so that each has two patches' width.
         step = tall * (0.2 if sum(places[cell]) % 2 else -0.2)
         offsets = (0.0, tall, -tall) if fine else (step, -step, 0.0, 1.7 * step, -1.7 * step)
-        yield Label(printable(cell.word), [(x, y + offset) for offset in offsets])
+        if not fine and "\n" in cell.words:
+            yield Label(cell.words, [(x, y)], size=_SMALL)
+        else:
+            yield Label(printable(cell.word), [(x, y + offset) for offset in offsets])
 
 
 def _raster(cells: Sequence[_Cell]) -> dict[_Cell, tuple[int, int]]:
@@ -217,17 +252,25 @@ def _middle(area: list[_Cell]) -> _Cell:
     return min(area, key=lambda cell: (cell.center[0] - x) ** 2 + (cell.center[1] - y) ** 2)
 
 
-def _legend(figure: Figure, present: set[str], hidden: int) -> None:
-    patches = [
-        Patch(facecolor=(*to_rgb(color), _TINT[name]), edgecolor=color, label=name)
+def _legend(figure: Figure, cells: Sequence[_Cell], hidden: int) -> None:
+    """What is drawn, as it is drawn: classes, edges and the mark of a right word."""
+    present = {cell.name for cell in cells}
+    handles: list[Artist] = [
+        Patch(
+            facecolor=(*to_rgb(color), _TINT[name]),
+            edgecolor="none" if name == "dead" else color,
+            label=name,
+        )
         for name, color in CLASS_COLORS.items()
         if name in present
     ]
-    if patches or hidden:
+    if any(cell.hit for cell in cells):
+        handles.append(Line2D([], [], label="a word for what it shows", **_HIT))
+    if handles or hidden:
         figure.legend(
-            handles=patches,
+            handles=handles,
             loc="outside lower center",
-            ncols=3,
+            ncols=4,
             title=f"{hidden} more images are in the table" if hidden else None,
             title_fontproperties={"size": 8},
             labelcolor=INK,

@@ -20,7 +20,13 @@ from ..report_inputs import as_batches
 _LONGEST_SIDE = 640  # pixels kept of an image for the figure
 
 
-def token_map(model: VisualLM, batch: Batch | Sequence[Batch], *, k: int = 3) -> Result:
+def token_map(
+    model: VisualLM,
+    batch: Batch | Sequence[Batch],
+    *,
+    k: int = 3,
+    truth: Sequence[Sequence[str] | None] | None = None,
+) -> Result:
     """Read every visual token as words, at its place in the image.
 
     The words of a token h (as it enters the language model) are the k rows e_i of the input
@@ -31,16 +37,20 @@ def token_map(model: VisualLM, batch: Batch | Sequence[Batch], *, k: int = 3) ->
         model: The model.
         batch: One or several batches; classes, where known, tint the figure.
         k: How many words per token.
+        truth: For each visual token, batch after batch, the words that name what it shows; None
+            for a token that shows nothing. By default nothing is known.
 
     Returns:
         One row per visual token: sample (numbered through the batches), image, tile, frame, row,
         col, position (in the padded sequence), kind, left, top, right, bottom (pixels of the
         original image; missing for tokens without a place), class (missing when the batch has no
-        classes), norm (L2), word_1 … word_k with cosine_1 … cosine_k, nearest first.
+        classes), norm (L2), hit (whether one of the k words is a true one; missing where none is
+        known), word_1 … word_k with cosine_1 … cosine_k, nearest first.
         Tensors `image/<sample>/<image>`: the pictures, uint8 ``[height, width, 3]``.
 
     Raises:
-        InputError: The batch was made from tensors, so its images are not known; or k < 1.
+        InputError: The batch was made from tensors, so its images are not known; k < 1; or not one
+            entry of truth per token.
     """
     if k < 1:
         raise InputError(f"k={k}: a token map needs at least one word per token")
@@ -61,8 +71,19 @@ def token_map(model: VisualLM, batch: Batch | Sequence[Batch], *, k: int = 3) ->
     if not tables:
         raise InputError("there is no batch to map")
     frame = pd.concat(tables, ignore_index=True)
+    frame["hit"] = _hits(frame, k, [None] * len(frame) if truth is None else truth)
     meta = provenance(model, k=k, prompts=prompts, images=len(pictures), image_sizes=sizes)
     return Result("token_map", frame, pictures, meta)
+
+
+def _hits(frame: pd.DataFrame, k: int, truth: Sequence[Sequence[str] | None]) -> "pd.Series[bool]":
+    if len(truth) != len(frame):
+        raise InputError(f"{len(truth)} entries of truth for {len(frame)} visual tokens")
+    words = frame[[f"word_{rank + 1}" for rank in range(k)]].to_numpy(dtype=str)
+    hits = [
+        bool(set(row) & set(true)) if true else None for row, true in zip(words, truth, strict=True)
+    ]
+    return pd.Series(hits, index=frame.index, dtype="boolean")
 
 
 def _table(

@@ -1,7 +1,10 @@
 """What a token map says: the most frequent nearest words, by class."""
 
+import pandas as pd
+
 from ..analysis import Analysis, Result, register
-from ..numbers_in_words import listing, number
+from ..numbers_in_words import listing, number, percent
+from ..report_inputs import Material
 from .figure import draw_token_map
 from .measure import token_map
 
@@ -26,7 +29,28 @@ def _findings(result: Result) -> list[str]:
                 f"{_frequent(result, name)} (median cosine "
                 f"{number(tokens['cosine_1'].median())})."
             )
-    return said
+    return said + _rightly(frame) + _without_words(frame)
+
+
+def _rightly(frame: pd.DataFrame) -> list[str]:
+    """How many of the alive tokens whose content is known have a right word."""
+    if "hit" not in frame or frame["hit"].isna().all():
+        return []
+    known = frame[(frame["class"] == "alive") & frame["hit"].notna()]
+    k, right = sum("word_" in name for name in frame.columns), int(known["hit"].sum())
+    return [
+        f"Of the {len(known)} alive tokens of which it is known what they show, {right} "
+        f"({percent(right / len(known))}) have a word for it among their {k} nearest."
+    ]
+
+
+def _without_words(frame: pd.DataFrame) -> list[str]:
+    alive = (frame["class"] == "alive").groupby([frame["sample"], frame["image"]]).any()
+    empty = int((~alive).sum())
+    if not empty:
+        return []
+    of = f"{empty} of {len(alive)} images" if len(alive) > 1 else "the image"
+    return [f"In {of} no token is alive, so that no words are drawn there."]
 
 
 def _frequent(result: Result, name: str | None) -> str:
@@ -35,17 +59,26 @@ def _frequent(result: Result, name: str | None) -> str:
     return listing(f"“{word}” {count}×" for word, count in counts.head(_MOST_WORDS).items())
 
 
+def _run(material: Material) -> Result:
+    batches = material.batches if material.pictured is None else material.pictured
+    known = [material.true_words(batch) for batch in batches]
+    truth = [words for each in known if each is not None for words in each]
+    return token_map(material.model, batches, truth=truth if material.truth else None)
+
+
 TOKEN_MAP = Analysis(
     name="token_map",
-    run=lambda m: token_map(m.model, m.batches if m.pictured is None else m.pictured),
+    run=_run,
     figure=draw_token_map,
     doing="reading visual tokens",
     order=10,
     heading="What do visual tokens say, and where?",
     method="Each visual token, as it enters the language model, is compared by cosine with every "
-    "row of the input embedding matrix (EmbedLens); the nearest row is its word.",
-    caption="Every cell is one visual token, tinted by its class. Alive tokens carry their nearest "
+    "row of the input embedding matrix (EmbedLens); the nearest row is its first "
     "word.",
+    caption="Every cell is one visual token, tinted by its class. Alive tokens carry their nearest "
+    "words, on coarse grids the first three, on fine ones the first; a dot marks those with a word "
+    "for what the patch shows, where that is known.",
     findings=_findings,
     headline=False,
 )

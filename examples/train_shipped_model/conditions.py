@@ -7,7 +7,8 @@ import pandas as pd
 
 from embedlens import AblateAttention, InjectTokens, Markers, Plan, PruneTokens, VisualLM, ZeroFFN
 from embedlens.analyses import Example, Result
-from embedlens.analyses.statistics import bootstrap_mean
+from embedlens.analyses.statistics import paired_difference, proportion
+from embedlens.lens.inputs.content import image_content
 
 CLEAN = "untouched"
 NO_DEAD, FEWER = "dead pruned", "as many pruned at random"
@@ -67,18 +68,18 @@ def tabulate(right: Mapping[str, Result], examples: Sequence[Example]) -> pd.Dat
     Returns:
         One row per condition × task (``all``: every example): condition, task, accuracy, low,
         high, difference (to the untouched model), difference_low, difference_high, examples.
-        Intervals: 95 % bootstrap over images, differences paired.
+        Intervals: 95 % over images, differences paired.
     """
-    pictures = [example.read()[0].tobytes() for example in examples]
+    pictures = [image_content(example.read()[0]) for example in examples]
     images = np.array([pictures.index(picture) for picture in pictures])
     found = np.array([r.frame["right"].to_numpy(dtype=float) for r in right.values()]).T
-    clean = right[CLEAN].frame["right"].to_numpy(dtype=float)[:, None]
+    clean = np.broadcast_to(right[CLEAN].frame["right"].to_numpy(dtype=float)[:, None], found.shape)
     tasks = np.array([example.task for example in examples])
     rows: list[dict[str, object]] = []
     for task in ("all", *dict.fromkeys(tasks.tolist())):
         here = (tasks == task) | (task == "all")
-        value = bootstrap_mean(found[here], images[here])
-        change = bootstrap_mean((found - clean)[here], images[here])
+        value = proportion(found[here], images[here])
+        change = paired_difference(found[here], clean[here], images[here])
         for i, name in enumerate(right):
             rows.append(
                 {

@@ -29,10 +29,11 @@ from embedlens.analyses import (
     lens_hits,
     sparsity,
 )
-from embedlens.analyses.claim import ABSTRACT, SECOND_HAND, Claim, Verdict
+from embedlens.analyses.claim import ABSTRACT, SECOND_HAND, Claim
 from embedlens.analyses.report import claims
 from embedlens.analyses.report.demo import true_content, true_words
 from embedlens.analyses.rows import one, select
+from embedlens.analyses.statistics import Verdict
 from embedlens.lens.scenes import scenes
 
 PROMPT = "describe the image ."
@@ -40,7 +41,7 @@ PROMPT = "describe the image ."
 FIRST_SCENE, FIRST_CALIBRATION, FIRST_TEXT = 40_000, 50_000, 60_000
 SEED = 0
 MARGIN = 0.05  # of accuracy: what counts as no loss
-_YES = {"agrees": "yes", "partly": "half", "differs": "no"}
+_YES = {"agrees": "yes", "undecided": "half", "differs": "no"}
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _sinks(results: dict[str, Result]) -> list[Claim]:
         f"first token and {_percent(largest)} to one visual token that is not alive; the largest "
         f"state entry is {massive:.0f} times the median"
     )
-    verdict: Verdict = "agrees" if drawn and huge else "partly" if drawn or huge else "differs"
+    verdict: Verdict = "agrees" if drawn and huge else "undecided" if drawn or huge else "differs"
     claim = "Some tokens are attention sinks: much attention, huge states, no content."
     return [Claim(claim, SECOND_HAND, f"{_YES[verdict]}: {said}", verdict)]
 
@@ -161,7 +162,7 @@ def _pruning(results: dict[str, Result]) -> list[Claim]:
     ]
     verdict: Verdict = "agrees" if dead["difference_low"] >= -MARGIN else "differs"
     if verdict == "differs" and dead["high"] > control["high"] and dead["low"] > control["high"]:
-        verdict = "partly"
+        verdict = "undecided"
     if costly:
         said += f"; clear losses: {', '.join(costly)}"
     return [

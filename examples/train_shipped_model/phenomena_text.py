@@ -11,6 +11,7 @@ VERDICTS = {
     "partly": "agrees in part",
     "differs": "does not agree",
     "unclear": "unclear",
+    "undecided": "undecided",
 }
 ZEROED = {"attention": "attention zeroed", "ffn": "FFN zeroed"}
 

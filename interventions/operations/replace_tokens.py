@@ -7,6 +7,7 @@ in the batch unless it says so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +33,7 @@ from .phrases import Phrases
 from .target import Target
 
 Filling = Literal["zero", "mean", "class-mean", "noise", "word", "other"]
+_TRIES = 100
 # Between the seeds of a sample's generated tokens: odd, and no small multiple of anything.
 STRIDE = 0x9E3779B97F4A7C15 >> 1
 
@@ -55,8 +57,9 @@ class ReplaceTokens(Borrower):
     $S$ is in the prompts of all samples of this batch, with whatever else is in force there, or in
     those of a donor (a dataset's mean: a batch of it). Tokens of ``other`` are matched in order;
     without a donor each sample gets those of the sample that a derangement, drawn from ``seed``,
-    assigns to it. Noise is drawn per sample from ``(seed, sample)``: one direction for each token,
-    the same in all layers, whatever the padding. Features that a model adds between later layers
+    assigns to it, never of one with the same content. Noise is drawn per sample from ``seed`` and
+    the sample's content: one direction for each token, the same in all layers, whatever the padding
+    and whatever else is in the batch. Features that a model adds between later layers
     are still added.
 
     Source: replacement by a dataset's mean vector is llava-interp's ablation, docs/method.md (e);
@@ -160,8 +163,8 @@ class ReplaceTokens(Borrower):
     def _seeds(self, place: Place, target: Target) -> torch.Tensor:
         """Seeds of the selected tokens: a sample's own, and another for every generated token."""
         own = [
-            int(np.random.SeedSequence([self.seed, sample]).generate_state(1, np.uint64)[0]) >> 1
-            for sample in range(len(target.batch))
+            int(np.random.SeedSequence([self.seed, content]).generate_state(1, np.uint64)[0]) >> 1
+            for content in target.batch.contents
         ]
         rows = place["rows"].tolist()
         columns = [0] * len(rows) if place["columns"] is None else place["columns"].tolist()
@@ -179,10 +182,13 @@ class ReplaceTokens(Borrower):
             sources = self.matched(wanted, mask, whose, one_for_all=not alike)
             states = target.fitting(self, donor.states("residual", entry.layer, sources))
             return [Write(site=entry, values=states, **place) for place in places]
-        other = derangement(len(target.batch), self.seed)
+        other = derangement(target.batch.contents, self.seed)
         if other is None:
+            why = "a batch of one sample"
+            if len(target.batch) > 1:
+                why = "a batch of which more than half of the samples are alike"
             raise InputError(
-                f"{self!r}: a batch of one sample has no other; take a donor's: states='name' and "
+                f"{self!r}: {why} has no other; take a donor's: states='name' and "
                 "plan.given(name=batch)"
             )
         mask = self.source_mask(target.batch)[other]
@@ -271,12 +277,22 @@ class ReplaceTokens(Borrower):
         return found
 
 
-def derangement(samples: int, seed: int) -> NDArray[np.int64] | None:
-    """For every sample another one, each once, drawn uniformly; None where there is no other."""
-    if samples < 2:
+def derangement(contents: Sequence[int], seed: int) -> NDArray[np.int64] | None:
+    """For every sample another one of other content, each once; None where that is impossible.
+
+    Which content gets which depends on the contents and the seed, not on their order.
+    """
+    n, own = len(contents), np.array(contents, dtype=object)
+    most = max((contents.count(content) for content in set(contents)), default=0)
+    if n < 2 or 2 * most > n:
         return None
+    order = np.array(sorted(range(n), key=lambda i: contents[i]))
     generator = np.random.default_rng(seed)
-    while True:
-        drawn = generator.permutation(samples)
-        if (drawn != np.arange(samples)).all():
-            return drawn
+    found = np.empty(n, dtype=np.int64)
+    for _ in range(_TRIES):
+        found[order] = order[generator.permutation(n)]
+        if (own[found] != own).all():
+            return found
+    # Behind as many as are most alike, sorted by content, stands another content.
+    found[order] = np.roll(order, most)
+    return found

@@ -183,7 +183,7 @@ def prune(
       together: they are there from ``entry`` up to ``exit``.
 
     That code draws without a seed, anew for each sample and run; here ``seed`` and the sample's
-    place in the batch decide. It takes ``entry`` together with target ids, but then cuts the
+    content decide. It takes ``entry`` together with target ids, but then cuts the
     pruned sequence where the image had been, so that text is treated as visual: refused here. Our
     reading: ``exit`` with target ids, where what is left of the image leaves; which of the two
     comes first where ``exit`` is not above ``entry`` is not known, so that is refused.

@@ -94,7 +94,7 @@ class Control(Selector):
         for sample in np.flatnonzero(of.any(1)).tolist():
             pool = np.flatnonzero(drawn[sample])
             wanted = min(int(of[sample].sum()), len(pool))
-            generator = np.random.default_rng([self.seed, sample])
+            generator = np.random.default_rng([self.seed, batch.contents[sample]])
             drawn[sample] = False
             drawn[sample, generator.choice(pool, wanted, replace=False)] = True
         return Selection(drawn, np.zeros(len(batch), dtype=bool))

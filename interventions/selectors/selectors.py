@@ -206,7 +206,7 @@ class Random(Selector):
     """``random(like=A, within=B, seed=0)``: in each sample as many tokens of B as A has.
 
     Drawn without replacement from its own generator, so the draw depends on the seed, the
-    sample's index and the sizes only: a matched control that can be repeated.
+    sample's content and the sizes only: a matched control that can be repeated, in any batch.
     """
 
     like: Selector
@@ -235,7 +235,7 @@ class Random(Selector):
                     f"{self}: sample {sample} has {wanted} tokens of {self.like} but only "
                     f"{len(pool)} of {self.within} to draw from"
                 )
-            generator = np.random.default_rng([self.seed, sample])
+            generator = np.random.default_rng([self.seed, batch.contents[sample]])
             drawn[sample, generator.choice(pool, wanted, replace=False)] = True
         return Selection(drawn, np.zeros(len(batch), dtype=bool))
 

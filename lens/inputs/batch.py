@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from ..errors import InputError, Unsupported
 from ..frozen_mapping import frozen
 from ..token_classes import TokenClasses
 from ..visual_tokens import VisualTokens
+from .content import sample_content
 from .processor import Remake
 from .rows_per_sample import (
     Counts,
@@ -68,6 +70,34 @@ class Batch:
     def length(self) -> int:
         """Length of the padded sequences, in tokens."""
         return int(self.inputs["input_ids"].shape[1])
+
+    @cached_property
+    def contents(self) -> tuple[int, ...]:
+        """A number for every sample that stands for its tokens and its pictures.
+
+        The same wherever the sample stands in a batch, whatever else is in it and however it is
+        padded. Where it cannot be told which pictures of a batch of tensors are a sample's, its
+        tokens alone count.
+        """
+        ids, mask = self.inputs["input_ids"], self.inputs["attention_mask"]
+        return tuple(
+            sample_content(ids[i], mask[i], self.images[i], self._only_tensors(i))
+            for i in range(len(self))
+        )
+
+    def _only_tensors(self, sample: int) -> Mapping[str, Tensor]:
+        """A sample's picture tensors whose pictures are not among its images."""
+        names = [
+            name
+            for name, tensor in self.inputs.items()
+            if token_axis(name, tensor, (len(self), self.length)) is None
+            and is_picture(name, tensor)
+            and ("video" in name or not self.images[sample])
+        ]
+        try:
+            return self._pictures([sample], names)
+        except Unsupported:
+            return {}
 
     def with_classes(self, classes: TokenClasses) -> Batch:
         """The same batch, with labels that selectors such as ``dead`` refer to.

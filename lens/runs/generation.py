@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -66,10 +67,7 @@ def generate(
         Unsupported: A mode that is not understood, by name.
     """
     tokenizer = need_processor(model.processor).tokenizer
-    sent = destination(model.hf, remote) not in (False, "local")
-    mode = mode_of(model, batch, generation, planned=plan is not None, sent=sent)
-    host = in_force(plan, model, batch, Pass("generation", remote=remote))
-    ids = _new_ids(model, host, batch, remote, mode)
+    ids, mode = _continued(model, batch, plan, remote, generation)
     texts = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
     cut = cut_of(ids, texts, mode)
     if any(cut) and not mode.limited:
@@ -79,6 +77,50 @@ def generate(
             stacklevel=3,
         )
     return Answers(texts, cut)
+
+
+@torch.no_grad()
+def generate_ids(
+    model: Any,
+    batch: Batch,
+    plan: Intervention | None = None,
+    *,
+    remote: bool | str = False,
+    **generation: Any,
+) -> list[list[int]]:
+    """The ids that :meth:`generate` continues each prompt with, up to the token that ends them.
+
+    They are the answer as :meth:`score` can take it. Text would be another one: decoded, stripped
+    and tokenised again, what a byte-level tokenizer wrote comes back without its leading space.
+    Arguments and errors as for :meth:`generate`.
+    """
+    ids, _ = _continued(model, batch, plan, remote, generation)
+    ends = set(end_tokens(model))
+    return [list(takewhile(lambda token: token not in ends, row)) for row in ids.tolist()]
+
+
+def end_tokens(model: Any) -> tuple[int, ...]:
+    """Every token that ends what this model writes: its settings' and its tokenizer's."""
+    settings = getattr(model.hf, "generation_config", None)
+    known = [getattr(settings, "eos_token_id", None)]
+    if model.processor is not None:
+        known.append(need_processor(model.processor).tokenizer.eos_token_id)
+    found = [token for one in known for token in (one if isinstance(one, list) else [one])]
+    return tuple(sorted({int(token) for token in found if token is not None}))
+
+
+def _continued(
+    model: Any,
+    batch: Batch,
+    plan: Intervention | None,
+    remote: bool | str,
+    generation: dict[str, Any],
+) -> tuple[Int[Tensor, "text new"], Mode]:
+    """What a model writes after the prompts, and in which mode."""
+    sent = destination(model.hf, remote) not in (False, "local")
+    mode = mode_of(model, batch, generation, planned=plan is not None, sent=sent)
+    host = in_force(plan, model, batch, Pass("generation", remote=remote))
+    return _new_ids(model, host, batch, remote, mode), mode
 
 
 def _new_ids(

@@ -21,8 +21,11 @@ from ..errors import InputError, Unsupported
 from ..inputs.batch import Batch
 from ..opening.wrapping import need_processor
 from .forward import Output, Request, forward_pass, run
+from .generation import end_tokens
 from .program import Intervention, Pass, in_force
 from .run import Scores
+
+Answers = Sequence[str | Sequence[int]]
 
 # Models whose prompts were seen to see no answer.
 _CHECKED: WeakSet[Any] = WeakSet()
@@ -32,7 +35,7 @@ _CHECKED: WeakSet[Any] = WeakSet()
 def score(
     model: Any,
     batch: Batch,
-    answers: Sequence[str],
+    answers: Answers,
     plan: Intervention | None = None,
     *,
     end: bool = False,
@@ -46,9 +49,10 @@ def score(
     Args:
         model: The VisualLM whose method this is.
         batch: The prompts.
-        answers: One per sample.
+        answers: One per sample: text, or the ids of its tokens as :meth:`generate_ids` gives them.
         plan: What to change.
-        end: Whether the end-of-sequence token belongs to the answer.
+        end: Whether the end belongs to the answer: any of the tokens that end one for this model,
+            whose probabilities are added up.
         remote: As in :meth:`trace`.
 
     Raises:
@@ -58,7 +62,8 @@ def score(
     tokenizer = need_processor(model.processor).tokenizer
     answered = AnswerTokens.of(tokenizer, answers, len(batch), end=end)
     request = score_request(model, batch, answered, remote)
-    output = forward_pass(model, in_force(plan, model, batch, request.during), request)
+    host = in_force(plan, model, batch, request.during)
+    output = forward_pass(model, host, request)
     return as_scores(model, batch, answered, output, plan, remote)
 
 
@@ -69,10 +74,12 @@ class AnswerTokens:
     Attributes:
         ids: ``[sample, answer]``.
         mask: True where ``ids`` is part of the answer, ``[sample, answer]``.
+        end: Whether each answer's last token stands for its end, whichever token ends it.
     """
 
     ids: Int[Tensor, "sample answer"]
     mask: Bool[Tensor, "sample answer"]
+    end: bool = False
 
     @property
     def length(self) -> int:
@@ -80,11 +87,20 @@ class AnswerTokens:
         return int(self.ids.shape[1])
 
     @staticmethod
-    def of(tokenizer: Any, answers: Sequence[str], n_samples: int, *, end: bool) -> AnswerTokens:
-        """Tokenise answers as a continuation of the prompt (no special tokens but the end)."""
+    def of(tokenizer: Any, answers: Answers, n_samples: int, *, end: bool) -> AnswerTokens:
+        """Tokenise answers as a continuation of the prompt (no special tokens but the end).
+
+        Answers given as ids are taken as they are: text that was written token by token is not
+        always tokenised in the same way again.
+        """
         if isinstance(answers, str) or len(answers) != n_samples:
             raise InputError(f"{n_samples} samples need a list of {n_samples} answers")
-        rows = [tokenizer(answer, add_special_tokens=False).input_ids for answer in answers]
+        rows = [
+            tokenizer(answer, add_special_tokens=False).input_ids
+            if isinstance(answer, str)
+            else [int(token) for token in answer]
+            for answer in answers
+        ]
         for answer, row in zip(answers, rows, strict=True):
             if not row:
                 raise InputError(f"the answer {answer!r} has no tokens")
@@ -98,7 +114,7 @@ class AnswerTokens:
         for index, row in enumerate(rows):
             ids[index, : len(row)] = torch.tensor(row)
             mask[index, : len(row)] = True
-        return AnswerTokens(ids, mask)
+        return AnswerTokens(ids, mask, end)
 
     def append_to(self, inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
         """The inputs with the answers behind every sequence, padding masked out.
@@ -125,13 +141,26 @@ class AnswerTokens:
             extended[name] = torch.cat([tensor, tail.to(tensor)], dim=1)
         return extended
 
-    def scores(self, logits: Float[Tensor, "sample kept vocab"]) -> Scores:
-        """Read the answers' log-probabilities off the last ``length + 1`` positions' logits."""
+    def scores(
+        self, logits: Float[Tensor, "sample kept vocab"], ends: Sequence[int] = ()
+    ) -> Scores:
+        """Read the answers' log-probabilities off the last ``length + 1`` positions' logits.
+
+        Args:
+            logits: Of a pass over prompts and answers.
+            ends: Every token that ends an answer.
+        """
         mask = self.mask.to(logits.device)
         ids = self.ids.to(logits.device)
         predictions = logits[:, -self.length - 1 : -1].float()
-        chosen = predictions.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-        greedy = (predictions.argmax(-1) == ids) | ~mask
+        logprobs, best = predictions.log_softmax(-1), predictions.argmax(-1)
+        chosen = logprobs.gather(-1, ids[..., None])[..., 0]
+        greedy = (best == ids) | ~mask
+        if self.end and ends:
+            last = torch.arange(self.length, device=mask.device) == mask.sum(1, keepdim=True) - 1
+            known = torch.tensor(ends, device=logits.device)
+            chosen = torch.where(last, logprobs[..., known].logsumexp(-1), chosen)
+            greedy |= last & torch.isin(best, known)
         return Scores((chosen * mask).sum(1), mask.sum(1), greedy.all(1))
 
 
@@ -166,7 +195,7 @@ def as_scores(
         assert alone is not None
         _check_unseen(alone, output.logits, answered.length)
         _CHECKED.add(model)
-    return answered.scores(output.logits)
+    return answered.scores(output.logits, end_tokens(model))
 
 
 def _check_unseen(

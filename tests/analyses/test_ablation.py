@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy.stats import binomtest
 
 import tiny
 from embedlens import InputError, Markers, VisualLM
-from embedlens.analyses import Example, Result, ablation
+from embedlens.analyses import Example, Result, ablation, find
 from embedlens.analyses.ablation_by_layer.layer_sets import layer_sets, wrong_images
 from embedlens.analyses.ablation_by_layer.measure import _check
+from embedlens.analyses.ablation_by_layer.words import by_task
 from embedlens.analyses.rows import one, select
 from tolerances import RECOMPUTED
 
@@ -134,6 +137,32 @@ def test_the_models_own_answer_is_what_the_untouched_model_says(own: Result) -> 
     assert select(own.frame, task="all")["accuracy"].min() < 1.0
 
 
+def test_a_ceiling_and_an_agreement_are_called_what_they_are(own: Result) -> None:
+    analysis = find("ablation")
+    said = " ".join([*analysis.findings(own), analysis.data(own), analysis.caption])
+    assert "accuracy" not in said.lower()
+    assert "at its ceiling by construction" in said
+    assert "Agreement" in analysis.table(own).columns
+    assert "same answer" in own.plot().axes[0].get_ylabel()
+
+
+def test_tasks_are_tested_in_pairs_and_corrected(own: Result) -> None:
+    """Against scipy: with one question per image the paired test is the exact binomial one."""
+    table = by_task(own)
+    assert len(table) == 4
+    raw = []
+    for row in table.itertuples():
+        found = own.meta["conditions"].index([row.operation, "above", 0])
+        here = np.array(["task 0", "task 1"] * 3) == row.task
+        change = (own.tensors["right"][found] - own.tensors["right"][0]).numpy()[here]
+        lost, won = int((change < 0).sum()), int((change > 0).sum())
+        raw.append(binomtest(lost, lost + won).pvalue if lost + won else 1.0)
+        assert row.difference == pytest.approx(change.mean())
+    ranked = sorted(range(4), key=raw.__getitem__)
+    corrected = np.maximum.accumulate([min(1, (4 - i) * raw[at]) for i, at in enumerate(ranked)])
+    assert table["p"].to_numpy()[ranked] == pytest.approx(corrected)
+
+
 def test_the_same_layers_give_the_same_numbers_in_every_scope(own: Result) -> None:
     for operation in ("attention", "ffn"):
         rows = select(own.frame, operation=operation, task="all")
@@ -150,14 +179,53 @@ def test_scopes_are_the_layer_sets_they_say() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_wrong_image_is_never_the_right_one_and_as_many(seed: int) -> None:
-    image_of = np.array([0, 0, 1, 2, 2, 3, 4])
-    counts = [1, 1, 1, 1, 1, 2, 2]
-    wrong = wrong_images(image_of, counts, seed)
-    for i, other in enumerate(wrong):
+    contents = [(1,), (1,), (7,), (2, 3), (3, 2), (3, 5), (6, 8), (2, 9), (4, 4, 4)]
+    wrong = wrong_images(contents, seed)
+    for own, other in zip(contents[:-1], wrong, strict=False):
         assert other is not None
-        assert image_of[other] != image_of[i]
-        assert counts[other] == counts[i]
-    assert wrong_images(np.array([0, 0]), [1, 1], seed) == [None, None]
+        assert not set(contents[other]) & set(own)
+        assert len(contents[other]) == len(own)
+    assert wrong[-1] is None
+    assert wrong_images([(1, 2), (2, 1), (1, 3)], seed) == [None] * 3
+    turned = wrong_images(contents[::-1], seed)[::-1]
+    for here, there in zip(wrong[:-1], turned, strict=False):
+        assert contents[here] == contents[::-1][there]
+
+
+def test_wrong_images_differ_and_depend_on_the_seed() -> None:
+    contents = [(i,) for i in range(20)]
+    drawn = [wrong_images(contents, seed) for seed in range(5)]
+    assert len({tuple(each) for each in drawn}) == 5
+    assert len(set(drawn[0])) > 8
+
+
+def test_images_of_the_same_bytes_and_other_sizes_are_two(model: VisualLM) -> None:
+    wide, tall = Image.new("RGB", (64, 32), "red"), Image.new("RGB", (32, 64), "red")
+    examples = [Example(image, "what is this ?", "red") for image in (wide, tall, wide.copy())]
+    meta = ablation(model, examples, operations=["ffn"], scopes=["single"]).meta
+    assert meta["images"] == 2
+    assert meta["unmatched_wrong_images"] == 0
+
+
+def test_nothing_depends_on_the_batch_size_or_the_order(model: VisualLM) -> None:
+    """Draws of tokens included."""
+    control = "random(like=box[0:1, 0:2], within=visual, seed=0)"
+    examples = [Example(tiny.image(i), PROMPTS[i % 3], "red", "t") for i in range(5)]
+
+    def logprobs(asked: list[Example], batch_size: int) -> np.ndarray:
+        made = ablation(
+            model,
+            asked,
+            operations=["ffn"],
+            scopes=["above"],
+            tokens=control,
+            batch_size=batch_size,
+        )
+        return made.tensors["logprob"].numpy()
+
+    together = logprobs(examples, 5)
+    assert np.allclose(together, logprobs(examples, 1), atol=1e-4)
+    assert np.allclose(together, logprobs(examples[::-1], 2)[:, ::-1], atol=1e-4)
 
 
 def test_without_a_second_image_the_control_is_missing_not_zero(model: VisualLM) -> None:

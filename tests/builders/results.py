@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import norm
 
 from embedlens.analyses import Result
 
@@ -33,6 +34,12 @@ def around(value: float, width: float = 0.011) -> dict[str, float]:
     return {"value": value, "low": value - width, "high": value + width}
 
 
+def exactly(spread: float, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers with mean 0 and this standard deviation, over the first axis."""
+    numbers = np.random.default_rng(1).normal(size=shape)
+    return (numbers - numbers.mean(0)) / numbers.std(0) * spread
+
+
 def token_map(word: str = "yellow") -> Result:
     cells = pd.DataFrame({"row": [0, 0, 1, 1], "col": [0, 1, 0, 1], "position": range(4)})
     samples = [cells.assign(sample=s, image=0, tile=0) for s in range(2)]
@@ -52,7 +59,7 @@ def token_map(word: str = "yellow") -> Result:
 
 def sparsity(alive: float = 0.278, dead: float = 0.722, sink: float = 0.0) -> Result:
     rows: list[dict[str, Any]] = []
-    for name, share, cosine, norm, steady in (
+    for name, share, cosine, length, steady in (
         ("sink", sink, 0.99, 61.0, 0.98),
         ("dead", dead, 0.971, 27.9, 0.887),
         ("alive", alive, 0.352, 16.2, 0.463),
@@ -61,7 +68,7 @@ def sparsity(alive: float = 0.278, dead: float = 0.722, sink: float = 0.0) -> Re
         values = {
             "share": share,
             "tokens": 64 * share,
-            "norm": norm,
+            "norm": length,
             "cosine of class means": cosine + 0.005,
             "cosine of tokens": cosine,
         }
@@ -76,7 +83,16 @@ def sparsity(alive: float = 0.278, dead: float = 0.722, sink: float = 0.0) -> Re
             )
     frame = pd.DataFrame(rows)
     frame["layer"] = frame["layer"].astype("Int64")
-    return Result("sparsity", frame, meta=META)
+    rng = np.random.default_rng(0)
+    pairs = rng.normal(size=(37, 37)) * 0.02
+    least = np.array([0.98, 0.887, 0.463])
+    tensors = {
+        "shares": np.clip(np.array([sink, dead, alive]) + exactly(0.034, (37, 1)), 0, 1)
+        * (np.array([sink, dead, alive]) > 0),
+        "cosines": np.array([0.99, 0.971, 0.352])[:, None, None] + (pairs + pairs.T) / 2,
+        "stability": least + 0.02 * np.arange(LAYERS)[:, None] + exactly(0.034, (37, 1, 1)),
+    }
+    return Result("sparsity", frame, {k: torch.from_numpy(v) for k, v in tensors.items()}, META)
 
 
 def lens_hits(embed: float = 0.853, logit: float = 0.012, chance: float = 0.104) -> Result:
@@ -89,7 +105,18 @@ def lens_hits(embed: float = 0.853, logit: float = 0.012, chance: float = 0.104)
         for k in (1, 5, 10)
         for truth, value in (("own", own), ("permuted", chance))
     ]
-    return Result("lens_hits", pd.DataFrame(rows), meta=META)
+    frame, order = pd.DataFrame(rows), np.random.default_rng(0).permutation(585)
+    shape = (2, LAYERS + 1, 3, 1)
+    own, permuted = (
+        frame.loc[frame["truth"] == truth, "value"].to_numpy().reshape(shape)
+        for truth in ("own", "permuted")
+    )
+    tensors = {
+        "own": torch.from_numpy((order < 585 * own).astype(np.float32)),
+        "permuted": torch.from_numpy(permuted + exactly(0.05, (585,))),
+        "image": torch.arange(585) % 37,
+    }
+    return Result("lens_hits", frame, tensors, {**META, "ks": [1, 5, 10]})
 
 
 def class_agreement() -> Result:
@@ -115,8 +142,8 @@ def alignment(
                 rows.append({**common, "states": "visual", **around(value)})
                 rows.append({**common, "states": "random", **around(0.163 + 0.002 * layer)})
             rows.append({"measure": "peak layer", **place, "states": "visual", "value": float(top)})
-    for layer, norm in enumerate(text_norms):
-        for states, value in (("text", norm), ("visual", 16.0 + layer), ("entry", 15.8)):
+    for layer, length in enumerate(text_norms):
+        for states, value in (("text", length), ("visual", 16.0 + layer), ("entry", 15.8)):
             row = {"measure": "norm", "states": states, "layer": layer, **around(value, 1)}
             rows.append(row)
     matched = float(np.abs(np.array(text_norms) - 15.8).argmin())
@@ -135,6 +162,13 @@ def ablation(attention: float = -0.073, ffn: float = -0.146, spread: float = 0.0
         row: dict[str, Any] = {"operation": operation, "scope": scope, "layer": layer, "task": task}
         for name, value in (("accuracy", 0.729 + change), ("difference", change), ("logprob", -1)):
             row |= {name: value, f"{name}_low": value - spread, f"{name}_high": value + spread}
+        error = spread / 1.96
+        row |= {
+            "difference_p": 2 * norm.sf(abs(change) / error),
+            "agrees_p": 2 * norm.sf(max(0.0, change + 0.05) / error),
+            "differs_p": 2 * norm.sf(max(0.0, -0.05 - change) / error),
+            "decided_at_images": 74.0,
+        }
         rows.append({**row, "layers": "", "examples": 96 if task == "all" else 23, "images": 37})
 
     for task in ("all", "count", "shape"):
@@ -148,7 +182,12 @@ def ablation(attention: float = -0.073, ffn: float = -0.146, spread: float = 0.0
                 add(operation, "above", layer, task, change + more)
     frame = pd.DataFrame(rows)
     frame["layer"] = frame["layer"].astype("Int64")
-    meta = {"reference": "the given answers", "tasks": ["count", "shape"], "examples": 96}
+    meta = {
+        "reference": "the given answers",
+        "tasks": ["count", "shape"],
+        "examples": 96,
+        "margin": 0.05,
+    }
     return Result("ablation", frame, meta={**META, **meta, "prompts": ["what is this ?"]})
 
 

@@ -150,20 +150,20 @@ def class_mean_of(label: Tensor, where: Tensor) -> Callable[[Tensor, Seen], Tens
     return made
 
 
-def seed_of(seed: int, sample: int, step: int) -> int:
+def seed_of(seed: int, content: int, step: int) -> int:
     """The seed of one sample's noise, as it is documented."""
-    own = int(np.random.SeedSequence([seed, sample]).generate_state(1, np.uint64)[0])
+    own = int(np.random.SeedSequence([seed, content]).generate_state(1, np.uint64)[0])
     return (own // 2 + step * (0x9E3779B97F4A7C15 // 2)) % 2**63
 
 
-def noise(seed: int) -> Callable[[Tensor, Seen], Tensor]:
+def noise(seed: int, contents: Sequence[int]) -> Callable[[Tensor, Seen], Tensor]:
     """A direction for every token, drawn sample by sample, with the token's norm."""
 
     def made(states: Tensor, seen: Seen) -> Tensor:
         drawn = torch.empty_like(states)
         for sample in seen.rows.unique().tolist():
             mine = seen.rows == sample
-            generator = torch.Generator().manual_seed(seed_of(seed, sample, seen.decoded))
+            generator = torch.Generator().manual_seed(seed_of(seed, contents[sample], seen.decoded))
             drawn[mine] = torch.randn((int(mine.sum()), states.shape[-1]), generator=generator)
         length = states.norm(dim=-1, keepdim=True)
         return drawn * (length / drawn.norm(dim=-1, keepdim=True))

@@ -39,13 +39,14 @@ def noise(states: torch.Tensor, step: dict[str, Any], decoded: int) -> torch.Ten
 
     Args:
         states: What is replaced.
-        step: ``seeds`` of the selected tokens, one for all prompt tokens of a sample, and the
-            ``stride`` between the seeds of decoding steps.
+        step: ``rows`` and ``seeds`` of the selected tokens, one for all prompt tokens of a sample,
+            and the ``stride`` between the seeds of decoding steps.
         decoded: Which decoding step this is; 0 for the prompt.
     """
     drawn = []
-    seeds, counts = torch.unique_consecutive(step["seeds"], return_counts=True)
-    for seed, count in zip(seeds.tolist(), counts.tolist(), strict=True):
+    own = torch.stack([step["rows"].to(step["seeds"]), step["seeds"]], dim=1)
+    found, counts = torch.unique_consecutive(own, dim=0, return_counts=True)
+    for (_, seed), count in zip(found.tolist(), counts.tolist(), strict=True):
         generator = torch.Generator().manual_seed((seed + decoded * step["stride"]) % 2**63)
         size = (count, states.shape[-1])
         drawn.append(torch.randn(size, generator=generator, dtype=torch.float32))

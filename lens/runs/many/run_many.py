@@ -14,7 +14,7 @@ from ...progress import Progress, silent
 from ..forward import Kept, Layers, Output, Request, Tokens, as_run, run_request
 from ..program import Intervention
 from ..run import Run, Scores, Site
-from ..scoring import AnswerTokens, as_scores, score_request
+from ..scoring import Answers, AnswerTokens, as_scores, score_request
 from .conditions import compile_conditions
 from .shared_passes import SharedPasses
 
@@ -73,7 +73,7 @@ def run_many(
 def score_many(
     model: Any,
     batch: Batch,
-    answers: Sequence[str],
+    answers: Answers,
     plans: Plans,
     *,
     end: bool = False,
@@ -86,9 +86,9 @@ def score_many(
     Args:
         model: The VisualLM whose method this is.
         batch: The prompts.
-        answers: One per sample.
+        answers: One per sample, as for :meth:`score`.
         plans: What to change in each run; None leaves the model untouched.
-        end: Whether the end-of-sequence token belongs to the answer.
+        end: Whether the end belongs to the answer, as for :meth:`score`.
         at_once: As for :meth:`run_many`, where the sharing of work is described.
         remote: As in :meth:`trace`.
         progress: Called with what is being done, the plans done, and the plans in all.

@@ -87,7 +87,11 @@ FORWARD: dict[str, Case] = {
     "class-mean": case(
         partial(ReplaceTokens, by="class-mean"), (1,), lambda b, v: class_mean_of(label_of(b), v)
     ),
-    "noise": case(partial(ReplaceTokens, by="noise", seed=SEED), (0, 2), lambda *_: noise(SEED)),
+    "noise": case(
+        partial(ReplaceTokens, by="noise", seed=SEED),
+        (0, 2),
+        lambda batch, *_: noise(SEED, batch.contents),
+    ),
     "scale": case(partial(ScaleTokens, factor=0.3), (0,), lambda *_: times(0.3)),
     "scale-back": case(partial(ScaleTokens, factor=-2.0), (1, 2), lambda *_: times(-2.0)),
     "norm": case(partial(ScaleTokens, norm_of="text"), (0, 2), lambda b, _: to_norm_of(text_of(b))),
@@ -166,7 +170,7 @@ STEPS = 5
 MADE: dict[str, tuple[Any, Callable[[Batch], Any]]] = {
     "zero": (partial(ReplaceTokens, by="zero"), lambda _: zero),
     "mean": (partial(ReplaceTokens, by="mean"), lambda b: mean_of(visual_of(b))),
-    "noise": (partial(ReplaceTokens, by="noise", seed=SEED), lambda _: noise(SEED)),
+    "noise": (partial(ReplaceTokens, by="noise", seed=SEED), lambda b: noise(SEED, b.contents)),
     "scale": (partial(ScaleTokens, factor=0.5), lambda _: times(0.5)),
     "norm": (partial(ScaleTokens, norm_of="visual"), lambda b: to_norm_of(visual_of(b))),
 }
@@ -250,7 +254,11 @@ def test_other_families_generate_as_with_hooks(name: str, attn: str, phase: str)
     later = None if phase == "prefill" else torch.ones(len(batch), dtype=torch.bool)
     edits = [
         Overwrite(stack[layer], made, where, later, prompt=phase != "decode")
-        for layer, made in ((1, noise(SEED)), (2, to_norm_of(visual)), (0, mean_of(visual)))
+        for layer, made in (
+            (1, noise(SEED, batch.contents)),
+            (2, to_norm_of(visual)),
+            (0, mean_of(visual)),
+        )
     ]
     told = {"tokens": "visual" if phase == "prefill" else "text", "phase": phase}
     plan = Plan(
@@ -309,13 +317,36 @@ def test_noise_has_the_norm_of_what_it_replaces_and_a_direction_of_its_own(twin:
 
 @pytest.mark.parametrize("samples", [2, 3, 7])
 def test_a_derangement_leaves_nobody_in_place(samples: int) -> None:
-    drawn = [derangement(samples, seed) for seed in range(60)]
+    drawn = [derangement(range(samples), seed) for seed in range(60)]
     for one in drawn:
         assert one is not None
         assert sorted(one.tolist()) == list(range(samples))
         assert (one != np.arange(samples)).all()
-    assert (derangement(samples, 3) == derangement(samples, 3)).all()
+    assert (derangement(range(samples), 3) == derangement(range(samples), 3)).all()
     assert len({tuple(one.tolist()) for one in drawn if one is not None}) > (samples > 2)
+
+
+def test_a_derangement_gives_nobody_what_is_like_its_own() -> None:
+    """Nor does it depend on the order of the samples."""
+    contents = [5, 5, 5, 9, 2, 7]
+    for seed in range(40):
+        drawn = derangement(contents, seed)
+        assert drawn is not None
+        assert sorted(drawn.tolist()) == list(range(6))
+        assert all(contents[other] != own for own, other in zip(contents, drawn, strict=True))
+    for seed in range(10):
+        drawn = derangement([3, 1, 4, 2], seed)
+        turned = derangement([2, 4, 1, 3], seed)
+        assert [[3, 1, 4, 2][i] for i in drawn] == [[2, 4, 1, 3][i] for i in turned][::-1]
+    assert derangement([5, 5, 5, 9], 0) is None
+    assert derangement([5], 0) is None
+
+
+def test_samples_that_are_all_alike_have_no_other(twin: Any) -> None:
+    model = twin().model
+    batch = model.encode([tiny.image(0)] * 3, [tiny.PROMPTS["middle"]] * 3)
+    with pytest.raises(InputError, match="has no other"):
+        model.run(batch, Plan(ReplaceTokens(by="other", layers=1)))
 
 
 def test_the_seed_says_whose_tokens_are_taken(twin: Any) -> None:
@@ -326,7 +357,7 @@ def test_the_seed_says_whose_tokens_are_taken(twin: Any) -> None:
     for seed in range(8):
         plan = Plan(ReplaceTokens(by="other", layers=1, seed=seed))
         found = model.run(batch, plan, capture="residual", layers=[1]).residual[1]
-        other = derangement(4, seed)
+        other = derangement(batch.contents, seed)
         assert torch.equal(found.view(4, -1, tiny.WIDTH), clean[torch.as_tensor(other)])
         seen.add(tuple(other.tolist()))
     assert len(seen) > 2
@@ -371,15 +402,16 @@ def test_the_mean_of_identical_tokens_is_that_token(dtype: torch.dtype) -> None:
     made = tiny.build(seed=2)
     model = VisualLM(made.model.to(dtype), made.processor)
     batch = model.encode([tiny.image(4)] * 3, [tiny.PROMPTS["middle"]] * 3)
-    clean = model.run(batch, logits="all").logits
+    unlike = model.encode([tiny.image(i) for i in range(3)], [tiny.PROMPTS["middle"]] * 3)
     # Words enter alike in every sample; further up, rows of a product are rounded each in its way.
     plans = (
-        Plan(ReplaceTokens(by="mean", tokens="bos", from_tokens="bos")),
-        Plan(ReplaceTokens(by="other", tokens="text")),
-        Plan(ScaleTokens(norm_of="bos", tokens="bos", layers="all")),
+        (batch, Plan(ReplaceTokens(by="mean", tokens="bos", from_tokens="bos"))),
+        (unlike, Plan(ReplaceTokens(by="other", tokens="text"))),
+        (batch, Plan(ScaleTokens(norm_of="bos", tokens="bos", layers="all"))),
     )
-    for plan in plans:
-        assert torch.equal(model.run(batch, plan, logits="all").logits, clean)
+    for given, plan in plans:
+        clean = model.run(given, logits="all").logits
+        assert torch.equal(model.run(given, plan, logits="all").logits, clean)
 
 
 def test_means_of_three_identical_rows_round_to_nothing_else() -> None:
