@@ -60,7 +60,6 @@ class Upwards(LogitsProcessor):
         return scores + torch.linspace(0, 2, scores.shape[-1])
 
 
-# Modes by what is given, and whether they take one prompt only.
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {},
     "no cache": {"use_cache": False},
@@ -94,7 +93,6 @@ def prompts_of(batch: Batch, phase: str, select: Any = visual, *, written: bool 
     return Prompts(chosen, written and phase != "prefill", phase == "decode")
 
 
-# Per operation the plan, and the oracle's edits on the plain model.
 def block(phase: str, renormalise: bool) -> tuple[Plan, Any]:
     told = BlockAttention(
         queries="text", keys="visual", layers=[1, 2], phase=phase, renormalise=renormalise
@@ -245,9 +243,6 @@ def test_all_operations_in_all_modes_equal_hooks(twin: Any, named: str, attn: st
         assert found == wanted, (mode, named, attn)
 
 
-# ---------------------------------------------------------------- what is refused, by name
-
-
 @pytest.mark.parametrize(
     ("told", "named"),
     [
@@ -318,9 +313,6 @@ def test_a_cache_that_was_filled_before_is_refused(twin: Any) -> None:
         plain(**batch.inputs, past_key_values=cache)
     with pytest.raises(Unsupported, match="generate with past_key_values"):
         model.generate(batch, plan, past_key_values=cache, max_new_tokens=3, do_sample=False)
-
-
-# ---------------------------------------------------------------- whose setting counts
 
 
 def test_the_callers_limit_comes_before_the_models_own(shipped: VisualLM) -> None:
