@@ -226,7 +226,6 @@ def test_meta_comes_back_as_it_went_or_is_named(tmp_path: Path) -> None:
         ({"x": [1]}, {}, {"a": [object()]}, r"meta\['a'\]\[0\]"),
         ({"x": [(1, 2)]}, {}, {}, "'x'"),
         ({0: [1]}, {}, {}, "column 0"),
-        ({"x": [1]}, {"t": [1]}, {}, r"tensors\['t'\]"),
     ],
 )
 def test_what_would_not_come_back_is_named(
