@@ -13,11 +13,11 @@ from ...lens.progress import Progress, silent
 from ..analysis import Analysis, Result, find, registered
 from ..claim import Claim
 from ..figures import png, save_figure
-from ..folders import Mark, refuse_existing, written_at_once
+from ..folders import FolderKind, refuse_existing, written_at_once
 from ..result_folder import FILES
 
 PAGE = "report.html"
-_MARK = Mark(
+_MARK = FolderKind(
     PAGE,
     '<meta name="generator" content="embedlens report',
     (PAGE, "figures/*.png", "figures/*.pdf", *(f"tables/*/{name}" for name in FILES)),
