@@ -14,7 +14,7 @@ _BEGINNING = 4096  # bytes
 
 
 @dataclass(frozen=True)
-class Mark:
+class FolderKind:
     """What tells a folder of one kind from everybody else's.
 
     Attributes:
@@ -42,7 +42,7 @@ class Mark:
         return next((n for n in names if not any(fnmatch(n, one) for one in self.holds)), None)
 
 
-def refuse_existing(target: Path, *, overwrite: bool, mark: Mark) -> None:
+def refuse_existing(target: Path, *, overwrite: bool, mark: FolderKind) -> None:
     """Check that a folder may be written.
 
     Args:
@@ -75,7 +75,7 @@ def refuse_existing(target: Path, *, overwrite: bool, mark: Mark) -> None:
 
 
 @contextmanager
-def written_at_once(target: str | Path, *, overwrite: bool, mark: Mark) -> Iterator[Path]:
+def written_at_once(target: str | Path, *, overwrite: bool, mark: FolderKind) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends well.
 
     Whatever stops the block, an interrupt included, leaves `target` as it was and nothing else.

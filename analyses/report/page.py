@@ -13,12 +13,12 @@ from ...lens.progress import Progress, silent
 from ..analysis import Analysis, Result, find, registered
 from ..claim import Claim, judged
 from ..figures import png, save_figure
-from ..folders import Mark, refuse_existing, written_at_once
+from ..folders import FolderKind, refuse_existing, written_at_once
 from ..result_folder import FILES
 from ..statistics import MIN_IMAGES
 
 PAGE = "report.html"
-_MARK = Mark(
+_MARK = FolderKind(
     PAGE,
     '<meta name="generator" content="embedlens report',
     (PAGE, "figures/*.png", "figures/*.pdf", *(f"tables/*/{name}" for name in FILES)),

@@ -300,7 +300,7 @@ def test_keys_are_used_where_their_gradient_is_not_zero(name: str) -> None:
         used = probe.grad[0].abs().amax(-1) > 0
         visible = visible_pairs(Target(model, batch, Pass("forward")))
         assert visible is not None
-        assert torch.equal(torch.from_numpy(visible[last][0, position]), used)
+        assert torch.equal(torch.from_numpy(visible[-1][0, position]), used)
 
 
 def test_a_backward_patch_costs_a_second_pass(model: VisualLM, padded: Batch) -> None:
