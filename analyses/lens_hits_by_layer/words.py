@@ -2,8 +2,8 @@
 
 from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, SECOND_HAND, Claim, Verdict, by_sign
-from ..material import Material
 from ..numbers_in_words import apart, share
+from ..report_inputs import Material
 from ..rows import one, select
 from .figure import draw_lens_hits
 from .measure import lens_hits, middle_k

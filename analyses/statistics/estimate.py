@@ -83,12 +83,14 @@ class ImageSums:
     @property
     def images(self) -> Float[np.ndarray, " column"]:
         """Images with at least one observation."""
-        return (self.counts > 0).sum(0).astype(np.float64)
+        images: NDArray[np.float64] = (self.counts > 0).sum(0).astype(np.float64)
+        return images
 
     @property
     def n(self) -> Float[np.ndarray, " column"]:
         """Observations."""
-        return self.counts.sum(0)
+        n: NDArray[np.float64] = self.counts.sum(0)
+        return n
 
     @property
     def mean(self) -> Float[np.ndarray, " column"]:
@@ -98,7 +100,8 @@ class ImageSums:
     @property
     def residuals(self) -> Float[np.ndarray, "image column"]:
         """Each image's sum less what the mean predicts for it."""
-        return self.sums - np.nan_to_num(self.mean) * self.counts
+        expected: NDArray[np.float64] = np.nan_to_num(self.mean) * self.counts
+        return self.sums - expected
 
     @property
     def variance(self) -> Float[np.ndarray, " column"]:

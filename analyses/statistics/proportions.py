@@ -98,8 +98,9 @@ def _opposed(won: ImageSums, lost: ImageSums) -> Float[np.ndarray, " column"]:
     odds = won.mean * lost.mean
     alone = np.sqrt(ratio(odds, (1 - won.mean) * (1 - lost.mean)))
     product = (won.residuals**2).sum(0) * (lost.residuals**2).sum(0)
-    together = -ratio((won.residuals * lost.residuals).sum(0), np.sqrt(product))
-    return np.clip(np.fmax(np.nan_to_num(alone), np.nan_to_num(together)), 0.0, 1.0)
+    found = -ratio((won.residuals * lost.residuals).sum(0), np.sqrt(product))
+    opposed: NDArray[np.float64] = np.fmax(np.nan_to_num(alone), np.nan_to_num(found))
+    return np.clip(opposed, 0.0, 1.0)
 
 
 def _joined(

@@ -20,7 +20,7 @@ from ..anatomy.anatomy import Anatomy
 from ..errors import InputError
 from ..inputs.batch import Batch
 from .captures import by_layer, capture_positions, capture_sites
-from .program import Intervention, Pass
+from .program import Intervention, Pass, in_force
 from .reading import read_sites
 from .run import Run, Site
 from .tracing import trace_forward
@@ -93,9 +93,7 @@ def run(
         InputError: A site or layer that does not exist.
     """
     request = run_request(model.anatomy, batch, capture, layers, tokens, logits, remote)
-    host = model.nn
-    if plan is not None:
-        host = plan.compile(model, batch, request.during).apply(host)
+    host = in_force(plan, model, batch, request.during)
     return as_run(model, batch, request, forward_pass(model, host, request), logits)
 
 

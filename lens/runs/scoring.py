@@ -21,7 +21,7 @@ from ..errors import InputError, Unsupported
 from ..inputs.batch import Batch
 from ..opening.wrapping import need_processor
 from .forward import Output, Request, forward_pass, run
-from .program import Intervention, Pass
+from .program import Intervention, Pass, in_force
 from .run import Scores
 
 # Models whose prompts were seen to see no answer.
@@ -58,10 +58,7 @@ def score(
     tokenizer = need_processor(model.processor).tokenizer
     answered = AnswerTokens.of(tokenizer, answers, len(batch), end=end)
     request = score_request(model, batch, answered, remote)
-    host = model.nn
-    if plan is not None:
-        host = plan.compile(model, batch, request.during).apply(host)
-    output = forward_pass(model, host, request)
+    output = forward_pass(model, in_force(plan, model, batch, request.during), request)
     return as_scores(model, batch, answered, output, plan, remote)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from embedlens import InputError
 from embedlens.analyses import Result, result_folder
-from embedlens.analyses.folders import written_at_once
+from embedlens.analyses.folders import Mark, written_at_once
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 NUMBERS = {
@@ -136,7 +136,7 @@ def test_a_folder_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> Non
 
     with (
         pytest.raises(InputError, match="exists"),
-        written_at_once(tmp_path / "r", overwrite=False, mark="m"),
+        written_at_once(tmp_path / "r", overwrite=False, mark=Mark("m", "m", ())),
     ):
         interfere()
     assert (tmp_path / "r" / "file").read_text() == "of another process"
