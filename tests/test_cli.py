@@ -292,7 +292,7 @@ def test_the_built_in_sentences_are_plain_and_different() -> None:
 
 
 def ended_by(process: subprocess.Popen[str], stop: signal.Signals) -> str:
-    """What it wrote as errors. A signal that arrives inside a finaliser is lost, so send another."""
+    """What it wrote as errors; a signal inside a finaliser is lost, so send another."""
     for _ in range(30):
         process.send_signal(stop)
         with suppress(subprocess.TimeoutExpired):
