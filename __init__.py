@@ -25,6 +25,7 @@ from embedlens.interventions import (
 )
 from embedlens.lens import (
     Anatomy,
+    Answers,
     Batch,
     Block,
     ContextLens,
@@ -49,6 +50,7 @@ from embedlens.lens import (
 __all__ = [
     "AblateAttention",
     "Anatomy",
+    "Answers",
     "Batch",
     "Block",
     "BlockAttention",

@@ -12,7 +12,7 @@ from .claim import Claim
 from .class_agreement_with_truth import class_agreement
 from .example import Example
 from .lens_hits_by_layer import lens_hits
-from .material import Material, Truth
+from .report_inputs import Material, Truth
 from .sparsity_of_classes import sparsity
 from .token_map_of_words import token_map
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from ..lens.errors import InputError
 from .claim import Claim
 from .figures import png
-from .material import Material
 from .provenance import provenance_line
+from .report_inputs import Material
 from .result_folder import read_folder, write_folder
 
 
@@ -35,7 +35,7 @@ class Result:
         name: Which analysis, for instance ``alignment``; decides the figure.
         frame: Tidy table, one row per observation, with the default row index.
         tensors: Arrays too large for the table.
-        meta: What a reader needs to repeat the analysis; JSON-able.
+        meta: What a reader needs to repeat the analysis: plain values, tuples and mappings of them.
     """
 
     name: str
@@ -68,7 +68,8 @@ class Result:
             The folder.
 
         Raises:
-            InputError: The folder exists, or the table has its own row index.
+            InputError: The folder exists, the table has its own row index, or a value would not
+                come back as it went.
         """
         write_folder(
             Path(folder), self.name, self.frame, self.tensors, self.meta, overwrite=overwrite

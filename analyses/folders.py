@@ -4,19 +4,52 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 
 from ..lens.errors import InputError
 
+_BEGINNING = 4096  # bytes
 
-def refuse_existing(target: Path, *, overwrite: bool, mark: str) -> None:
+
+@dataclass(frozen=True)
+class Mark:
+    """What tells a folder of one kind from everybody else's.
+
+    Attributes:
+        file: A file that every such folder holds.
+        line: Text at its beginning, which no other program writes.
+        holds: Patterns of everything that belongs there; what else lies in it was put there.
+    """
+
+    file: str
+    line: str
+    holds: tuple[str, ...]
+
+    def is_on(self, folder: Path) -> bool:
+        """Whether the folder is of this kind."""
+        try:
+            with (folder / self.file).open("rb") as file:
+                return self.line.encode() in file.read(_BEGINNING)
+        except OSError:
+            return False
+
+    def stranger(self, folder: Path) -> str | None:
+        """The first thing in the folder that does not belong there."""
+        found = (path.relative_to(folder) for path in sorted(folder.rglob("*")))
+        names = (str(PurePosixPath(name)) for name in found if not (folder / name).is_dir())
+        return next((n for n in names if not any(fnmatch(n, one) for one in self.holds)), None)
+
+
+def refuse_existing(target: Path, *, overwrite: bool, mark: Mark) -> None:
     """Check that a folder may be written.
 
     Args:
         target: The folder.
         overwrite: Whether an older folder of the same kind may be replaced.
-        mark: A file that every folder of this kind holds. A folder without it was written by
-            somebody else and is never replaced, whatever `overwrite` says.
+        mark: Of that kind. A folder without it was written by somebody else and is never
+            replaced, whatever `overwrite` says; nor is one with other files in it.
 
     Raises:
         InputError: Something is in the way.
@@ -26,16 +59,23 @@ def refuse_existing(target: Path, *, overwrite: bool, mark: str) -> None:
     if not target.exists():
         return
     if not overwrite:
-        raise InputError(f"{target} exists: choose another folder, or overwrite it (--overwrite)")
-    if any(target.iterdir()) and not (target / mark).is_file():
+        raise InputError(f"{target} exists: choose another folder, or pass overwrite=True")
+    if not any(target.iterdir()):
+        return
+    if not mark.is_on(target):
         raise InputError(
-            f"{target} has no {mark}, so embedlens did not write it and will not overwrite it: "
-            "choose another folder"
+            f"{target} has no {mark.file} of embedlens, so embedlens did not write it and will not "
+            "overwrite it: choose another folder"
+        )
+    if (other := mark.stranger(target)) is not None:
+        raise InputError(
+            f"{target} holds {other!r}, which embedlens did not write and will not delete: move it "
+            "away, or choose another folder"
         )
 
 
 @contextmanager
-def written_at_once(target: str | Path, *, overwrite: bool, mark: str) -> Iterator[Path]:
+def written_at_once(target: str | Path, *, overwrite: bool, mark: Mark) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends well.
 
     Whatever stops the block, an interrupt included, leaves `target` as it was and nothing else.

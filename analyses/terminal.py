@@ -1,5 +1,6 @@
 """What the command line shows: a progress bar, findings, a table, and one line when it fails."""
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -64,10 +65,27 @@ def show_checks(found: CheckReport) -> None:
     console.print(f"{found.conclusion}\n{found.versions}", soft_wrap=True)
 
 
+# Arguments of Python that a message may name, and the options that they are here.
+_OPTIONS = {
+    "overwrite": "--overwrite",
+    "trust_remote_code": "--trust-remote-code",
+    "attn_implementation": "--attention",
+    "dtype": "--dtype",
+    "device": "--device",
+    "revision": "--revision",
+}
+_OF_PYTHON = re.compile(rf"\b({'|'.join(_OPTIONS)})=(True|[\w.:]+|'[^']*')")
+
+
+def _in_the_shell(argument: re.Match[str]) -> str:
+    option, value = _OPTIONS[argument[1]], argument[2].strip("'")
+    return option if value == "True" else f"{option} {value}"
+
+
 def refusal(error: Exception) -> str | None:
     """The message about what the user can mend; None for everything else."""
     if isinstance(error, EmbedlensError):
-        return str(error)
+        return _OF_PYTHON.sub(_in_the_shell, str(error))
     # typer brings its own copy of click from some version on: know its errors by what they can.
     usage = getattr(error, "format_message", None)
     return None if usage is None else f"{usage()} (see embedlens --help)"

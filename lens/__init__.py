@@ -7,6 +7,7 @@ from .layout import Block, Layout
 from .markers import Markers
 from .model import VisualLM
 from .readouts import ContextLens, ContextReadout, EmbedLens, LogitLens, Readout, TextBank
+from .runs.generation import Answers
 from .runs.run import Run, Scores
 from .token_classes import CLASS_NAMES, TokenClasses
 from .visual_tokens import VisualTokens
@@ -14,6 +15,7 @@ from .visual_tokens import VisualTokens
 __all__ = [
     "CLASS_NAMES",
     "Anatomy",
+    "Answers",
     "Batch",
     "Block",
     "ContextLens",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,9 +13,10 @@ from torch import Tensor
 from .anatomy.anatomy import Anatomy
 from .errors import Unsupported
 from .inputs.batch import Batch
+from .inputs.chats import Prompts
 from .inputs.encoder import Stated
 from .inputs.images import Images, Videos
-from .opening.checkpoint import Checkpoint, open_checkpoint
+from .loading import Checkpoint, open_checkpoint
 from .opening.loaded_model import LoadedModel, Stage
 from .opening.wrapping import envoy_path, need_processor, origin_of, own_processor, unwrapped
 from .runs import forward, generation, many, scoring
@@ -35,7 +36,7 @@ class VisualLM:
     Args:
         model: A multimodal model of transformers, in memory; an nnsight model around one, which
             is then used as it is (its weights are loaded if they are not); or a
-            :class:`~embedlens.lens.opening.checkpoint.Checkpoint`, whose weights are loaded when
+            :class:`~embedlens.lens.loading.Checkpoint`, whose weights are loaded when
             needed.
         processor: Its processor, of which a copy is used; without one the nnsight model's, or
             the one that belongs to the model's ``name_or_path``. A model without any processor
@@ -205,7 +206,7 @@ class VisualLM:
     def encode(
         self,
         images: Images | None,
-        prompts: str | Sequence[str],
+        prompts: Prompts,
         *,
         videos: Videos | None = None,
         template: bool | None = None,
@@ -215,10 +216,14 @@ class VisualLM:
 
         Args:
             images: One image for all prompts, one per prompt, a list per prompt, or None. An
-                image is a PIL image, a file or a uint8 array ``[height, width, 3]``.
-            prompts: One prompt or several; shorter ones are padded on the left.
-            videos: Likewise, where the model takes videos: a video is a list of images or a
-                uint8 array ``[frame, height, width, 3]``.
+                image is a PIL image, a file (its name, its bytes or a file object, or a row
+                ``{"bytes", "path"}`` of ``datasets``) or a uint8 array ``[height, width, 3]``;
+                it is turned upright, and what is transparent lies on white.
+            prompts: One prompt or several; shorter ones are padded on the left. A prompt is text,
+                or a conversation as transformers takes it: a list of ``{"role", "content"}``, the
+                images in it or in ``images``.
+            videos: Likewise, where the model takes videos: a video is a list of images, a uint8
+                array ``[frame, height, width, 3]`` or a moving picture (GIF, APNG, WebP).
             template: None takes a prompt that contains the image placeholder as it stands and
                 puts any other through the chat template, images first. True always applies the
                 template (placeholders then mark where the images go), False never.

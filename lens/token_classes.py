@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
+from .frozen_mapping import frozen
 
 CLASS_NAMES = ("sink", "dead", "alive")
 SINK_KINDS = ("vit-sink", "llm-sink")
@@ -68,7 +68,7 @@ class TokenClasses:
             lengths.add(len(self.nearest.ids))
         if len(lengths) != 1 or any(mask.ndim != 1 for mask in self.membership.values()):
             raise InputError("membership masks of different lengths")
-        object.__setattr__(self, "membership", MappingProxyType(dict(self.membership)))
+        object.__setattr__(self, "membership", frozen(self.membership))
 
     def __len__(self) -> int:
         return len(self.membership["dead"] if self.nearest is None else self.nearest.ids)

@@ -48,7 +48,7 @@ class Questions:
         """
         if not self.own_answers:
             return [self.examples[i].answer or "" for i in part]
-        written = model.generate_ids(batch, max_new_tokens=length)
+        written = model.generate_ids(batch, max_new_tokens=length, do_sample=False, num_beams=1)
         if [] in written:
             prompt = self.examples[part[written.index([])]].prompt
             raise InputError(

@@ -13,8 +13,8 @@ from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
 from ..analysis import Result
-from ..material import as_batches
 from ..provenance import provenance
+from ..report_inputs import as_batches
 from ..statistics import bootstrap_mean, resampling_weights
 from .nearest_text import max_cosine, text_states
 

@@ -13,17 +13,17 @@ from PIL.Image import Image
 
 from ...lens.errors import EmbedlensError, InputError, Unsupported
 from ...lens.inputs.batch import Batch
-from ...lens.inputs.images import ImageLike, read_image
 from ...lens.inputs.probe_prompt import probe_image
+from ...lens.inputs.read_image import ImageLike, read_image
 from ...lens.model import VisualLM
 from ...lens.opening.wrapping import NO_PROCESSOR
 from ...lens.progress import Progress, silent
 from ..provenance import machine, provenance
-from .agreement import Differs
 from .findings import CheckReport, Finding, Outcome
 from .inputs import INPUT_CHECKS, prompt_for
 from .passes import PASS_CHECKS
 from .plans import PLAN_CHECKS
+from .same_numbers import Differs
 
 # A check yields (name, detail) for what holds; what it raises is its verdict otherwise.
 Check = Callable[[VisualLM, Batch, Image], Iterable[tuple[str, str]]]

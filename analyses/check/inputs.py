@@ -12,8 +12,8 @@ from ...lens.errors import Unsupported
 from ...lens.inputs.batch import Batch
 from ...lens.inputs.probe_prompt import PROMPT
 from ...lens.model import VisualLM
-from .agreement import Differs, agree
 from .passes import logits_of
+from .same_numbers import Differs, agree
 
 LONGER = "the other prompt is somewhat longer : what is this ?"
 

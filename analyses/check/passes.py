@@ -16,7 +16,7 @@ from ...lens.model import VisualLM
 from ...lens.readouts.embed_lens import EmbedLens
 from ...lens.readouts.logit_lens import LogitLens
 from ...lens.runs.undisturbed import undisturbed
-from .agreement import Differs, agree
+from .same_numbers import Differs, agree
 
 NEW_TOKENS = 3
 ANSWERS = ("a", "the", "red", "yes", "1")
@@ -76,9 +76,10 @@ def streams(model: VisualLM, batch: Batch, _: Image) -> Iterator[tuple[str, str]
 
 def generation(model: VisualLM, batch: Batch, _: Image) -> Iterator[tuple[str, str]]:
     """Generation writes what transformers' own writes."""
-    found = model.generate(batch, max_new_tokens=NEW_TOKENS)
+    greedy: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
+    found = model.generate(batch, **greedy)
     with undisturbed(model.hf), torch.no_grad():
-        ids = model.hf.generate(**batch.inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        ids = model.hf.generate(**batch.inputs, **greedy)
     texts = [text.strip() for text in model.tokenizer.batch_decode(ids, skip_special_tokens=True)]
     if any(not text.endswith(new) for text, new in zip(texts, found, strict=True)):
         raise Differs(f"wrote {found[0]!r}, transformers wrote {texts[0]!r}")

@@ -14,8 +14,8 @@ from ...interventions import AblateAttention, Operation, PatchTokens, Plan, Zero
 from ...lens.errors import Unsupported
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
-from .agreement import Differs, agree, same
 from .passes import hooked, logits_of, plain_logits
+from .same_numbers import Differs, agree, same
 
 
 def nothing(model: VisualLM, batch: Batch, _: Image) -> Iterator[tuple[str, str]]:

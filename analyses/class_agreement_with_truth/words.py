@@ -1,8 +1,8 @@
 """What class agreement says: which class the patches of known content got."""
 
 from ..analysis import Analysis, Result, register
-from ..material import Material
 from ..numbers_in_words import share
+from ..report_inputs import Material
 from ..rows import one, select
 from .figure import draw_class_agreement
 from .measure import class_agreement

@@ -10,7 +10,7 @@ from ...lens.model import VisualLM
 from ...lens.progress import Progress, silent
 from ..analysis import Result
 from ..example import Example
-from ..material import Material
+from ..report_inputs import Material
 from .page import Report
 from .runs import run_all
 

@@ -9,7 +9,7 @@ from ...lens.progress import Progress, silent
 from ...lens.scenes import BACKGROUND, SLIVER, Scene, scenes
 from ..analysis import Result
 from ..example import Example
-from ..material import Material, Truth
+from ..report_inputs import Material, Truth
 from .page import Report
 from .runs import run_all
 

@@ -13,10 +13,16 @@ from ...lens.progress import Progress, silent
 from ..analysis import Analysis, Result, find, registered
 from ..claim import Claim, judged
 from ..figures import png, save_figure
-from ..folders import refuse_existing, written_at_once
+from ..folders import Mark, refuse_existing, written_at_once
+from ..result_folder import FILES
 from ..statistics import MIN_IMAGES
 
 PAGE = "report.html"
+_MARK = Mark(
+    PAGE,
+    '<meta name="generator" content="embedlens report',
+    (PAGE, "figures/*.png", "figures/*.pdf", *(f"tables/*/{name}" for name in FILES)),
+)
 _FACTS = (
     ("Model", "model", "{model}"),
     ("Revision", "revision", "{revision}"),
@@ -74,7 +80,7 @@ def check_folder(folder: str | Path, *, overwrite: bool) -> None:
     Raises:
         InputError: The folder exists and is not to be overwritten.
     """
-    refuse_existing(Path(folder), overwrite=overwrite, mark=PAGE)
+    refuse_existing(Path(folder), overwrite=overwrite, mark=_MARK)
 
 
 def write_report(
@@ -90,7 +96,7 @@ def write_report(
     Raises:
         InputError: The folder exists and is not to be overwritten.
     """
-    with written_at_once(folder, overwrite=overwrite, mark=PAGE) as new:
+    with written_at_once(folder, overwrite=overwrite, mark=_MARK) as new:
         (new / "figures").mkdir()
         pictures = {}
         for done, result in enumerate(report.results):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ...lens.errors import InputError
 from ..analysis import Result, find, registered
-from ..material import Material
+from ..report_inputs import Material
 
 
 def run_all(material: Material, names: Sequence[str] | None = None) -> list[Result]:

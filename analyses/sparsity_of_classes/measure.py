@@ -15,9 +15,9 @@ from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.token_classes import CLASS_NAMES
 from ..analysis import Result
-from ..material import as_batches
 from ..one_image import refuse_repeated_images
 from ..provenance import provenance
+from ..report_inputs import as_batches
 from ..statistics import bootstrap_mean, bootstrap_pairs
 
 _COLUMNS = ["measure", "class", "layer", "value", "low", "high", "images"]

@@ -14,8 +14,8 @@ from ...lens.model import VisualLM
 from ...lens.readouts.embed_lens import EmbedLens
 from ...lens.token_classes import CLASS_NAMES
 from ..analysis import Result
-from ..material import as_batches
 from ..provenance import provenance
+from ..report_inputs import as_batches
 
 _LONGEST_SIDE = 640  # pixels kept of an image for the figure
 

@@ -3,8 +3,8 @@
 import pandas as pd
 
 from ..analysis import Analysis, Result, register
-from ..material import Material
 from ..numbers_in_words import listing, number, percent
+from ..report_inputs import Material
 from .figure import draw_token_map
 from .measure import token_map
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...lens.anatomy import Anatomy
 from ...lens.errors import Unsupported
+from ...lens.opening.wrapping import envoy_path
 from ..program.scope import Scope
 from ..program.site import Site
 from ..program.steps import (
@@ -64,6 +65,8 @@ def plain(step: Step, scope: Scope) -> dict[str, Any]:
     held = {f.name: getattr(step, f.name) for f in fields(step) if f.name != "site"}
     made = {name: value for name, value in held.items() if value is not None}
     made |= {"layer": step.site.layer, "samples": scope.samples}
+    if scope.during.kind == "generation":
+        made["decoder"] = envoy_path(scope.model.anatomy.decoder)
     if isinstance(step, TokenStep):
         made["side"] = "input" if step.site.part == "entry" else "output"
     if isinstance(step, PairStep):

@@ -14,6 +14,7 @@ import nnsight
 from nnsight.intervention.envoy import Envoy
 from nnsight.intervention.iterator import Iterations
 
+from ...lens.anatomy.mixer_kinds import MASKED
 from ...lens.errors import Unsupported
 from ...lens.opening.wrapping import envoy_path
 from ..program.scope import Scope, Subject
@@ -24,9 +25,10 @@ from .engine import Engine, engine
 from .mask_kinds import mask_kind
 from .payload.attention_masks import block
 from .payload.attention_weights import zero_weights
-from .payload.carry_out import carry_out_when
+from .payload.carry_out import zero
 from .payload.drop_before_decoder import drop_before_decoder
 from .payload.drop_between_layers import drop_between_layers
+from .payload.generation_passes import carry_out_when, follow
 from .payload.shorter_tensors import taken
 from .payload.written_values import noise
 
@@ -36,6 +38,7 @@ nnsight.register(drop_before_decoder.__module__)
 nnsight.register(taken.__module__)
 nnsight.register(noise.__module__)
 nnsight.register(zero_weights.__module__)
+nnsight.register(zero.__module__)
 nnsight.register(carry_out_when.__module__)
 
 
@@ -116,22 +119,57 @@ class NNsight(Engine):
 
     def apply(self, steps: Sequence[Step], scope: Scope, host: Any) -> Any:
         """A copy of the nnsight model on which every later trace carries out the steps."""
-        return store_edits(host, [bound(step, scope) for step in steps])
+        clock = clock_of(steps, scope) if scope.during.kind == "generation" else None
+        return store_edits(host, [bound(step, scope) for step in steps], clock)
 
 
-def store_edits(envoy: Any, actions: Sequence[tuple[Action, dict[str, Any]]]) -> Any:
-    """A copy of an nnsight model that carries out functions with the dicts they are given."""
+def clock_of(steps: Sequence[Step], scope: Scope) -> dict[str, Any]:
+    """What it takes to tell which tokens a pass of a generation is over."""
+    anatomy, prompt = scope.model.anatomy, scope.batch.length
+    kinds = anatomy.mixer_kinds
+    # A cache is as long as that of its first layer with attention.
+    first = next((i for i, kind in enumerate(kinds) if kind in MASKED), len(kinds))
+    left = [s.length_after for s in steps if s.site.layer <= first]
+    shortest = min([length for length in left if length is not None], default=prompt)
+    return {
+        "decoder": envoy_path(anatomy.decoder),
+        "samples": scope.samples,
+        "prompt": prompt,
+        "dropped": prompt - shortest,
+        "generated": any(step.when == "decode" for step in steps),
+    }
+
+
+def store_edits(
+    envoy: Any,
+    actions: Sequence[tuple[Action, dict[str, Any]]],
+    clock: dict[str, Any] | None = None,
+) -> Any:
+    """A copy of an nnsight model that carries out functions with the dicts they are given.
+
+    Args:
+        envoy: The nnsight model.
+        actions: The functions, each with its dict.
+        clock: For a generation, how its passes are told apart.
+    """
     edited = envoy._shallow_copy()
     store: dict[str, Any] = {}
+    if clock is not None:
+        _store_clock(edited, store, clock, Iterations())
     for action, step in actions:
         _store_edit(edited, store, action, step, Iterations())
     return edited
 
 
+def _store_clock(edited: Any, store: dict[str, Any], clock: dict[str, Any], passes: Any) -> None:
+    with edited.edit(inplace=True):
+        follow(edited, store, clock, passes)
+
+
 def _store_edit(
-    edited: Any, store: dict[str, Any], action: Action, step: dict[str, Any], decoding: Any
+    edited: Any, store: dict[str, Any], action: Action, step: dict[str, Any], passes: Any
 ) -> None:
     # A remote run pickles what this block names: a function goes as its source, but a module
     # would go with its spec and loader, which a sandbox refuses.
     with edited.edit(inplace=True):
-        carry_out_when(action, edited, store, step, decoding)
+        carry_out_when(action, edited, store, step, passes)

@@ -2,8 +2,7 @@
 
 Some of a bridge's hook points are fired for show, and what a hook returns there is lost (attention
 patterns where transformers' own attention is kept); others never fire. So every hook point that is
-to be written is tried first: a gradient has to flow from it to the logits. And what one decoding
-step sees is one token, where a prompt's positions mean nothing.
+to be written is tried first: a gradient has to flow from it to the logits.
 
 What is carried out are the functions that nnsight carries out: a hooked tensor stands in for the
 traced module.
@@ -39,6 +38,7 @@ from ..program.steps import Step
 from .binding import ACTIONS, Action, module_of, plain
 from .engine import Engine, engine
 from .mask_kinds import mask_kind
+from .payload.generation_passes import parts_of
 
 Hook = tuple[str, Callable[[Tensor, Any], Tensor]]
 # Editing a mask takes a hook on the module itself.
@@ -275,21 +275,20 @@ def _hooks(steps: Sequence[Step], scope: Scope) -> list[Hook]:
 
 
 def _edit(step: Step, store: dict[str, Any], scope: Scope) -> Callable[[int, str, Any], Any]:
-    """Carries out one step on a value in the passes of its phase, and nothing in others.
+    """Carries out one step on a value where its tokens are in the pass, and nothing elsewhere.
 
     The value stands for one side of the traced module, whatever path is asked for.
     """
-    decoded, action = 0, bound(step)[0]
+    seen, action = 0, bound(step)[0]
     given = {**plain(step, scope), "path": str(step.site)}
 
     def edit(tokens: int, side: str, value: Any) -> Any:
-        nonlocal decoded
-        phase = _phase(tokens, scope)
-        decoded = decoded + 1 if phase == "decode" else 0
-        if step.when != phase:
-            return value
+        nonlocal seen
+        now = _pass_over(tokens, seen, scope)
+        seen = now["end"]
         module = SimpleNamespace(**{side: value})
-        action(SimpleNamespace(get=lambda _: module), store, given, decoded)
+        for part, decoded in parts_of(given, now):
+            action(SimpleNamespace(get=lambda _: module), store, part, decoded)
         return getattr(module, side)
 
     return edit
@@ -316,22 +315,29 @@ def _module_hook(step: Step, scope: Scope) -> Callable[..., Any]:
     return hooked
 
 
-def _phase(tokens: int, scope: Scope) -> str:
-    """Which phase a pass over so many tokens belongs to.
+def _pass_over(tokens: int, seen: int, scope: Scope) -> dict[str, Any]:
+    """What a pass over so many tokens of each sample is over, as a payload takes it.
+
+    Args:
+        tokens: Of each sample.
+        seen: Position behind the last token of the pass before.
+        scope: The batch, and whether it is continued.
 
     Raises:
         InputError: A pass over something else than the batch.
     """
     length = scope.batch.length
-    if tokens == length:
-        return "prefill"
-    if scope.during.kind == "generation" and tokens == 1:
-        return "decode"
-    raise InputError(
-        f"these hooks were made for a prompt of {length} tokens, and a pass over {tokens} "
-        "reached them: run the batch they were made for; to generate, ask for generating=True and "
-        "let the bridge use its key-value cache"
-    )
+    generating = scope.during.kind == "generation"
+    # A bridge without a cache computes the whole sequence again.
+    whole = tokens == length or (generating and tokens == seen + 1 > length)
+    if not whole and not (generating and tokens == 1 and seen >= length):
+        raise InputError(
+            f"these hooks were made for a prompt of {length} tokens, and a pass over {tokens} "
+            "reached them: run the batch they were made for, one row for each sample; to generate, "
+            "ask for generating=True"
+        )
+    start = 0 if whole else seen
+    return {"rows": len(scope.batch), "start": start, "end": start + tokens, "prompt": length}
 
 
 def _check_live(model: BridgeModel, names: Collection[str], batch: Batch) -> None:

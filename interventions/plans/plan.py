@@ -27,9 +27,9 @@ from ..program.cost import Cost, cost_of
 from ..program.program import Program, handed_on
 from ..program.scope import Scope, Subject
 from ..program.steps import Step
+from .read_yaml import read_operations, written
 from .schema import plan_schema
 from .table import chosen, plan_frame, plan_html, plan_text
-from .text import read_operations, written
 
 
 @dataclass(frozen=True, init=False)
@@ -143,7 +143,8 @@ class Plan:
     def cost(self, model: Subject, batch: Batch) -> Cost:
         """FLOPs of the decoder layers that the plan saves and spends in one pass over the prompt.
 
-        Nothing runs, but for passes that come first: of donors, and of backward patches.
+        Nothing runs, but for passes that come first (of donors, and of backward patches), and one
+        clean pass where the model's own masks are not simply causal.
 
         Args:
             model: The model whose weights are counted.

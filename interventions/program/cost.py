@@ -24,14 +24,15 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import torch
 
+from ...lens.inputs.batch import Batch
 from ..operations.needs import OwnPass
 from ..operations.operation import Operation
 from ..operations.target import Target
 from .flow import Flow, Mark, Used, patterns
 from .layer_sizes import LayerSizes, layer_sizes
-from .scope import Scope
 from .site import Site
 from .steps import Hide, Mask, PairStep, Step, wide
+from .visibility import Pairs, visible_pairs
 
 PARTS = ("attention", "ffn")
 COLUMNS = ("clean", "saved", "skipped", "spent")
@@ -89,7 +90,8 @@ def cost_of(
     passes = [(len(donor.batch), donor.batch.length, donor.passes) for donor in others]
     needs = [need for operation in operations for need in operation.needs()]
     passes.append((len(batch), batch.length, sum(isinstance(n, OwnPass) for n in needs)))
-    flow = _with_absences(Flow.of(operations, lowered, target))
+    visible = visible_pairs(target) if operations else None
+    flow = replace(_with_absences(Flow.of(operations, lowered, target)), visible=visible)
     used = flow.follow(until_dropped=True)
     steps = [step for steps in lowered for step in steps]
     lengths = _lengths(steps, model.n_layers)
@@ -98,7 +100,8 @@ def cost_of(
         clean = _clean(size, len(batch), batch.length)
         saved = _saved(size, layer, flow, used)
         left = _clean(size, len(batch), lengths.get(layer, batch.length))
-        spent = _spent(size, layer, steps, target)
+        here = [step for step in steps if step.site.layer == layer]
+        spent = _spent(size, here, batch, None if visible is None else visible[layer])
         again = [(_clean(size, samples, tokens), times) for samples, tokens, times in passes]
         for part in PARTS:
             rows.append(
@@ -149,12 +152,12 @@ def _pairs_saved(idle: Mask, unseen: Mask, masks: Sequence[tuple[Mask, Mask]]) -
     return saved
 
 
-def _spent(size: LayerSizes, layer: int, steps: Sequence[Step], scope: Scope) -> dict[str, int]:
-    """FLOPs of attention that is computed again: scores once, values twice."""
-    samples, tokens = len(scope.batch), scope.batch.length
-    here = [step for step in steps if step.site.layer == layer]
-    queries = sum(step.recomputed(both_ways=scope.both_ways) for step in here)
-    return {"attention": samples * queries * tokens * size.pair * 3 // 2, "ffn": 0}
+def _spent(
+    size: LayerSizes, steps: Sequence[Step], batch: Batch, visible: Pairs | None
+) -> dict[str, int]:
+    """FLOPs of attention that is computed again in a layer: scores once, values twice."""
+    queries = sum(step.recomputed(visible) for step in steps)
+    return {"attention": len(batch) * queries * batch.length * size.pair * 3 // 2, "ffn": 0}
 
 
 def _with_absences(flow: Flow) -> Flow:

@@ -79,12 +79,15 @@ class Flow:
         marks: The steps, in the plan's order.
         absences: Where tokens are not there.
         earlier: Per operation what it reads in an earlier pass: layers and tokens.
+        visible: Per layer which query of the prompt can see which key, ``[sample, query, key]``;
+            without it every earlier token, and in models that look ahead any.
     """
 
     scope: Scope
     marks: tuple[Mark, ...]
     absences: tuple[Absence, ...]
     earlier: dict[int, list[tuple[int, Mask]]]
+    visible: Sequence[Mask] | None = None
 
     @staticmethod
     def of(
@@ -123,6 +126,7 @@ class Flow:
             tuple(mark for mark in self.marks if mark.operation not in operations),
             tuple(absence for absence in self.absences if absence.operation not in operations),
             {n: places for n, places in self.earlier.items() if n not in operations},
+            self.visible,
         )
 
     def absent(self, layer: int, but: int | None = None) -> Mask:
@@ -176,7 +180,7 @@ class Flow:
                 for mask in masks:
                     mask.used |= self._hides(mask, middle)
                 used.gathering[layer] = gathering
-                used.seen[layer] = self._seen(gathering, masks)
+                used.seen[layer] = self._seen(layer, gathering, masks)
                 needed = middle | gathering | used.seen[layer]
             if layer in sources:
                 needed = needed | sources[layer]
@@ -189,21 +193,28 @@ class Flow:
         there = mask.step.hidden() & ~self.absent(mask.step.site.layer, mask.operation)
         return bool(((mask.tokens & middle).any(1) & there.any(1)).any())
 
-    def _seen(self, queries: Mask, masks: Sequence[Mark]) -> Mask:
+    def _seen(self, layer: int, queries: Mask, masks: Sequence[Mark]) -> Mask:
         """Tokens that some query sees; each sees itself."""
         seen = queries.copy()
-        place = np.arange(queries.shape[1])
         hidden = [
             (mark.step.hidden(), mark.tokens)
             for mark in masks
             if isinstance(mark.step, PairStep) and mark.step.conceals
         ]
         for keys, blocked in patterns(hidden, queries):
-            left = queries & ~blocked
-            last = np.where(left.any(1), left.shape[1] - 1 - left[:, ::-1].argmax(1), -1)
-            visible = np.broadcast_to((last >= 0)[:, None] & self.scope.both_ways, keys.shape)
-            seen |= keys & (visible | (place[None] < last[:, None]))
+            seen |= keys & self._visible_to(layer, queries & ~blocked)
         return seen
+
+    def _visible_to(self, layer: int, queries: Mask) -> Mask:
+        """Tokens that some of these queries could see."""
+        if self.visible is not None:
+            found = (self.visible[layer] & queries[:, :-1, None]).any(1)
+            # Those behind the prompt see all of it; windows that end before are not known here.
+            return wide(found | queries[:, -1:], np.zeros(len(queries), bool))
+        last = np.where(queries.any(1), queries.shape[1] - 1 - queries[:, ::-1].argmax(1), -1)
+        everywhere = (last >= 0)[:, None] & self.scope.both_ways
+        earlier: Mask = everywhere | (np.arange(queries.shape[1])[None] < last[:, None])
+        return earlier
 
     def _everyone(self) -> Mask:
         """All real tokens, and those that are generated or scored if there are any."""

@@ -43,7 +43,7 @@ class Step(ABC):
 
     Attributes:
         site: Where.
-        when: In the pass over the prompt, or at every decoding step behind it.
+        when: At tokens of the prompt, or at those generated behind it.
         by: The operation on whose behalf, for messages.
         slot: Under which name states are left for another step, or found.
         reads: Whether it only reads.
@@ -80,11 +80,11 @@ class Step(ABC):
         """Other tokens on whose states it depends, ``[sample, token]``."""
         return None
 
-    def recomputed(self, *, both_ways: bool) -> int:
+    def recomputed(self, visible: Mask | None) -> int:
         """Queries of each sample whose attention is computed a second time.
 
         Args:
-            both_ways: Whether queries can see keys that stand behind them.
+            visible: Which query can see which key, ``[sample, query, key]``; None for causal.
         """
         return 0
 
@@ -258,16 +258,17 @@ class ZeroWeights(PairStep):
         """Where the first key does not get it all."""
         return not self.collapse
 
-    def recomputed(self, *, both_ways: bool) -> int:
+    def recomputed(self, visible: Mask | None) -> int:
         """Positions that lose a key in some sample; all of them where weights are handed on."""
         samples, length = self.keys.shape
         if not self.merges:
             return int(length)
-        keys = self.hidden()
-        visible = np.logical_or.accumulate(keys, axis=1)
-        if both_ways:
-            visible = np.broadcast_to(keys.any(1, keepdims=True), keys.shape)
-        return int((self.tokens(samples, length) & visible)[:, :-1].any(0).sum())
+        keys = self.keys.numpy()
+        if visible is None:
+            loses = np.logical_or.accumulate(keys, axis=1)
+        else:
+            loses = (visible & keys[:, None]).any(2)
+        return int((self.tokens(samples, length)[:, :-1] & loses).any(0).sum())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

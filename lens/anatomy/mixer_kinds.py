@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
+from .attention_and_ffn import LayerAddends
 from .parts import Parts
 from .recorded_forward import Recording
-from .residual_addends import LayerAddends
 
 # Kinds that honour a mask over keys.
 MASKED = frozenset(("attention", "sliding_attention", "chunked_attention"))

@@ -4,7 +4,7 @@
 2. One forward is recorded (``recorded_forward``).
 3. Visual tokens are where rows are no word embeddings, and these rows are features of the image
    (``visual_entry``).
-4. Submodules' outputs add up to what each layer adds (``residual_addends``).
+4. Submodules' outputs add up to what each layer adds (``attention_and_ffn``).
 5. head(norm(h)) gives the model's logits (``logit_rule``).
 
 A wrong anatomy makes every later number wrong without a sign. So what does not hold is refused with
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from ..errors import InputError, Unsupported
 from ..opening.placement import device_of
 from ..tolerances import LOGITS
+from .attention_and_ffn import LayerAddends, find_addends
 from .experiments import last_token_layers, rows_that_depend_on_pixels
 from .logit_rule import LogitRule, fit_logit_rule, unmasked
 from .mixer_kinds import mixer_kinds_of
 from .parts import IMAGE_IDS, VIDEO_IDS, Parts, locate_parts, takes_images, token_id
 from .recorded_forward import Recording, forward_parameters, record
-from .residual_addends import LayerAddends, find_addends
 from .visual_entry import VisualEntry, claimed_positions, find_entry, injected_layers, word_rows
 
 # What a user may accept not to be verified; operations that need it are then refused.

@@ -2,6 +2,6 @@
 
 from .batch import Batch
 from .encoder import Encoder
-from .images import read_image
+from .read_image import read_image
 
 __all__ = ["Batch", "Encoder", "read_image"]

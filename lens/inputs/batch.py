@@ -6,10 +6,9 @@ samples out of a batch takes exactly their images along, or is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -18,9 +17,11 @@ from torch import Tensor
 
 from ..anatomy.anatomy import Anatomy
 from ..errors import InputError, Unsupported
+from ..frozen_mapping import frozen
 from ..token_classes import TokenClasses
 from ..visual_tokens import VisualTokens
 from .content import sample_content
+from .processor import Remake
 from .rows_per_sample import (
     Counts,
     SampleCounts,
@@ -56,11 +57,11 @@ class Batch:
     images_per_row: tuple[int, ...] = field(default=())
     classes: TokenClasses | None = None
     videos_per_row: tuple[int, ...] = ()
-    remake: Callable[[Sequence[int]], Mapping[str, Tensor]] | None = field(default=None, repr=False)
+    remake: Remake | None = field(default=None, repr=False)
     anatomy: Anatomy | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", MappingProxyType(dict(self.inputs)))
+        object.__setattr__(self, "inputs", frozen(self.inputs))
 
     def __len__(self) -> int:
         return int(self.inputs["input_ids"].shape[0])
@@ -141,7 +142,7 @@ class Batch:
             tuple(self.images_per_row[i] for i in wanted),
             None if self.classes is None else self.classes.select(order),
             tuple(self.videos_per_row[i] for i in wanted) if self.videos_per_row else (),
-            None if made is None else lambda some: made([wanted[i] for i in some]),
+            None if made is None else made.of(wanted),
             self.anatomy,
         )
 

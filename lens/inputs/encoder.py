@@ -7,13 +7,12 @@ checks; that images and visual tokens fit each other is checked where they are l
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError, Unsupported
@@ -21,9 +20,12 @@ from ..layout import RepeatCall, locate, video_positions
 from ..layout.locate import Stated
 from ..visual_tokens import VisualTokens
 from .batch import Batch
-from .images import ImageLike, Images, Videos, arrange_images, arrange_videos, read_image
-from .processor import Nested, ProcessorAdapter
-from .prompts import Placeholders, PromptWriter, find_placeholders
+from .chats import Chat, Prompts, split_prompts
+from .images import Images, Videos, arrange_images, arrange_videos
+from .processor import Nested, ProcessorAdapter, Remake, SameCall
+from .prompt_writer import PromptWriter
+from .prompts import Placeholders, find_placeholders
+from .read_image import ImageLike, read_image
 from .required_inputs import Forward, RequiredInputs
 from .tensor_checks import check_form, check_pictures
 
@@ -104,7 +106,7 @@ class Encoder:
     def tensors(
         self,
         images: Images | None,
-        prompts: str | Sequence[str],
+        prompts: Prompts,
         videos: Videos | None = None,
         template: bool | None = None,
     ) -> Prepared:
@@ -121,11 +123,18 @@ class Encoder:
             Unsupported: The model takes no videos, or no image at all.
         """
         self._need_processor()
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not texts:
-            raise InputError("no prompt was given")
+        texts = split_prompts(prompts)
         nested = arrange_images(images, len(texts))
         clips = arrange_videos(videos, len(texts))
+        for index, chat in enumerate(texts):
+            if isinstance(chat, Chat) and (chat.images or chat.videos):
+                if images is not None or videos is not None:
+                    raise InputError(
+                        "the messages hold pictures, and pictures are given beside them: give "
+                        "them in one place (images=None)"
+                    )
+                nested[index] = [read_image(image) for image in chat.images]
+                clips[index] = arrange_videos([chat.videos] if chat.videos else None, 1)[0]
         if any(clips) and getattr(self.processor, "video_processor", None) is None:
             raise Unsupported(
                 f"{type(self.processor).__name__} has no video processor: the model takes no "
@@ -141,7 +150,7 @@ class Encoder:
     def encode(
         self,
         images: Images | None,
-        prompts: str | Sequence[str],
+        prompts: Prompts,
         videos: Videos | None = None,
         template: bool | None = None,
         layout: Stated | None = None,
@@ -149,14 +158,7 @@ class Encoder:
         """See :meth:`VisualLM.encode`; ``layout`` as for :func:`embedlens.lens.layout.locate`."""
         tensors, written, nested, clips = self.tensors(images, prompts, videos, template)
 
-        def again(
-            others: Sequence[Sequence[Image.Image]], samples: Sequence[int]
-        ) -> Mapping[str, Tensor]:
-            texts = [written[i] for i in samples]
-            return self._adapter.run(
-                texts, [list(row) for row in others], [clips[i] for i in samples]
-            )
-
+        again = SameCall(self._adapter, tuple(written), clips)
         has_images, has_videos = any(nested), any(clips)
         if not (has_images or has_videos):
             self.required.check_text(tensors)
@@ -170,7 +172,7 @@ class Encoder:
             tuple(tuple(row) for row in nested),
             tuple(len(row) for row in nested),
             videos_per_row=tuple(len(row) for row in clips) if has_videos else (),
-            remake=lambda samples: again([nested[i] for i in samples], samples),
+            remake=Remake(again, nested),
         )
 
     def batch(self, inputs: Mapping[str, Tensor], layout: Stated | None = None) -> Batch:

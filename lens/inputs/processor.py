@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from logging import ERROR
 from typing import Any
 
@@ -135,6 +136,59 @@ class ProcessorAdapter:
             logging.set_verbosity(quiet)
         ids: list[int] = made["input_ids"][0].tolist()
         return ids
+
+
+@dataclass(frozen=True, eq=False)
+class SameCall:
+    """The processor call that made a batch, to be repeated with other images of the same sizes.
+
+    Attributes:
+        adapter: Calls the processor.
+        texts: The prompts, placeholders written.
+        clips: The videos of each.
+    """
+
+    adapter: ProcessorAdapter
+    texts: tuple[str, ...]
+    clips: list[list[NDArray[np.uint8]]]
+
+    def __call__(
+        self, images: Sequence[Sequence[Image.Image]], samples: Sequence[int]
+    ) -> Mapping[str, Tensor]:
+        """The tensors of some samples with these images."""
+        texts = [self.texts[i] for i in samples]
+        return self.adapter.run(
+            texts, [list(row) for row in images], [self.clips[i] for i in samples]
+        )
+
+    def __deepcopy__(self, _: Any) -> SameCall:
+        # A processor with its vocabulary is no part of the batch.
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Remake:
+    """Makes the tensors of some samples of a batch anew; unlike a closure it can be pickled.
+
+    Attributes:
+        call: The call that made them.
+        images: The images of every sample.
+        chosen: Samples of that call that the batch has; None for all.
+    """
+
+    call: SameCall
+    images: Nested
+    chosen: tuple[int, ...] | None = None
+
+    def __call__(self, samples: Sequence[int]) -> Mapping[str, Tensor]:
+        """The tensors of these samples of the batch."""
+        meant = self.of(samples).chosen or ()
+        return self.call([self.images[i] for i in meant], meant)
+
+    def of(self, samples: Sequence[int]) -> Remake:
+        """The same for some of the samples."""
+        chosen = samples if self.chosen is None else [self.chosen[i] for i in samples]
+        return Remake(self.call, self.images, tuple(chosen))
 
 
 def left_padded(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,13 +9,12 @@ is the placeholder.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError, Unsupported
+from ..errors import Unsupported
 
 # Ids of the only row of a text with so many pictures, or None where the processor refuses.
 TryProcessor = Callable[[str, int], list[int] | None]
@@ -103,121 +102,6 @@ def find_placeholders(
     return Placeholders(image, video, written, itself, before, several, doubles)
 
 
-class PromptWriter:
-    """Writes the prompt of each sample as the processor wants it."""
-
-    def __init__(self, processor: Any, found: Placeholders) -> None:
-        self.processor = processor
-        self.found = found
-
-    def write(self, prompt: str, n_images: int, n_videos: int, template: bool | None) -> str:
-        """The prompt with a placeholder for each image and video.
-
-        Args:
-            prompt: What the user wrote.
-            n_images: Images of this sample.
-            n_videos: Videos of this sample.
-            template: None takes a prompt with placeholders, or without any picture, as it is
-                and sends every other through the chat template; True always uses the template,
-                False never.
-
-        Raises:
-            InputError: Placeholders and pictures differ in number, or there is no template.
-            Unsupported: The template does not place the images.
-        """
-        written = self._counts(prompt)
-        given = (n_images, n_videos)
-        if n_images > 1 and not self.found.several:
-            raise InputError(
-                f"{n_images} images for one prompt: this model's processor takes one image per "
-                "prompt"
-            )
-        if template is False or (template is None and any(written)):
-            if written == given or (self._places_itself(given) and not any(written)):
-                return prompt
-            raise InputError(self._mismatch(prompt, given))
-        if any(written) and written != given:
-            raise InputError(self._mismatch(prompt, given))
-        if not _template(self.processor):
-            if template is None and (self._places_itself(given) or not any(given)):
-                return (self.found.before or "") * n_images + prompt
-            what = f"the prompt {shorten(prompt)!r} has no image placeholder and the model's "
-            if template:
-                what = "template=True, but the model's "
-            raise InputError(
-                f"{what}processor has no chat template: write "
-                f"{self._names(given)} where the image belongs"
-            )
-        return self._chat(prompt, given)
-
-    def _chat(self, prompt: str, given: tuple[int, int]) -> str:
-        before = f"{self.found.image or ''} " * given[0] + f"{self.found.video or ''} " * given[1]
-        inside = before + prompt
-        # Templates of text models know neither images nor lists of parts: there the placeholders
-        # go into the text.
-        for content in (self._parts(prompt, given), [{"type": "text", "text": inside}], inside):
-            rendered = _render(self.processor, content)
-            if rendered is None:
-                continue
-            counts = self._counts(rendered)
-            if counts == given or (self._places_itself(given) and not any(counts)):
-                return self._without_second_bos(rendered)
-        raise Unsupported(
-            f"the chat template does not write {given[0]} image(s) and {given[1]} video(s) as "
-            f"placeholders ({self._names((1, given[1]))}); pass a full prompt with template=False"
-        )
-
-    def _without_second_bos(self, rendered: str) -> str:
-        bos = getattr(self.processor.tokenizer, "bos_token", None)
-        # Two BOS would shift every position.
-        if bos and rendered.startswith(bos) and self.found.doubles_bos:
-            return rendered.removeprefix(bos)
-        return rendered
-
-    def _parts(self, prompt: str, given: tuple[int, int]) -> list[dict[str, str]]:
-        kinds = {text: kind for text, kind in self._kinds() if text in prompt}
-        if not kinds:
-            pictures = [{"type": "image"}] * given[0] + [{"type": "video"}] * given[1]
-            return [*pictures, {"type": "text", "text": prompt}]
-        parts: list[dict[str, str]] = []
-        for piece in re.split(f"({'|'.join(re.escape(text) for text in kinds)})", prompt):
-            if piece in kinds:
-                parts.append({"type": kinds[piece]})
-            elif piece.strip():
-                parts.append({"type": "text", "text": piece.strip()})
-        return parts
-
-    def _kinds(self) -> list[tuple[str, str]]:
-        """Texts that stand for pictures, the longer (with their markers) first."""
-        kinds = [(self.found.image_written, "image"), (self.found.image, "image")]
-        kinds.append((self.found.video, "video"))
-        return [(text, kind) for text, kind in kinds if text]
-
-    def _counts(self, text: str) -> tuple[int, int]:
-        image, video = self.found.image, self.found.video
-        return (text.count(image) if image else 0, text.count(video) if video else 0)
-
-    def _places_itself(self, given: tuple[int, int]) -> bool:
-        return self.found.places_itself and given[0] > 0 and not given[1]
-
-    def _names(self, given: tuple[int, int]) -> str:
-        image = self.found.image or "nothing (images come first by themselves)"
-        return f"{image} and {self.found.video}" if given[1] and self.found.video else image
-
-    def _mismatch(self, prompt: str, given: tuple[int, int]) -> str:
-        written = self._counts(prompt)
-        if written[0] == given[0]:
-            counts = f"{written[1]} video placeholders ({self.found.video}) for {given[1]} video(s)"
-        else:
-            counts = f"{written[0]} image placeholders ({self.found.image}) for {given[0]} image(s)"
-        if not self.found.image and not any(written):
-            return f"template=False: {counts}"
-        return (
-            f"the prompt {shorten(prompt)!r} has {counts}: write one per image where it belongs, "
-            "or leave them out and let the chat template place the images"
-        )
-
-
 def shorten(text: str, limit: int = 60) -> str:
     """``text``, cut to ``limit`` characters with an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -227,24 +111,25 @@ def _plain(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text).input_ids)
 
 
-def _template(processor: Any) -> Any:
+def chat_template(processor: Any) -> Any:
+    """The template of the processor or of its tokenizer, if there is one."""
     return getattr(processor, "chat_template", None) or getattr(
         processor.tokenizer, "chat_template", None
     )
 
 
-def _render(processor: Any, content: str | list[dict[str, str]]) -> str | None:
-    """One user turn through the chat template; None where the template cannot take it."""
-    message = [{"role": "user", "content": content}]
+def render(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """A conversation through the chat template; None where the template cannot take it."""
     settings = {"add_generation_prompt": True, "tokenize": False}
     own = getattr(processor, "chat_template", None)
     named = own.get("default") if isinstance(own, dict) else own
+    given = list(messages)
     attempts: list[Callable[[], Any]] = [
-        lambda: processor.tokenizer.apply_chat_template(message, chat_template=named, **settings)
+        lambda: processor.tokenizer.apply_chat_template(given, chat_template=named, **settings)
     ]
     if own:
         # First the processor's own method, which may prepare the message.
-        attempts.insert(0, lambda: processor.apply_chat_template(message, **settings))
+        attempts.insert(0, lambda: processor.apply_chat_template(given, **settings))
     for attempt in attempts:
         # A template is a program of the model's author: whatever it raises, it cannot take this.
         with suppress(Exception):
@@ -252,13 +137,18 @@ def _render(processor: Any, content: str | list[dict[str, str]]) -> str | None:
     return None
 
 
+def one_turn(content: str | list[dict[str, str]]) -> list[dict[str, Any]]:
+    """The conversation in which the user says this."""
+    return [{"role": "user", "content": content}]
+
+
 def _written_by_template(processor: Any, kind: str) -> str | None:
     """What the template adds to a message for one picture."""
-    if not _template(processor):
+    if not chat_template(processor):
         return None
     text = {"type": "text", "text": "x"}
-    without = _render(processor, [text])
-    within = _render(processor, [{"type": kind}, text])
+    without = render(processor, one_turn([text]))
+    within = render(processor, one_turn([{"type": kind}, text]))
     if without is None or within is None or len(within) <= len(without):
         return None
     start = next(

@@ -85,7 +85,7 @@ def _image(layout: Layout, size: tuple[int, int] | None) -> pd.DataFrame:
 def _tokens(block: Block, tile: int, size: tuple[int, int] | None) -> pd.DataFrame:
     cells = block.rows * block.cols
     placed = block.kind == "patch"
-    row, col = np.divmod(np.arange(cells), block.cols)
+    row, col = np.divmod(np.arange(cells), max(block.cols, 1))
     box = np.full((cells, 4), np.nan)
     if placed and block.edges is not None and size is not None:
         box = block.edges.boxes(size)
@@ -96,7 +96,8 @@ def _tokens(block: Block, tile: int, size: tuple[int, int] | None) -> pd.DataFra
         body = body[list(block.kept)]
     kinds = np.full(len(body), block.kind, dtype="<U9")
     if block.newline:
-        ends = np.arange(block.cols, cells + 1, block.cols)
+        # Of an image so tall that all its columns are padding, newlines are left.
+        ends = np.arange(1, block.rows + 1) * block.cols
         body = np.insert(body, ends, [-1, -1, *[np.nan] * 4], axis=0)
         kinds = np.insert(kinds, ends, "newline")
     around = np.array([[-1, -1, *[np.nan] * 4]])

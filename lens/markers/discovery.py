@@ -16,7 +16,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..inputs.images import ImageLike
+from ..inputs.read_image import ImageLike
 from ..model import VisualLM
 from ..readouts.embed_lens import EmbedLens
 from ..runs.undisturbed import undisturbed

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import InputError
+from ..frozen_mapping import frozen
 from ..inputs.batch import Batch
-from ..inputs.images import ImageLike
+from ..inputs.read_image import ImageLike
 from ..model import VisualLM
 from ..readouts.embed_lens import EmbedLens
+from ..tensor_file import read_tensor_file, write_tensor_file
 from ..token_classes import MARKER_KINDS, NearestWords, TokenClasses
 from .discovery import Measurements, classify_group, find_recurring, measure_tokens
 
@@ -66,9 +63,7 @@ class Markers:
             raise InputError(f"no class {sorted(unknown)[0]!r}; classes: {', '.join(MARKER_KINDS)}")
         rows = [{"class": name, "id": int(i)} for name, group in ids.items() for i in group]
         fixed = {name: tuple(int(i) for i in group) for name, group in ids.items()}
-        return Markers(
-            pd.DataFrame(rows, columns=["class", "id"]), ids=MappingProxyType(fixed), k=k
-        )
+        return Markers(pd.DataFrame(rows, columns=["class", "id"]), ids=frozen(fixed), k=k)
 
     @staticmethod
     def discover(
@@ -152,44 +147,53 @@ class Markers:
                 membership[name] = membership[name] | nearest.mask(word)
         return TokenClasses(membership, nearest)
 
-    def save(self, path: str | Path) -> None:
-        """Write everything into one safetensors file."""
-        header = {
-            "frame": self.frame.to_dict(orient="records"),
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write everything into one safetensors file.
+
+        Args:
+            path: Where to; its folder must be there.
+            overwrite: Replace older saved markers. Any other file is never replaced.
+
+        Raises:
+            InputError: There is a file already, no folder for it, or a value in the table that
+                cannot be written.
+        """
+        record = {
             "columns": list(self.frame.columns),
+            "types": [str(dtype) for dtype in self.frame.dtypes],
+            "rows": self.frame.to_dict(orient="split")["data"],
             "threshold": self.threshold,
             "ids": {name: list(group) for name, group in self.ids.items()},
             "k": self.k,
             "model": self.model,
         }
-        tensors = {} if self.directions is None else {"directions": self.directions.contiguous()}
-        save_file(tensors, str(path), metadata={_FORMAT: json.dumps(header)})
+        tensors = {} if self.directions is None else {"directions": self.directions}
+        write_tensor_file(path, _FORMAT, record, tensors, overwrite=overwrite)
 
     @staticmethod
     def load(path: str | Path) -> Markers:
         """Read what :meth:`save` wrote.
 
         Raises:
-            InputError: No such file, or not one of markers.
+            InputError: No such file, not one of markers, or a damaged one.
         """
+        cannot = "no markers can be read from {}"
+        record, stored = read_tensor_file(path, _FORMAT, what="markers", cannot=cannot)
         try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"no markers can be read from {str(path)!r}: {error}") from None
-        if _FORMAT not in metadata:
-            raise InputError(f"{str(path)!r} is a safetensors file, but not one of markers")
-        header: dict[str, Any] = json.loads(metadata[_FORMAT])
-        ids = {name: tuple(group) for name, group in header["ids"].items()}
-        return Markers(
-            pd.DataFrame(header["frame"], columns=header["columns"]),
-            stored.get("directions"),
-            header["threshold"],
-            MappingProxyType(ids),
-            header["k"],
-            header["model"],
-        )
+            columns = record["columns"]
+            frame = pd.DataFrame(record.get("rows", record.get("frame")), columns=columns)
+            frame = frame.astype(dict(zip(columns, record.get("types", ()), strict=False)))
+            ids = {name: tuple(group) for name, group in record["ids"].items()}
+            return Markers(
+                frame,
+                stored.get("directions"),
+                record["threshold"],
+                frozen(ids),
+                record["k"],
+                record["model"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{cannot.format(repr(str(path)))}: {error}") from None
 
 
 def nearest_words(model: VisualLM, entry: Float[Tensor, "visual d"], k: int = 3) -> NearestWords:

@@ -23,10 +23,10 @@ from ..errors import InputError, Unsupported
 from ..inputs.batch import Batch
 from ..inputs.encoder import Encoder
 from ..inputs.probe_prompt import has_image, probe_inputs
+from ..loading import Checkpoint
 from ..runs.remote import WEIGHTS_ON_SERVER
 from ..runs.tracing import without_cache
 from ..runs.undisturbed import undisturbed
-from .checkpoint import Checkpoint
 from .invented_weights import same_facts
 from .placement import device_of
 from .wrapping import wrap

@@ -22,7 +22,7 @@ from nnsight.intervention.envoy import Envoy
 from torch import nn
 
 from ..errors import InputError
-from .checkpoint import load_processor
+from ..loading import load_processor
 
 NO_PROCESSOR = (
     "this model came without a processor, so there is nothing to turn images and prompts into "

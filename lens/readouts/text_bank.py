@@ -16,12 +16,11 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import InputError
 from ..model import VisualLM
+from ..tensor_file import read_tensor_file, write_tensor_file
 from ..tolerances import TEXT_STATES
 from .text_states import TextPass, text_passes
 
@@ -143,44 +142,48 @@ class TextBank:
             model.name,
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write everything into one safetensors file."""
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write everything into one safetensors file.
+
+        Args:
+            path: Where to; its folder must be there.
+            overwrite: Replace an older saved text bank. Any other file is never replaced.
+
+        Raises:
+            InputError: There is a file already, or no folder for it.
+        """
         letters = np.frombuffer(json.dumps(self.texts).encode(), dtype=np.uint8)
         arrays = {name: getattr(self, name) for name in _ARRAYS} | {"texts": letters}
         tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         for layer in self.layers:
             tensors[f"states.{layer}"] = self.states[layer].contiguous()
             tensors[f"word.{layer}"] = self.word[layer]
-        save_file(tensors, str(path), metadata={_FORMAT: self.model})
+        write_tensor_file(path, _FORMAT, {"model": self.model}, tensors, overwrite=overwrite)
 
     @staticmethod
     def load(path: str | Path) -> TextBank:
         """Read what :meth:`save` wrote.
 
         Raises:
-            InputError: No such file, or not one of a text bank.
+            InputError: No such file, not one of a text bank, or a damaged one.
         """
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"no text bank can be read from {str(path)!r}: {error}") from None
-        if _FORMAT not in metadata:
-            raise InputError(f"{str(path)!r} is a safetensors file, but not one of a text bank")
-        texts = json.loads(stored["texts"].numpy().tobytes())
+        cannot = "no text bank can be read from {}"
+        record, stored = read_tensor_file(path, _FORMAT, what="a text bank", cannot=cannot)
 
         def by_layer(kind: str) -> dict[int, Tensor]:
             names = [name for name in stored if name.startswith(f"{kind}.")]
             return {int(name.partition(".")[2]): stored[name] for name in names}
 
-        return TextBank(
-            tuple(texts),
-            **{name: stored[name].numpy() for name in _ARRAYS},
-            states=by_layer("states"),
-            word=by_layer("word"),
-            model=metadata[_FORMAT],
-        )
+        try:
+            return TextBank(
+                tuple(json.loads(stored["texts"].numpy().tobytes())),
+                **{name: stored[name].numpy() for name in _ARRAYS},
+                states=by_layer("states"),
+                word=by_layer("word"),
+                model=record["model"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{cannot.format(repr(str(path)))}: {error}") from None
 
     def check(self, model: VisualLM) -> None:
         """Make sure that these states are this model's, by running one sentence again.

@@ -18,8 +18,9 @@ class Pass:
     """Which kind of pass a plan is compiled for.
 
     Attributes:
-        kind: ``forward`` (one pass over the prompt), ``generation`` (prompt, then one token
-            at a time) or ``scoring`` (prompt and given answer in one pass).
+        kind: ``forward`` (one pass over the prompt), ``generation`` (the prompt and
+            what is written behind it, in whatever passes) or ``scoring`` (prompt and given answer
+            in one pass).
         continuation: Tokens appended to the prompt when scoring.
         remote: Where it runs, as for :meth:`VisualLM.trace`; passes that a plan needs before it
             run there too.

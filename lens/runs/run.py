@@ -52,7 +52,7 @@ class Run:
 
         Args:
             path: Where to; its folder must be there.
-            overwrite: Replace a file that is there.
+            overwrite: Replace an older saved run. Any other file is never replaced.
 
         Raises:
             InputError: There is a file already, no folder for it, or the run does not know its

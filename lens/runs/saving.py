@@ -7,22 +7,19 @@ file that was cut short, or is of something else, is refused.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import InputError
 from ..inputs.batch import Batch
+from ..tensor_file import read_tensor_file, write_tensor_file
 from ..token_classes import MARKER_KINDS, NearestWords, TokenClasses
 from ..visual_tokens import KINDS, VisualTokens
 
@@ -47,16 +44,12 @@ def write_run(
         captured: States by site and layer.
         batch: What was run.
         model: Name of the model that was run.
-        overwrite: Replace a file that is there.
+        overwrite: Replace an older saved run.
     """
     if batch is None:
         raise InputError(
             "this run does not know its batch, without which its states are rows without names"
         )
-    if path.exists() and not overwrite:
-        raise InputError(f"{str(path)!r} is there already: overwrite=True replaces it")
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"{str(path)!r}: a run is saved as one file, in a folder that is there")
     tensors = {name: tensor for name, tensor in own.items() if tensor is not None}
     for site, kept in captured.items():
         tensors |= {f"{site}.{layer}": states for layer, states in kept.items()}
@@ -64,34 +57,21 @@ def write_run(
     tensors |= _table(batch)
     record = {
         "model": model,
-        "prompts": batch.prompts,
-        "images_per_row": batch.images_per_row,
-        "videos_per_row": batch.videos_per_row,
+        "prompts": list(batch.prompts),
+        "images_per_row": list(batch.images_per_row),
+        "videos_per_row": list(batch.videos_per_row),
         "packages": {name: _version(name) for name in _PACKAGES},
     }
-    # Clones, because safetensors refuses tensors that share memory.
-    clones = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
-    # Under its own name only once it is whole.
-    with TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
-        whole = Path(folder) / "run"
-        save_file(clones, whole, {"format": _FORMAT, "record": json.dumps(record)})
-        whole.replace(path)
+    write_tensor_file(path, _FORMAT, record, tensors, overwrite=overwrite)
 
 
 def read_run(path: Path, sites: Sequence[str]) -> dict[str, Any]:
     """The fields of a saved run, states by these sites; see :meth:`Run.load`."""
     if not path.is_file():
         raise InputError(f"no file {str(path)!r}")
+    cannot = "{} cannot be read as a saved run"
+    record, tensors = read_tensor_file(path, _FORMAT, what="a run", cannot=cannot)
     try:
-        with safe_open(path, framework="pt") as file:
-            described = file.metadata() or {}
-            if described.get("format") != _FORMAT:
-                raise InputError(f"{str(path)!r} is a safetensors file, but not one of a run")
-            record = json.loads(described["record"])
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return {
             "logits": tensors.get("logits"),
             "sample": tensors["sample"],
@@ -100,12 +80,8 @@ def read_run(path: Path, sites: Sequence[str]) -> dict[str, Any]:
             "batch": _batch(tensors, record),
             "model": record["model"],
         }
-    except (SafetensorError, KeyError, TypeError, IndexError, OSError) as error:
-        raise InputError(f"{str(path)!r} cannot be read as a saved run: {error}") from None
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{str(path)!r} cannot be read as a saved run: {error}") from None
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise InputError(f"{cannot.format(repr(str(path)))}: {error}") from None
 
 
 def _layers(tensors: Mapping[str, Tensor], site: str) -> dict[int, Tensor]:

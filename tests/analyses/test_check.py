@@ -11,7 +11,7 @@ import torch
 import tiny
 from embedlens import InputError, VisualLM
 from embedlens.analyses.check import CHECKS, check_model
-from embedlens.analyses.check.agreement import Differs, agree, same
+from embedlens.analyses.check.same_numbers import Differs, agree, same
 from families.zoo import visual_lm
 
 # Cannot do everything: what is refused on each.

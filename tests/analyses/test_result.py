@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from embedlens import InputError
 from embedlens.analyses import Result, result_folder
-from embedlens.analyses.folders import written_at_once
+from embedlens.analyses.folders import Mark, written_at_once
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 NUMBERS = {
@@ -136,7 +137,7 @@ def test_a_folder_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> Non
 
     with (
         pytest.raises(InputError, match="exists"),
-        written_at_once(tmp_path / "r", overwrite=False, mark="m"),
+        written_at_once(tmp_path / "r", overwrite=False, mark=Mark("m", "m", ())),
     ):
         interfere()
     assert (tmp_path / "r" / "file").read_text() == "of another process"
@@ -193,3 +194,44 @@ def test_html_is_escaped() -> None:
     assert "<b>m" not in html
     assert "&lt;script&gt;" in html
     assert "data:image/png;base64," in html
+
+
+def test_a_record_of_another_program_is_no_result_and_other_files_are_kept(tmp_path: Path) -> None:
+    table = pd.DataFrame({"x": [1]})
+    foreign, own = tmp_path / "foreign", tmp_path / "own"
+    foreign.mkdir()
+    (foreign / "result.json").write_text('{"accuracy": 0.9}')
+    Result("r", table).save(own)
+    (own / "checkpoint.bin").write_text("months of work")
+    for folder, why in ((foreign, "did not write it"), (own, "checkpoint.bin")):
+        before = sorted(folder.iterdir())
+        with pytest.raises(InputError, match=why):
+            Result("r", table).save(folder, overwrite=True)
+        assert sorted(folder.iterdir()) == before
+
+
+def test_meta_comes_back_as_it_went_or_is_named(tmp_path: Path) -> None:
+    meta = {"layers": (1, 2), "by": {3: "a", (4, 5): [None, 1.5]}, "odd": {"__tuple__": 1}}
+    Result("r", pd.DataFrame({"x": [1]}), meta=meta).save(tmp_path / "r")
+    assert dict(Result.load(tmp_path / "r").meta) == meta
+    text = (tmp_path / "r" / "result.json").read_text()
+    (tmp_path / "r" / "result.json").write_text(text.replace("1.5", "2.5"))
+    with pytest.raises(InputError, match="changed since"):
+        Result.load(tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("frame", "tensors", "meta", "message"),
+    [
+        ({"x": [1]}, {}, {"a": [object()]}, r"meta\['a'\]\[0\]"),
+        ({"x": [(1, 2)]}, {}, {}, "'x'"),
+        ({0: [1]}, {}, {}, "column 0"),
+        ({"x": [1]}, {"t": [1]}, {}, r"tensors\['t'\]"),
+    ],
+)
+def test_what_would_not_come_back_is_named(
+    tmp_path: Path, frame: Any, tensors: Any, meta: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Result("r", pd.DataFrame(frame), tensors, meta).save(tmp_path / "r")
+    assert list(tmp_path.iterdir()) == []

@@ -34,7 +34,7 @@ SHIPPED = (
         for name in tuple(
             (
                 "carry_out attention_masks attention_weights drop_before_decoder "
-                "drop_between_layers shorter_tensors written_values"
+                "drop_between_layers generation_passes shorter_tensors written_values"
             ).split()
         )
     ),

@@ -16,10 +16,15 @@ import torch
 
 
 def flags_of(step: dict[str, Any], which: str, total: int, like: torch.Tensor) -> torch.Tensor:
-    """Which of all tokens so far are meant, ``[sample, token]``: prompt, then what came after."""
+    """Which of all tokens so far are meant, ``[row, token]``: prompt, then what came after."""
     prompt, later = step[which], step["later_" + which]
+    copies = step.get("copies", 0)
+    if copies and which == "queries":
+        # One pass of a generation may be over both, and each has a step of its own.
+        prompt, later = prompt & (step["when"] == "prefill"), later & (step["when"] == "decode")
     behind = later[:, None].expand(-1, total - prompt.shape[1])
-    return torch.cat([prompt, behind], 1).to(like.device)
+    flags = torch.cat([prompt, behind], 1).to(like.device)
+    return flags.repeat_interleave(copies, 0) if copies > 1 else flags
 
 
 def given_mask(mask: Any, step: dict[str, Any], states: torch.Tensor, total: int) -> torch.Tensor:
@@ -44,7 +49,7 @@ def is_readable(mask: torch.Tensor) -> torch.Tensor:
 
 
 def blocked_pairs(step: dict[str, Any], mask: torch.Tensor, total: int) -> torch.Tensor:
-    """Pairs to block, ``[sample, 1, query, key]``, for the queries and keys that a mask covers."""
+    """Pairs to block, ``[row, 1, query, key]``, for the queries and keys that a mask covers."""
     queries = flags_of(step, "queries", total, mask)[:, -mask.shape[-2] :]
     keys = flags_of(step, "keys", total, mask)
     spare = mask.shape[-1] - total
@@ -67,7 +72,8 @@ def block(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int)
     states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     given = kwargs["attention_mask"]
     # Steps of one operation have these tensors in common, and layers the mask they receive.
-    slot = f"mask {id(step['queries'])} {id(step['keys'])} {step['causal']} {step['window']}"
+    slot = f"mask {step['when']} {id(step['queries'])} {id(step['keys'])} "
+    slot += f"{step['causal']} {step['window']}"
     setting = (decoded, step["behind"], step["boolean"], *states.shape[:2], states.device)
     known = store.get(slot)
     if known is None or known["given"] is not given or known["setting"] != setting:
@@ -91,7 +97,8 @@ def blocked_mask(
     # Other operations may have hidden the rest, so that each step has to look.
     left = is_readable(before).any(-1) & ~is_readable(after).any(-1)
     if left.any():
-        sample, _, query = left.nonzero()[0].tolist()
+        row, _, query = left.nonzero()[0].tolist()
+        sample = row // step.get("copies", 1)
         position = total - before.shape[-2] + query
         raise ValueError(
             f"REFUSED: {step['by']}: the token at position {position} of sample {sample} is left "

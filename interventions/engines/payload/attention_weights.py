@@ -51,6 +51,7 @@ def collapsed(
 ) -> torch.Tensor:
     """The weights with what was taken from the step's keys given to the first of them."""
     first = step["keys"].to(weights.device).int().argmax(1) - max(0, total - weights.shape[-1])
+    first = first.repeat_interleave(step.get("copies", 1), 0)
     mass = moved.sum(-1)
     lost = (first < 0)[:, None, None] & (mass > 0)
     if lost.any():
@@ -91,7 +92,9 @@ def zero_weights(model: Any, store: dict[str, Any], step: dict[str, Any], decode
     at = losing.nonzero()[:, 0]
     query, pairs, before = query[:, :, at], pairs[:, :, at], mixed[:, at]
     mask = mask[:, :, at] if mask.shape[2] > 1 else mask
-    weights = store["weights"] if step["takes"] else attention_weights(query, key, mask, options)
+    # One place for all layers, so that no more than one layer's weights are kept.
+    slot = f"weights {step['when']}"
+    weights = store[slot] if step["takes"] else attention_weights(query, key, mask, options)
     kept = weights.masked_fill(pairs, 0.0)
     changed = collapsed(kept, weights - kept, step, total) if step["collapse"] else kept
     again, made = (
@@ -103,8 +106,7 @@ def zero_weights(model: Any, store: dict[str, Any], step: dict[str, Any], decode
     if before.shape != made.shape or (((again - before) * rows).abs() > near).any():
         refuse(step)
     if step["leaves"]:
-        # One place for all layers, so that no more than one layer's weights are kept.
-        store["weights"] = changed
+        store[slot] = changed
     edited = mixed.clone()
     edited[:, at] = torch.where(rows, made, before)
     call.output = (edited, *output[1:]) if isinstance(output, tuple) else edited

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from .written_values import means, noise, scaled
+from .written_values import kept, means, noise, scaled
 
 
 def index_of(step: dict[str, Any], like: torch.Tensor) -> Any:
     """Index of the step's tokens in a tensor ``[sample, token, d]``."""
-    rows = step["rows"].to(like.device)
-    return (rows, step["columns"].to(like.device)) if step["when"] == "prefill" else rows
+    return step["rows"].to(like.device), step["columns"].to(like.device)
 
 
 def zero(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
@@ -93,7 +92,7 @@ def normed(values: torch.Tensor, states: torch.Tensor, step: dict[str, Any]) -> 
 
 def given_values(states: torch.Tensor, store: dict[str, Any], step: dict[str, Any]) -> torch.Tensor:
     """What a step writes: what an earlier one read or the step brings along, group by group."""
-    values: torch.Tensor = step["values"] if "values" in step else store[step["slot"]]
+    values: torch.Tensor = step["values"] if "values" in step else kept(store, step)
     if "from_group" in step:
         values = means(values, step["from_group"])
     if "group" in step:
@@ -102,9 +101,7 @@ def given_values(states: torch.Tensor, store: dict[str, Any], step: dict[str, An
         values = values * step["ratio"]
     if "norm" in step:
         values = normed(values, states, step)
-    # While decoding there is one token for every row.
-    behind = step["when"] != "prefill" and values.ndim == 2
-    return values[:, None] if behind else values
+    return values
 
 
 def write(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
@@ -127,14 +124,3 @@ def scale(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int)
     site = model.get(step["path"])
     states = states_at(site, step)
     replace(site, step, states, scaled(states[index_of(step, states)], store, step))
-
-
-def carry_out_when(
-    action: Any, model: Any, store: dict[str, Any], step: dict[str, Any], steps: Any
-) -> None:
-    """Carry a step out in its phase: at the first pass, or at every decoding step after it."""
-    if step["when"] == "prefill":
-        action(model, store, step, 0)
-    else:
-        for decoded in steps[1:]:
-            action(model, store, step, decoded)

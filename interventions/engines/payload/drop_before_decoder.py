@@ -35,7 +35,7 @@ def taken_features(
 
 
 def finished_mask(
-    step: dict[str, Any], left: dict[str, Any], mask: Any, columns: int, whole: bool
+    step: dict[str, Any], left: dict[str, Any], mask: Any, columns: int, queries: int
 ) -> Any:
     """What a decoder is given in place of a mask that was made before it.
 
@@ -44,22 +44,22 @@ def finished_mask(
         left: Which tokens are left.
         mask: ``[sample, head, query, key]``, or one by each kind of layer.
         columns: Keys that its layers are going to have.
-        whole: Whether the pass is over the whole sequence.
+        queries: How many there are, all of them left; 0 for a pass over the whole sequence.
     """
     if isinstance(mask, dict):
         return {
-            kind: finished_mask(step, left, value, columns, whole) for kind, value in mask.items()
+            kind: finished_mask(step, left, value, columns, queries) for kind, value in mask.items()
         }
     if mask is None:
         # The kernel's own, which knows of no padding.
-        queries = left["take"].shape[1] if whole else 1
-        return None if bool(left["kept"].all()) else made_mask(left, queries, columns, causal=whole)
-    if not is_mask(mask, left, left["total"] if whole else 1):
+        queries = queries or left["take"].shape[1]
+        return None if bool(left["kept"].all()) else made_mask(left, queries, columns, causal=True)
+    if not is_mask(mask, left, queries or left["total"]):
         refuse_mask(step)
-    if whole:
-        return shorter_mask(left, mask, columns)
+    if not queries:
+        return shorter_mask(left, mask, columns, whole=True)
     # One made while decoding is as long as the first layer's cache, which is shorter already.
-    readable = made_mask(left, 1, columns, causal=False)
+    readable = made_mask(left, queries, columns, causal=True)
     if mask.dtype == torch.bool:
         return readable
     hidden = torch.finfo(mask.dtype).min
@@ -99,9 +99,9 @@ def drop_before_decoder(
     device = entering.device
     left = left_over(step, entering.shape[0], decoded, device)
     take, kept, total = left["take"], left["kept"], left["total"]
-    # Without a cache every decoding step is over the whole sequence again.
-    whole = not decoded or entering.shape[1] != 1
-    expected = (len(take), total if whole else 1)
+    whole = not decoded
+    new = 0 if whole else step["behind"] + 1
+    expected = (len(take), new or total)
     if entering.shape[:2] != expected or (whole and embeds is None):
         raise ValueError(
             f"REFUSED: {step['by']}: this model's decoder receives {list(entering.shape)}, where "
@@ -114,9 +114,8 @@ def drop_before_decoder(
     elif isinstance(mask, torch.Tensor) and mask.ndim == 2:
         short["attention_mask"] = taken(mask, take) * kept.to(mask.dtype)
     elif given.get("position_ids") is not None:
-        queries = take.shape[1] if whole else 1
-        columns = key_columns(given.get("past_key_values"), 0, queries, left)
-        short["attention_mask"] = finished_mask(step, left, mask, columns, whole)
+        columns = key_columns(given.get("past_key_values"), 0, new or take.shape[1], left)
+        short["attention_mask"] = finished_mask(step, left, mask, columns, new)
     else:
         refuse_mask(step)
     if given.get("position_ids") is None:
@@ -124,10 +123,10 @@ def drop_before_decoder(
         # padding, where positions are absolute; where they are relative, from anywhere.
         real = torch.ones(expected[0], total, device=device) if mask is None else mask
         counted = (real.long().cumsum(1) - 1).clamp_min(0)
-        short["position_ids"] = taken(counted, take) if whole else counted[:, -1:]
+        short["position_ids"] = taken(counted, take) if whole else counted[:, -new:]
     if step["renumber"]:
         counted = (kept.long().cumsum(1) - 1).clamp_min(0)
-        short["position_ids"] = counted if whole else counted[:, -1:]
+        short["position_ids"] = counted if whole else counted[:, -new:]
     if whole:
         short["inputs_embeds"] = taken(embeds, take)
         if given.get("position_ids") is not None and not step["renumber"]:

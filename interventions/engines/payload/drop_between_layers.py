@@ -36,9 +36,9 @@ def drop_between_layers(
         first = left is None
         if left is None:
             left = left_over(step, states.shape[0], decoded, states.device)
-        # Without a cache every decoding step is over the whole sequence again.
-        whole = not decoded or states.shape[1] != 1
-        width = (left["total"] if first else left["take"].shape[1]) if whole else 1
+        whole, width = not decoded, step["behind"] + 1
+        if whole:
+            width = left["total"] if first else left["take"].shape[1]
         if states.ndim != 3 or states.shape[:2] != (len(left["take"]), width):
             refuse(
                 step,
@@ -54,7 +54,7 @@ def drop_between_layers(
                     changed[name] = shorter_argument(step, left, name, value)
         if whole and first:
             states = taken(states, left["take"].to(states.device))
-        mask = layer_mask(step, left, layer, given, whole)
+        mask = layer_mask(step, left, layer, given, width if decoded else 0)
         if mask is not None:
             changed["attention_mask"] = mask
         if args:
@@ -115,7 +115,7 @@ def layer_mask(
     left: dict[str, Any],
     layer: dict[str, Any],
     given: dict[str, Any],
-    whole: bool,
+    queries: int,
 ) -> Any:
     """The mask of one layer, or None where it received none and needs none.
 
@@ -124,13 +124,13 @@ def layer_mask(
         left: Which tokens are left.
         layer: How the layer's attention takes its mask.
         given: What the layer received.
-        whole: Whether the pass is over the whole sequence.
+        queries: How many there are, all of them left; 0 for a pass over the whole sequence.
     """
-    mask = given.get("attention_mask")
+    mask, whole = given.get("attention_mask"), not queries
     if mask is None and bool(left["kept"].all()):
         # Whether a query sees all or what lies before it: rows that leave change neither.
         return None
-    queries = left["take"].shape[1] if whole else 1
+    expected, queries = queries or left["total"], queries or left["take"].shape[1]
     columns = key_columns(given.get("past_key_values"), layer["index"], queries, left)
     if columns < left["take"].shape[1]:
         refuse(step, f"the cache of {layer['path']} holds {columns} tokens at most")
@@ -141,7 +141,7 @@ def layer_mask(
         return once(
             left, None, (columns, causal), lambda: made_mask(left, queries, columns, causal)
         )
-    if not is_mask(mask, left, left["total"] if whole else 1):
+    if not is_mask(mask, left, expected):
         what = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
         refuse(step, f"it is not known how to cut the mask of {layer['path']}, {what}")
-    return once(left, mask, columns, lambda: shorter_mask(left, mask, columns))
+    return once(left, mask, columns, lambda: shorter_mask(left, mask, columns, whole))

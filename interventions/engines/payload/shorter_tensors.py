@@ -75,17 +75,20 @@ def is_mask(mask: Any, left: dict[str, Any], queries: int) -> bool:
     )
 
 
-def shorter_mask(left: dict[str, Any], mask: torch.Tensor, columns: int) -> torch.Tensor:
+def shorter_mask(
+    left: dict[str, Any], mask: torch.Tensor, columns: int, whole: bool
+) -> torch.Tensor:
     """A mask, boolean or added to the scores, cut on both sides.
 
     Args:
         left: Which tokens are left.
         mask: ``[sample, head, query, key]``; one query stays one.
         columns: Keys of what it is for.
+        whole: Whether the pass is over the whole sequence; all its queries are left otherwise.
     """
     take = left["take"].to(mask.device)
     mask = mask.expand(len(take), *mask.shape[1:])
-    if mask.shape[2] > 1:
+    if whole and mask.shape[2] > 1:
         mask = mask.gather(2, take[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
     mask = mask.gather(3, take[:, None, None].expand(-1, *mask.shape[1:3], -1))
     return widened(without_padding(left, mask), columns)
@@ -97,7 +100,7 @@ def without_padding(left: dict[str, Any], mask: torch.Tensor) -> torch.Tensor:
     hidden = padding[:, None, None]
     own = torch.zeros_like(hidden)
     if mask.shape[2] > 1:
-        own = torch.diag_embed(padding)[:, None]
+        own = torch.diag_embed(padding)[:, None, -mask.shape[2] :]
     if mask.dtype == torch.bool:
         return (mask & ~hidden) | own
     return mask.masked_fill(hidden, torch.finfo(mask.dtype).min).masked_fill(own, 0)

@@ -35,7 +35,7 @@ def means(states: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
 
 
 def noise(states: torch.Tensor, step: dict[str, Any], decoded: int) -> torch.Tensor:
-    """Random directions with the norms of the given states, ``[selected, …, d]``.
+    """Random directions with the norms of the given states, ``[selected, d]``.
 
     Args:
         states: What is replaced.
@@ -56,11 +56,18 @@ def noise(states: torch.Tensor, step: dict[str, Any], decoded: int) -> torch.Ten
     return made
 
 
+def kept(store: dict[str, Any], step: dict[str, Any]) -> torch.Tensor:
+    """The states in a step's slot; at a generated token its own, else those of the prompt."""
+    own = store.get(step["slot"])
+    found: torch.Tensor = store[step["prompt_slot"]] if own is None else own
+    return found
+
+
 def scaled(states: torch.Tensor, store: dict[str, Any], step: dict[str, Any]) -> torch.Tensor:
     """States times the step's factor, or with the median norm of those in its slot.
 
     Args:
-        states: ``[selected, …, d]``.
+        states: ``[selected, d]``.
         store: What earlier steps have read.
         step: A ``factor``; or a ``slot``, the ``from_group`` of every state in it and the
             ``group`` of every selected one.
@@ -68,12 +75,12 @@ def scaled(states: torch.Tensor, store: dict[str, Any], step: dict[str, Any]) ->
     if "factor" in step:
         times: torch.Tensor = states * step["factor"]
         return times
-    norms = wide(store[step["slot"]]).norm(dim=-1)
+    norms = wide(kept(store, step)).norm(dim=-1)
     groups = step["from_group"].to(norms.device)
     medians = [norms[groups == group].median() for group in range(int(groups.max()) + 1)]
     wanted = torch.stack(medians).to(states.device)[step["group"].to(states.device)]
     exact = wide(states)
     # A state without a direction stays what it is.
     own = exact.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-    made: torch.Tensor = exact * (wanted.view(-1, *[1] * (exact.ndim - 1)) / own)
+    made: torch.Tensor = exact * (wanted[:, None] / own)
     return made

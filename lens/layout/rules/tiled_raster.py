@@ -78,10 +78,27 @@ def _thumbnail_first(inputs: LayoutInputs) -> Layouts | None:
         if number not in (1, 1 + down * across):
             return None
         tiled.append(_TiledImage(size, tiles, down, across, limit))
-    for side in range(1, tile + 1):
-        if inputs.per_sample([image.layout(side, tile, None) for image in tiled]) is not None:
-            return inputs.per_sample([image.layout(side, tile, pixels.origins) for image in tiled])
-    return None
+    fits = [
+        side
+        for side in range(1, tile + 1)
+        if inputs.per_sample([image.layout(side, tile, None) for image in tiled]) is not None
+    ]
+    side = _only(fits, inputs, tile)
+    if side is None:
+        return None
+    return inputs.per_sample([image.layout(side, tile, pixels.origins) for image in tiled])
+
+
+def _only(sides: Sequence[int], inputs: LayoutInputs, tile: int) -> int | None:
+    """The side of a tile in cells: one for each patch if that fits, or else the only one that does.
+
+    Of an image of 400x20 pixels all rows of the canvas are padding, and 16 tokens of a thumbnail of
+    4x4 cells are as many as those of one of 3x3 with a row of 6 and a newline.
+    """
+    patch = inputs.setting("patch_size")
+    if isinstance(patch, int) and tile // patch in sides:
+        return tile // patch
+    return sides[0] if len(sides) == 1 else None
 
 
 def _thumbnail_last(inputs: LayoutInputs) -> Layouts | None:
@@ -100,7 +117,7 @@ def _thumbnail_last(inputs: LayoutInputs) -> Layouts | None:
     mask, tile = masks[0].cpu().numpy() > 0, int(pixels.tensor.shape[-1])
     if len(mask) != len(sizes) or len(mask) != len(pixels.tensor) or pixels.tensor.ndim != 5:
         return None
-    patches = mask.shape[-1]
+    patches, fits = mask.shape[-1], dict[int, Layouts]()
     for side in (side for side in range(patches, 0, -1) if patches % side == 0):
         layouts = []
         for index, (height, width) in enumerate(integers(sizes)):
@@ -118,8 +135,9 @@ def _thumbnail_last(inputs: LayoutInputs) -> Layouts | None:
             layouts.append(Layout((first, Block(side, side, newline=True, edges=small))))
         found = inputs.per_sample(layouts)
         if found is not None:
-            return found
-    return None
+            fits[side] = found
+    only = _only(list(fits), inputs, tile)
+    return None if only is None else fits[only]
 
 
 def _tiles_per_image(pixels: PixelTensor, images: int) -> list[int] | None:
@@ -157,8 +175,10 @@ class _TiledImage:
             rows, cols = int(rows // ratio), int(cols // ratio)
             if edges is not None:
                 edges = Edges(_fewer(edges.x, cols), _fewer(edges.y, rows))
-        fine = Block(rows, cols, newline=True, edges=edges)
-        return Layout((Block(side, side, edges=base), fine))
+        thumbnail = Block(side, side, edges=base)
+        if not rows:  # so wide that padding is all there is
+            return Layout((thumbnail,))
+        return Layout((thumbnail, Block(rows, cols, newline=True, edges=edges)))
 
 
 def _fewer(edges: NDArray[np.float64], cells: int) -> NDArray[np.float64]:

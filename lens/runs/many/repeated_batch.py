@@ -3,7 +3,7 @@
 A decoder receives its sequence in several arguments, some with an axis of samples, some with one
 row per visual token, and some that every sample shares. One that is left as it was fails to fit or,
 worse, fits by broadcasting. So the first time, what came out is compared with a single pass
-(:mod:`.proven_sharing`).
+(:mod:`.proof_record`).
 
 Shipped by value to remote runs, like :mod:`..reading`: imports nothing but torch.
 """

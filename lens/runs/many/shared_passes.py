@@ -28,7 +28,7 @@ from ...opening.wrapping import envoy_path
 from ..forward import Output, Request, forward_pass
 from .conditions import Condition
 from .kept_outputs import before_decoder, keep_outputs, return_kept, skip_layers
-from .proven_sharing import LAYERS, STACK, TOWERS, Shared, is_same, proven_of
+from .proof_record import LAYERS, STACK, TOWERS, Shared, is_same, proven_of
 from .repeated_batch import repeat_batch
 
 nnsight.register(repeat_batch.__module__)

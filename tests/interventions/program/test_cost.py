@@ -31,6 +31,7 @@ from embedlens import (
 from embedlens.interventions import parse_selector
 from embedlens.interventions.operations.target import Target
 from embedlens.interventions.program.flow import Flow, patterns
+from embedlens.interventions.program.visibility import visible_pairs
 from embedlens.lens.runs.program import Pass
 from families.family import FAMILIES
 from families.zoo import built, visual_lm
@@ -245,6 +246,61 @@ def test_weights_zeroed_behind_the_softmax_are_paid_for(model: VisualLM, padded:
     cost = plan.cost(model, padded)
     assert traced(model, padded, plan) - clean == cost.total["spent"] > 0
     assert of(cost, "spent", 0, "attention") == 0
+
+
+# Images that are read in both directions, whole prompts that are, windows, and plain ones.
+MASKED = ("gemma3", "paligemma", "llava", "qwen2_5_vl")
+
+
+@pytest.mark.parametrize("queries", ["text", "visual", "last"])
+@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.quick("gemma3", "paligemma")
+def test_what_is_computed_again_follows_the_models_own_mask(name: str, queries: str) -> None:
+    plain = eager(name)
+    model = VisualLM(plain, built(name).processor)
+    batch = model.batch(built(name).inputs)
+    plan = Plan(
+        BlockAttention(
+            queries=queries, keys="visual", layers=1, renormalise=False, allow_empty=True
+        )
+    )
+    clean, found = (counted(lambda p=p: model.run(batch, p)) for p in (Plan(), plan))
+    path = f".{model.anatomy.mixer[1]}"
+
+    def flops(of: Mapping[str, int]) -> int:
+        return sum(count for module, count in of.items() if module.endswith(path))
+
+    assert of(plan.cost(model, batch), "spent", 1, "attention") == flops(found) - flops(clean)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
+@pytest.mark.quick("gemma3", "paligemma")
+def test_keys_are_used_where_their_gradient_is_not_zero(name: str) -> None:
+    """Which keys one token of the last layer uses is said by torch."""
+    plain = eager(name)
+    model = VisualLM(plain, built(name).processor)
+    batch = model.batch(built(name).inputs)
+    mixer = plain.get_submodule(model.anatomy.mixer[-1] or "")
+    for position in (0, int(batch.visual.position[0]), batch.length - 1):
+        probe = torch.zeros(1, batch.length, mixer.v_proj.out_features, requires_grad=True)
+        gathered: list[Tensor] = []
+        handles = [
+            mixer.v_proj.register_forward_hook(lambda _, __, out, probe=probe: out + probe),
+            mixer.register_forward_hook(lambda _, __, out, to=gathered: to.append(out[0])),
+        ]
+        try:
+            with torch.enable_grad():
+                plain(**batch.inputs)
+                gathered[0][0, position].sum().backward()
+        finally:
+            for handle in handles:
+                handle.remove()
+            plain.zero_grad()
+        assert probe.grad is not None
+        used = probe.grad[0].abs().amax(-1) > 0
+        visible = visible_pairs(Target(model, batch, Pass("forward")))
+        assert visible is not None
+        assert torch.equal(torch.from_numpy(visible[last][0, position]), used)
 
 
 def test_a_backward_patch_costs_a_second_pass(model: VisualLM, padded: Batch) -> None:

@@ -17,8 +17,8 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausa
 
 import tiny
 from embedlens import InputError, Plan, Unsupported, VisualLM, ZeroFFN
+from embedlens.lens import loading
 from embedlens.lens.layout import Block, Layout
-from embedlens.lens.opening import checkpoint
 from embedlens.lens.runs.undisturbed import undisturbed
 from families.zoo import FAMILIES
 from tolerances import EQUAL
@@ -367,7 +367,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         settings.pop("quantization_config", None)
         return original(source, **settings)
 
-    monkeypatch.setattr(checkpoint.AutoModelForImageTextToText, "from_pretrained", record)
+    monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained", record)
     return seen
 
 

@@ -36,8 +36,8 @@ from embedlens import (
 from embedlens.interventions.program.site import Site
 from embedlens.interventions.program.stacking import stacked
 from embedlens.interventions.program.steps import Write, Zero
-from embedlens.lens.runs.many import proven_sharing
-from embedlens.lens.runs.many.proven_sharing import LAYERS, STACK, TOWERS, proven_of
+from embedlens.lens.runs.many import proof_record
+from embedlens.lens.runs.many.proof_record import LAYERS, STACK, TOWERS, proven_of
 from families.family import noise
 from families.zoo import built
 from tolerances import EQUAL, MOVED_A_LITTLE
@@ -207,9 +207,9 @@ def counted(*modules: Any) -> Iterator[list[int]]:
 @pytest.fixture
 def fresh(twin: Callable[..., Any]) -> Iterator[VisualLM]:
     model = twin().model
-    proven_sharing._PROVEN.pop(model.hf, None)
+    proof_record._PROVEN.pop(model.hf, None)
     yield model
-    proven_sharing._PROVEN.pop(model.hf, None)
+    proof_record._PROVEN.pop(model.hf, None)
 
 
 def ran(model: VisualLM, plans: list[Plan | None], **many: Any) -> list[int]:
@@ -271,12 +271,12 @@ def test_what_does_not_come_out_equal_is_not_shared(
     batch = fresh.encode(tiny.image(0), tiny.PROMPTS["middle"])
     expected = [fresh.run(batch, plan) for plan in SWEEP]
     for broken in (swapped, failing):
-        proven_sharing._PROVEN.pop(fresh.hf, None)
+        proof_record._PROVEN.pop(fresh.hf, None)
         monkeypatch.setattr("embedlens.lens.runs.many.shared_passes.repeat_batch", broken)
         for found, single in zip(fresh.run_many(batch, SWEEP, at_once=4), expected, strict=True):
             assert_equal(found, single)
         (wrong,) = proven_of(fresh.hf).failed.values()
-        assert STACK not in proven_sharing.ATTEMPTS[wrong]
+        assert STACK not in proof_record.ATTEMPTS[wrong]
         ran(fresh, SWEEP, at_once=4)
         assert ran(fresh, SWEEP, at_once=4) == [1, 2, 3, 4, 5]
 
@@ -290,7 +290,7 @@ def test_layers_that_share_more_than_the_stream_all_run() -> None:
         many = model.run_many(batch, plans, at_once=at_once)
         for found, plan in zip(many, plans, strict=True):
             assert_equal(found, model.run(batch, plan))
-    (wrong,) = {proven_sharing.ATTEMPTS[number] for number in proven_of(model.hf).failed.values()}
+    (wrong,) = {proof_record.ATTEMPTS[number] for number in proven_of(model.hf).failed.values()}
     assert LAYERS not in wrong
     assert TOWERS in wrong
 
@@ -302,7 +302,7 @@ def test_a_decoder_that_takes_the_image_itself_runs_the_plans_one_by_one(name: s
     for found, plan in zip(model.run_many(batch, plans, at_once=2), plans, strict=True):
         assert_equal(found, model.run(batch, plan))
     (wrong,) = proven_of(model.hf).failed.values()
-    assert STACK not in proven_sharing.ATTEMPTS[wrong]
+    assert STACK not in proof_record.ATTEMPTS[wrong]
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma3"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from safetensors.torch import save_file
 
 from builders.copies import batch_of, pair
 from builders.prompts import tiny_batch
-from embedlens import InputError, Plan, Run, ZeroFFN
+from embedlens import InputError, Markers, Plan, Run, ZeroFFN
 from embedlens.interventions import parse_selector as parse
 
 SITES = ("residual", "attention", "ffn")
@@ -160,3 +162,42 @@ def test_what_is_no_saved_run_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "damaged").write_bytes(damaged)
     with pytest.raises(InputError, match="cannot be read as a saved run"):
         Run.load(tmp_path / "damaged")
+
+
+def test_what_something_else_wrote_is_never_replaced(run: Run, tmp_path: Path) -> None:
+    markers = Markers.from_ids({"dead": [3]})
+    weights = tmp_path / "weights"
+    save_file({"a": torch.zeros(2)}, weights)
+    markers.save(tmp_path / "markers")
+    for path in (weights, tmp_path / "markers"):
+        before = path.read_bytes()
+        with pytest.raises(InputError, match="is not overwritten"):
+            run.save(path, overwrite=True)
+        assert path.read_bytes() == before
+    with pytest.raises(InputError, match="overwrite=True"):
+        markers.save(tmp_path / "markers")
+    markers.save(tmp_path / "markers", overwrite=True)
+    again = Markers.load(tmp_path / "markers")
+    assert again.frame.equals(markers.frame)
+    assert (again.frame.dtypes == markers.frame.dtypes).all()
+
+
+def test_a_changed_record_or_state_is_refused(run: Run, tmp_path: Path) -> None:
+    run.save(tmp_path / "run")
+    whole = (tmp_path / "run").read_bytes()
+    renamed = whole.replace(b"LlavaFor", b"LlamaFor", 1)
+    flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+    assert whole not in (renamed, flipped)
+    for data in (renamed, flipped):
+        (tmp_path / "run").write_bytes(data)
+        with pytest.raises(InputError, match="changed since"):
+            Run.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("travel", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_run_and_its_batch_travel(run: Run, travel: Any) -> None:
+    again = travel(run)
+    assert torch.equal(again.residual[1], run.residual[1])
+    assert run.batch is not None
+    one, other = run.batch.subset([0]).inputs, again.batch.subset([0]).inputs
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

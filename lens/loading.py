@@ -24,10 +24,10 @@ from transformers import (
     AutoProcessor,
 )
 
-from ..errors import InputError, Unsupported
-from .invented_weights import with_invented_weights
+from .errors import InputError, Unsupported
+from .opening.invented_weights import with_invented_weights
 
-SHIPPED = Path(__file__).parent.parent / "shipped"
+SHIPPED = Path(__file__).parent / "shipped"
 
 T = TypeVar("T")
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from embedlens import Unsupported
+from embedlens.lens.anatomy.attention_and_ffn import LayerAddends, find_addends
 from embedlens.lens.anatomy.parts import Parts
 from embedlens.lens.anatomy.recorded_forward import record
-from embedlens.lens.anatomy.residual_addends import LayerAddends, find_addends
 from tolerances import EQUAL, LARGE
 
 WIDTH, LENGTH = 16, 6
