@@ -103,7 +103,7 @@ def _nothing(_: Result) -> str:
 
 
 def _no_table(_: Result) -> None:
-    return None
+    """No table."""
 
 
 def _no_claims(_: Result) -> list[Claim]:

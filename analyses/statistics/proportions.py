@@ -101,8 +101,8 @@ def _opposed(won: ImageSums, lost: ImageSums) -> Float[np.ndarray, " column"]:
     odds = won.mean * lost.mean
     alone = np.sqrt(ratio(odds, (1 - won.mean) * (1 - lost.mean)))
     product = (won.residuals**2).sum(0) * (lost.residuals**2).sum(0)
-    together = -ratio((won.residuals * lost.residuals).sum(0), np.sqrt(product))
-    known: NDArray[np.float64] = np.fmax(np.nan_to_num(alone), np.nan_to_num(together))
+    jointly = -ratio((won.residuals * lost.residuals).sum(0), np.sqrt(product))
+    known: NDArray[np.float64] = np.fmax(np.nan_to_num(alone), np.nan_to_num(jointly))
     return np.clip(known, 0.0, 1.0)
 
 

@@ -24,7 +24,6 @@ from .labels import Label, place_labels
 
 _MOST_PANELS = 6
 _FINEST_GRID_WITH_A_WORD_PER_PATCH = 12
-_SMALL = 5.5  # points: three words in a patch
 _HIT: dict[str, Any] = {
     "marker": "o",
     "markersize": 3.2,
@@ -42,9 +41,9 @@ Picture = tuple[int, int]
 
 @dataclass(frozen=True)
 class _Cell:
-    """One visual token's place in its picture, its class ("" if unknown) and its words.
+    """One visual token's place in its picture, its class ("" if unknown) and its first word.
 
-    Its first word, the first three below each other, and whether one of all is right.
+    ``hit``: whether one of its words is right.
     """
 
     picture: Picture
@@ -55,7 +54,6 @@ class _Cell:
     bottom: float
     name: str
     word: str
-    words: str
     hit: bool
 
     @property
@@ -120,10 +118,8 @@ def _cells(result: Result) -> Iterator[_Cell]:
     names = frame["class"].astype(object).where(frame["class"].notna(), "")
     pictures = zip(frame["sample"].tolist(), frame["image"].tolist(), strict=True)
     places = [frame[name].tolist() for name in ("tile", "left", "top", "right", "bottom")]
-    first = [name for name in ("word_1", "word_2", "word_3") if name in frame.columns]
-    words = ["\n".join(map(printable, row)) for row in frame[first].to_numpy(dtype=str)]
     hits = frame["hit"].fillna(False).astype(bool) if "hit" in frame else [False] * len(frame)
-    told = (names, frame["word_1"], words, hits)
+    told = (names, frame["word_1"], hits)
     for fields in zip(pictures, *places, *told, strict=True):
         if "{}/{}".format(*fields[0]) in result.meta["image_sizes"]:
             yield _Cell(*fields)
@@ -215,10 +211,7 @@ def _labels(cells: list[_Cell]) -> Iterator[Label]:
         # Words of neighbours go up and down in turn, so that each has two patches' width.
         step = tall * (0.2 if sum(places[cell]) % 2 else -0.2)
         offsets = (0.0, tall, -tall) if fine else (step, -step, 0.0, 1.7 * step, -1.7 * step)
-        if not fine and "\n" in cell.words:
-            yield Label(cell.words, [(x, y)], size=_SMALL)
-        else:
-            yield Label(printable(cell.word), [(x, y + offset) for offset in offsets])
+        yield Label(printable(cell.word), [(x, y + offset) for offset in offsets])
 
 
 def _raster(cells: Sequence[_Cell]) -> dict[_Cell, tuple[int, int]]:

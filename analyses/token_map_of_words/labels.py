@@ -13,14 +13,13 @@ _MARGIN = 1.5  # pixels between two words
 
 @dataclass(frozen=True)
 class Label:
-    """A word, its size in points, and where it would like to be; the most wanted place first."""
+    """A word and where it would like to be, in data coordinates; the most wanted first."""
 
     text: str
     places: Sequence[tuple[float, float]]
-    size: float = 8
 
 
-def place_labels(axes: Axes, labels: Iterable[Label]) -> int:
+def place_labels(axes: Axes, labels: Iterable[Label], *, size: float = 8) -> int:
     """Write each word at the first of its places where it fits inside and covers no other.
 
     Words that fit nowhere are left out.
@@ -28,6 +27,7 @@ def place_labels(axes: Axes, labels: Iterable[Label]) -> int:
     Args:
         axes: Laid out already: positions are measured as they are now.
         labels: In order of importance.
+        size: Font size in points.
 
     Returns:
         How many words were left out.
@@ -44,7 +44,7 @@ def place_labels(axes: Axes, labels: Iterable[Label]) -> int:
             0,
             0,
             label.text,
-            size=label.size,
+            size=size,
             ha="center",
             va="center",
             path_effects=[withStroke(linewidth=2.2, foreground="white")],

@@ -53,6 +53,22 @@ def _without_words(frame: pd.DataFrame) -> list[str]:
     return [f"In {of} no token is alive, so that no words are drawn there."]
 
 
+def _table(result: Result) -> pd.DataFrame | None:
+    """The first three words of every alive token of the first image that has one."""
+    alive = result.frame[result.frame["class"] == "alive"]
+    if alive.empty:
+        return None
+    (_, first), *_ = alive.groupby(["sample", "image"])
+    words = [name for name in ("word_1", "word_2", "word_3") if name in first.columns]
+    table = {"Image": first["sample"] + 1, "Row": first["row"], "Column": first["col"]}
+    table["Words, nearest first"] = first[words].agg(", ".join, axis=1)
+    if "hit" in first and first["hit"].notna().any():
+        table["Right"] = (
+            first["hit"].map({True: "yes", False: "no"}).astype(object).fillna("unknown")
+        )
+    return pd.DataFrame(table)
+
+
 def _frequent(result: Result, name: str | None) -> str:
     frame = result.frame if name is None else result.frame[result.frame["class"] == name]
     counts = frame["word_1"].value_counts(sort=False).sort_values(ascending=False, kind="stable")
@@ -77,8 +93,9 @@ TOKEN_MAP = Analysis(
     "row of the input embedding matrix (EmbedLens); the nearest row is its first "
     "word.",
     caption="Every cell is one visual token, tinted by its class. Alive tokens carry their nearest "
-    "words, on coarse grids the first three, on fine ones the first; a dot marks those with a word "
-    "for what the patch shows, where that is known.",
+    "word; a dot marks those with a word for what the patch shows among all words that were read, "
+    "where that is known. The table has three words of the alive tokens of the first image.",
+    table=_table,
     findings=_findings,
     headline=False,
 )
