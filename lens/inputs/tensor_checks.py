@@ -79,5 +79,5 @@ def check_pictures(inputs: Mapping[str, Tensor], images: Tensor, videos: Tensor)
 
 def names_of_inputs(accepts: Collection[str]) -> Sequence[str]:
     """The names of inputs among a forward's arguments."""
-    telling = re.compile(r"ids$|mask$|pixel|image|patch|video|shapes|num_")
-    return [n for n in accepts if telling.search(n) and "embeds" not in n]
+    inputs = re.compile(r"ids$|mask$|pixel|image|patch|video|shapes|num_")
+    return [n for n in accepts if inputs.search(n) and "embeds" not in n]
