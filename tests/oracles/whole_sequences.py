@@ -74,7 +74,7 @@ def mean(at: Prompts, sources: Tensor) -> Callable[[Tensor], Tensor]:
     return made
 
 
-def noise(at: Prompts, seed: int) -> Callable[[Tensor], Tensor]:
+def noise(at: Prompts, seed: int, contents: Sequence[int]) -> Callable[[Tensor], Tensor]:
     def made(states: Tensor) -> Tensor:
         samples, length = at.chosen.shape
         where, changed = at.over(states), states.clone()
@@ -84,7 +84,7 @@ def noise(at: Prompts, seed: int) -> Callable[[Tensor], Tensor]:
             later = range(length, states.shape[1]) if at.written else ()
             spans += [(column - length + 1, torch.tensor([column])) for column in later]
             for step, columns in spans:
-                generator = torch.Generator().manual_seed(seed_of(seed, sample, step))
+                generator = torch.Generator().manual_seed(seed_of(seed, contents[sample], step))
                 drawn = torch.randn((len(columns), states.shape[-1]), generator=generator)
                 norms = states[row, columns].norm(dim=-1, keepdim=True)
                 changed[row, columns] = drawn / drawn.norm(dim=-1, keepdim=True) * norms
