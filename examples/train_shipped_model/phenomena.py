@@ -9,7 +9,7 @@ chosen by these numbers.
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -213,7 +213,7 @@ def contents(measurement: Measurement) -> dict[str, Any]:
     return {
         "scenes": {"first": scope.first, "looked_at": scope.looked_at, "asked": scope.asked},
         "questions": len(measurement.examples()),
-        "claims": [vars(claim) for claim in all_claims(results)],
+        "claims": [asdict(claim) for claim in all_claims(results)],
         "lens_hits": _rows(hits[hits["layer"] <= 1], ("lens", "layer", "k", "truth", "value")),
         "classes": _rows(
             select(frames["sparsity"], measure="share"), ("class", "value", "low", "high")

@@ -48,6 +48,7 @@ class Batch:
         classes: Sink / dead / alive labels of the visual tokens, once known.
         remake: Makes the tensors of some samples anew; None when made from tensors.
         anatomy: Where things are in the model that this batch was made for.
+        recorded: `contents` as a file recorded them; empty when they are found from the inputs.
     """
 
     inputs: Mapping[str, Tensor]
@@ -59,6 +60,7 @@ class Batch:
     videos_per_row: tuple[int, ...] = ()
     remake: Remake | None = field(default=None, repr=False)
     anatomy: Anatomy | None = field(default=None, repr=False)
+    recorded: tuple[int, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", frozen(self.inputs))
@@ -79,6 +81,8 @@ class Batch:
         padded. Where it cannot be told which pictures of a batch of tensors are a sample's, its
         tokens alone count.
         """
+        if self.recorded:
+            return self.recorded
         ids, mask = self.inputs["input_ids"], self.inputs["attention_mask"]
         return tuple(
             sample_content(ids[i], mask[i], self.images[i], self._only_tensors(i))
@@ -144,6 +148,7 @@ class Batch:
             tuple(self.videos_per_row[i] for i in wanted) if self.videos_per_row else (),
             None if made is None else made.of(wanted),
             self.anatomy,
+            tuple(self.recorded[i] for i in wanted) if self.recorded else (),
         )
 
     def _pictures(self, wanted: list[int], names: list[str]) -> dict[str, Tensor]:

@@ -60,6 +60,8 @@ def write_run(
         "prompts": list(batch.prompts),
         "images_per_row": list(batch.images_per_row),
         "videos_per_row": list(batch.videos_per_row),
+        # As text: 128 bits are no number to other readers of JSON.
+        "contents": [f"{number:032x}" for number in batch.contents],
         "packages": {name: _version(name) for name in _PACKAGES},
     }
     write_tensor_file(path, _FORMAT, record, tensors, overwrite=overwrite)
@@ -127,6 +129,7 @@ def _batch(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Batch:
         tuple(record["images_per_row"]),
         _classes(tensors),
         tuple(record["videos_per_row"]),
+        recorded=tuple(int(number, 16) for number in record.get("contents", ())),
     )
 
 
