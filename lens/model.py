@@ -200,8 +200,9 @@ class VisualLM:
 
     @property
     def embeddings(self) -> Float[Tensor, "vocab d"]:
-        """The input embedding matrix."""
-        return need_weights(self.hf, "embeddings").get_input_embeddings().weight  # type: ignore[no-any-return]
+        """The input embedding matrix, adapters on it included; without what scales its rows."""
+        need_weights(self.hf, "embeddings")
+        return self._loaded.embedding_matrix()
 
     def encode(
         self,

@@ -15,6 +15,8 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from functools import partial
+from types import MethodType
 from typing import Any, NoReturn
 
 from nnsight import TransformersModel
@@ -23,6 +25,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..loading import load_processor
+from .present_state import is_entry
 
 NO_PROCESSOR = (
     "this model came without a processor, so there is nothing to turn images and prompts into "
@@ -64,6 +67,22 @@ def wrap(model: nn.Module, processor: Any) -> Any:
             tokenizer=None if processor is None else processor.tokenizer,
             **where,
         )
+
+
+def release(model: nn.Module) -> None:
+    """Take nnsight's entries off a model again, so that it can be wrapped as it is now."""
+    for module in model.modules():
+        held = vars(module)
+        state = held.pop("__nnsight__", None)
+        if state is None:
+            continue
+        usual = state.original is type(module).forward
+        own = None if usual else partial(state.original, module)
+        for slot in ("forward", "_old_forward"):
+            if slot in held and is_entry(held[slot]):
+                held[slot] = own or MethodType(type(module).forward, module)
+        if usual and isinstance(held.get("forward"), MethodType):
+            del held["forward"]
 
 
 def envoy_path(path: str) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import InputError
-from .top_k import WORDS_AT_ONCE, TopK, products
+from .top_k import TopK, products
 
 # Ranks below every cosine and above a row that is not listed (minus infinity).
 LAST = torch.finfo(torch.float32).min
@@ -35,13 +35,8 @@ class NearestRows:
         listed: Bool[Tensor, " row"] | None = None,
     ) -> None:
         self._block, self._count = block, count
-        spans = (slice(i, min(i + WORDS_AT_ONCE, count)) for i in range(0, count, WORDS_AT_ONCE))
-        norms = torch.cat([block(span).float().norm(dim=1) for span in spans])
-        self._inverse_norms = torch.where(norms > 0, 1 / norms, 0.0)
-        self._last = torch.nonzero(norms == 0)[:, 0]
         unlisted = torch.zeros(count, dtype=torch.bool) if listed is None else ~listed
-        self._unlisted = torch.nonzero(unlisted.to(norms.device))[:, 0]
-        self.device = norms.device
+        self._unlisted = torch.nonzero(unlisted)[:, 0]
 
     def top_k(
         self, states: Float[Tensor, "state d"], k: int
@@ -52,9 +47,11 @@ class NearestRows:
         """
         unit = torch.nn.functional.normalize(states.float(), dim=1, eps=1e-30)
         found = TopK(len(states), k, states.device)
-        for rows, scores in products(unit, self._block, self._count):
-            scores.mul_(self._inverse_norms[rows].to(scores.device))
-            set_columns(scores, rows, self._last, LAST)
+        for rows, scores, part in products(unit, self._block, self._count):
+            # Of the rows that were multiplied just now: norms kept from before would be of others.
+            norms = part.norm(dim=1)
+            scores.mul_(torch.where(norms > 0, 1 / norms, 0.0))
+            set_columns(scores, rows, torch.nonzero(norms == 0)[:, 0] + rows.start, LAST)
             set_columns(scores, rows, self._unlisted, -torch.inf)
             found.update(scores, rows.start)
         return found.ids, found.scores.masked_fill_(found.scores == LAST, -torch.inf)

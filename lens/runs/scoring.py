@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from einops import repeat
@@ -23,12 +22,10 @@ from ..opening.wrapping import need_processor
 from .forward import Output, Request, forward_pass, run
 from .generation import end_tokens
 from .program import Intervention, Pass, in_force
+from .proof_record import proven_of
 from .run import Scores
 
 Answers = Sequence[str | Sequence[int]]
-
-# Models whose prompts were seen to see no answer.
-_CHECKED: WeakSet[Any] = WeakSet()
 
 
 @torch.no_grad()
@@ -190,11 +187,13 @@ def as_scores(
     Raises:
         Unsupported: The prompt's tokens see the answer.
     """
-    if "bidirectional_image" in model.anatomy.capabilities and model not in _CHECKED:
+    looks_ahead = "bidirectional_image" in model.anatomy.capabilities
+    proven, kind = proven_of(model.hf), ("answers unseen", model.attn_implementation, len(batch))
+    if looks_ahead and kind not in proven.right:
         alone = run(model, batch, plan, remote=remote).logits
         assert alone is not None
         _check_unseen(alone, output.logits, answered.length)
-        _CHECKED.add(model)
+        proven.right[kind] = True
     return answered.scores(output.logits, end_tokens(model))
 
 
