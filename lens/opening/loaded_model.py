@@ -166,7 +166,7 @@ class LoadedModel:
         if self._on_server:
             types = {n: self.dtype for n, tensor in inputs.items() if tensor.is_floating_point()}
             return {n: tensor.to("cpu", types.get(n)) for n, tensor in inputs.items()}
-        return placed(self.hf, inputs, self.dtype)
+        return placed(self.hf, inputs)
 
     def place_batch(self, batch: Batch) -> Batch:
         """The batch with its inputs in place, for this model."""

@@ -38,18 +38,15 @@ def dtype_of(model: Any, module: nn.Module) -> torch.dtype:
     return found
 
 
-def placed(model: Any, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Inputs where the model takes them, and in its types where they are real numbers.
+def placed(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs where the model takes them now, and in its types where they are real numbers.
 
-    Args:
-        model: The transformers model.
-        inputs: Its inputs.
-        dtype: Type of the language model; pictures go to their tower in the tower's.
+    Real numbers are pictures, which go to their tower in the tower's type.
     """
-    device = device_of(model.get_input_embeddings())
+    embedding = model.get_input_embeddings()
+    device = device_of(embedding)
     real = [name for name, tensor in inputs.items() if tensor.is_floating_point()]
-    picture = _tower_dtype(model, dtype) if real else dtype
-    types = dict.fromkeys(real, picture)
+    types = dict.fromkeys(real, _tower_dtype(model, dtype_of(model, embedding)) if real else None)
     return {name: tensor.to(device, types.get(name)) for name, tensor in inputs.items()}
 
 

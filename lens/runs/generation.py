@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import EmbedlensError, InputError
 from ..inputs.batch import Batch
+from ..opening.placement import placed
 from ..opening.wrapping import need_processor
 from .generation_modes import Mode, mode_of
 from .program import Intervention, Pass, in_force
@@ -129,7 +130,8 @@ def _new_ids(
     """Ids that a model writes after the prompts."""
     remote = destination(model.hf, remote)
     sent = goes_to_server(host, remote)
-    arguments = {**batch.inputs, **mode.arguments, **({"remote": remote} if remote else {})}
+    inputs = batch.inputs if sent else placed(model.hf, batch.inputs)
+    arguments = {**inputs, **mode.arguments, **({"remote": remote} if remote else {})}
     with warnings.catch_warnings(), undisturbed(model.hf):
         # How an operation on every decoding step ends: it waits for one more step.
         warnings.filterwarnings("ignore", "'.*' was never reached: the loop asked for a step")

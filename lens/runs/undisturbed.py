@@ -7,9 +7,12 @@ length they have met, and dropout is alive in a model that somebody is training.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import REFUSED, InputError
@@ -30,7 +33,18 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     buffers. Attributes whose names begin with an underscore are bookkeeping that goes with hooks
     and parameters, and stay.
     """
-    modules = list(model.modules())
+    with _eagerly(), _put_back(list(model.modules())):
+        yield
+
+
+def _eagerly() -> AbstractContextManager[Any]:
+    """What was compiled runs as it was written: compiled code has no places to look into."""
+    compiled = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+@contextmanager
+def _put_back(modules: list[nn.Module]) -> Iterator[None]:
     before = [
         (
             module,

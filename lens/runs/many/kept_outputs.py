@@ -21,7 +21,9 @@ from .repeated_batch import repeat_output
 # How far into what a layer is given is looked: a cache has layers, which have tensors.
 DEEPEST = 6
 # What every module has, but for its buffers: hooks come and go with a pass.
-_NOT_STATE = (vars(nn.Module()).keys() - {"_buffers"}) | {"config", "forward", "__nnsight__"}
+_NOT_STATE = (vars(nn.Module()).keys() - {"_buffers"}) | {
+    *("config", "forward", "__nnsight__", "_hf_hook", "_old_forward")
+}
 
 
 def before_decoder(model: nn.Module, decoder: str, apart: Iterable[str]) -> list[str]:
@@ -111,7 +113,7 @@ def _marks(value: Any, depth: int = 0) -> Any:
     """What changes when somebody writes into a value, however nested."""
     if isinstance(value, torch.Tensor):
         return id(value), 0 if value.is_inference() else value._version
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return [(str(name), _marks(part, depth + 1)) for name, part in value.items()]
     if isinstance(value, list | tuple):
         return [_marks(part, depth + 1) for part in value]
