@@ -56,7 +56,7 @@ def structure_of(module: nn.Module) -> tuple[Hashable, ...]:
     number = _numbers.get(module)
     if number is None:
         number = _numbers[module] = next(_next)
-    runs = "nnsight" if is_entry(forward) else id(forward) if forward is not None else None
+    runs: Hashable = "nnsight" if is_entry(forward) else None if forward is None else id(forward)
     return number, type(module), runs
 
 

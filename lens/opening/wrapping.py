@@ -59,12 +59,12 @@ class Offloaded(TransformersModel):  # type: ignore[misc]
         """Where inputs go."""
         return device_of(self._module.get_input_embeddings())
 
-    def _remoteable_class(self) -> type:
+    def _remoteable_class(self) -> Any:
         """A server knows this model by the class of nnsight."""
         return TransformersModel
 
 
-def wrap(model: nn.Module, processor: Any) -> Any:
+def wrap(model: Any, processor: Any) -> Any:
     """The nnsight model around a transformers model, which stays where it is.
 
     Args:

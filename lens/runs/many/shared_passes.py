@@ -111,7 +111,8 @@ class SharedPasses:
         nothing = group[0].shares_nothing or not self._may_share(group[0])
         if nothing or not (towers or depth or len(group) > 1):
             return [self._single_pass(condition) for condition in group]
-        stacked, singles, tried = len(group) > 1, {}, set()
+        stacked, tried = len(group) > 1, set[Hashable]()
+        singles: dict[int, tuple[set[Hashable], Output]] = {}
         # The first copy of a batch is where a single pass has it: the last is the harder one.
         for place, condition in reversed(list(enumerate(group))):
             keys = set(self._keys(condition, stacked)) - self.proven.right.keys() - tried

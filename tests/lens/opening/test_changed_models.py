@@ -147,7 +147,7 @@ def test_lenses_made_before_read_with_what_is_in_force(
     ]
     assert any(moved) or change is other_type
     found, wanted = nearest.read(states, 5), cosines(model.hf, states).topk(5)
-    torch.testing.assert_close(found.scores, wanted.values, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.scores, wanted.values, atol=EQUAL, rtol=0)
     assert torch.equal(found.ids, wanted.indices)
     found, wanted = predicted.read(states, 5), logprobs(model.hf, states).topk(5)
     torch.testing.assert_close(found.scores, wanted.values, atol=1e-4, rtol=1e-4)
