@@ -50,7 +50,7 @@ def state_of(model: nn.Module) -> Hashable:
     return (*made, *settings.values())
 
 
-def structure_of(module: nn.Module) -> tuple[Hashable, ...]:
+def structure_of(module: nn.Module) -> tuple[Any, ...]:
     """Which object a module is, of which class, and whose forward it runs."""
     forward = vars(module).get("forward")
     number = _numbers.get(module)
