@@ -29,7 +29,7 @@ from ..runs.remote import WEIGHTS_ON_SERVER
 from ..runs.tracing import without_cache
 from ..runs.undisturbed import undisturbed
 from .invented_weights import same_facts
-from .placement import device_of, dtype_of, placed, refuse_without_values
+from .placement import brought_weight, device_of, dtype_of, placed, refuse_without_values
 from .present_state import structures_of
 from .wrapping import release, wrap
 
@@ -158,6 +158,8 @@ class LoadedModel:
             return held
         ids = torch.arange(len(held), device=device_of(module))
         with undisturbed(module):
+            if own and hasattr(module, "_hf_hook") and held.is_meta:
+                return brought_weight(module, ids[:1])
             rows: Tensor = module(ids)
         return rows / self.anatomy.embedding_scale
 

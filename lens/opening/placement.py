@@ -7,7 +7,8 @@ another type than the language model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ def placed(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     embedding = model.get_input_embeddings()
     device = device_of(embedding)
+    if device.type == "meta":
+        refuse_without_values(model)
     real = [name for name, tensor in inputs.items() if tensor.is_floating_point()]
     types = dict.fromkeys(real, _tower_dtype(model, dtype_of(model, embedding)) if real else None)
     return {name: tensor.to(device, types.get(name)) for name, tensor in inputs.items()}
@@ -73,6 +76,32 @@ def refuse_without_values(model: nn.Module) -> None:
 def is_offloaded(model: nn.Module) -> bool:
     """Whether some weights are brought from elsewhere when they are needed."""
     return any(_offloads(getattr(module, "_hf_hook", None)) for module in model.modules())
+
+
+@contextmanager
+def when_brought(module: nn.Module, do: Callable[[nn.Module], object]) -> Iterator[None]:
+    """Do something to a module in every call, as soon as accelerate has brought its weights."""
+    hook: Any = module._hf_hook
+    usual = hook.pre_forward
+
+    def bring(called: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        given = usual(called, *args, **kwargs)
+        do(called)
+        return given
+
+    hook.pre_forward = bring
+    try:
+        yield
+    finally:
+        del hook.pre_forward
+
+
+def brought_weight(module: Any, given: Tensor) -> Tensor:
+    """The weight of a module whose weights are elsewhere, by calling it on something."""
+    seen: list[Tensor] = []
+    with when_brought(module, lambda called: seen.append(called.get_parameter("weight").detach())):
+        module(given)
+    return seen[0]
 
 
 def _empty(tensor: Tensor | None) -> bool:

@@ -33,6 +33,8 @@ _OUTSIDE = {
     "XLORA": "runs the model a first time to weigh its adapters",
     "POLY": "wants to be told the task with every call",
 }
+# Whose forward is the model's own (AdaLoRA's adds to the loss).
+_PLAIN_TUNERS = ("BaseTuner", "AdaLoraModel")
 
 
 def unwrapped(model: Any) -> tuple[Any, Envoy | None]:
@@ -85,6 +87,8 @@ def _refuse_outside(model: Any) -> None:
             reason = "begins at an invocation sequence that its wrapper looks for"
         elif kind in _OUTSIDE:
             reason = _OUTSIDE[kind]
+        elif type(model.base_model).forward.__qualname__.partition(".")[0] not in _PLAIN_TUNERS:
+            reason = "has a forward of its own around the model's"
         else:
             continue
         raise Unsupported(
