@@ -29,11 +29,7 @@ class NearestWords:
     vocabulary: int
 
     def mask(self, word: int) -> NDArray[np.bool_]:
-        """Tokens that have one id among their nearest, ``[token]``.
-
-        Raises:
-            InputError: An id outside the vocabulary.
-        """
+        """Tokens that have one id among their nearest, ``[token]``."""
         if not 0 <= word < self.vocabulary:
             raise InputError(f"id {word} lies outside the vocabulary of {self.vocabulary} entries")
         found: NDArray[np.bool_] = (self.ids == word).any(1)

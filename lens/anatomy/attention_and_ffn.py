@@ -70,18 +70,10 @@ def find_addends(
     attention: str | None = None,
     ffn: str | None = None,
 ) -> LayerAddends:
-    """Decompose one layer's update.
+    """Decompose one layer's update; Unsupported where no set of submodules adds up.
 
-    Args:
-        path: Name of the layer, for messages.
-        layer: The layer.
-        made: What one forward recorded of it.
-        dtype: Type of the weights, which sets how exact the sum must be.
-        attention: The user's word for the submodule that is the attention addend.
-        ffn: Likewise for the FFN addend.
-
-    Raises:
-        Unsupported: No set of submodules adds up.
+    The weights' type sets how exact the sum must be; ``attention`` and ``ffn`` are the user's words
+    for the submodules that are the addends.
     """
     if made.entering is None or made.leaving is None:
         raise Unsupported(f"{path}: the layer does not map a stream [sample, token, d] to another")

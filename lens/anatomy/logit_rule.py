@@ -46,12 +46,9 @@ def unmasked(logits: Tensor) -> Tensor:
 
 
 def fit_logit_rule(raw: Tensor, logits: Tensor, configs: Iterable[Any]) -> LogitRule:
-    """Find the rule that turns one row of ``head(norm(h))`` into the model's logits.
+    """Find the rule that turns one row ``[vocab]`` of ``head(norm(h))`` into the model's logits.
 
-    Args:
-        raw: ``[vocab]``.
-        logits: What the model returned, ``[vocab]``; may be shorter.
-        configs: Configurations that may name a soft cap.
+    The logits may be fewer. ``configs`` may name a soft cap.
     """
     open_ = unmasked(logits).cpu()
     # Head rows beyond the logits are never said either.

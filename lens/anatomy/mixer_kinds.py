@@ -24,11 +24,7 @@ def mixer_kinds_of(
 ) -> tuple[str, ...]:
     """The kind of every layer: its configured type, corrected by what it did.
 
-    Args:
-        config: The model's configuration.
-        parts: The model's parts.
-        addends: What each layer adds; empty where that could not be told.
-        recording: One forward.
+    ``addends`` are empty where what a layer adds could not be told.
     """
     configured = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
     kinds = []

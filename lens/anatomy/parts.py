@@ -60,12 +60,7 @@ def locate_parts(
     norm: str | None = None,
     head: str | None = None,
 ) -> Parts:
-    """Find the parts of a model; names given by the user win over what is found.
-
-    Raises:
-        Unsupported: An encoder-decoder, a model with cross-attention to the image, or a part that
-            is not there.
-    """
+    """Find the parts of a model; names given by the user win over what is found."""
     _refuse_other_architectures(model)
     owner, layers = _decoder(model, decoder)
     final = model.get_submodule(norm) if norm else _first_child(owner, FINAL_NORMS)
@@ -87,11 +82,7 @@ def locate_parts(
 
 
 def _refuse_other_architectures(model: nn.Module) -> None:
-    """Refuse models whose visual tokens do not stand in the decoder's own sequence.
-
-    Raises:
-        Unsupported: An encoder-decoder or a model with cross-attention.
-    """
+    """Refuse models whose visual tokens do not stand in the decoder's own sequence."""
     name, config = type(model).__name__, _config(model)
     if any(getattr(part, "is_encoder_decoder", False) for part in (config, _text_config(config))):
         raise Unsupported(

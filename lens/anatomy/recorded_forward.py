@@ -166,16 +166,10 @@ def project(rows: Shaped[Tensor, "*_ d"]) -> Float64[Tensor, "row 2"]:
 def record(
     model: nn.Module, parts: Parts, inputs: Mapping[str, Tensor], visual: Bool[Tensor, " token"]
 ) -> Recording:
-    """Run the model once on one prompt.
+    """Run the model once on one prompt; hooks and training flags are put back afterwards.
 
-    Args:
-        model: The model; hooks and training flags are put back afterwards.
-        parts: Its parts.
-        inputs: Tensors for the forward; one sample.
-        visual: Which positions are visual: rows are sampled from both kinds.
-
-    Raises:
-        Unsupported: A layer does not run exactly once.
+    Rows are sampled from both kinds of positions, visual and not. Unsupported where a layer does
+    not run exactly once.
     """
     kept = KeptRows(_sample_rows(visual), len(visual))
     recording = Recording([LayerRecord(kept) for _ in parts.layers])

@@ -51,22 +51,14 @@ def traits_of(found: Findings) -> tuple[Trait, ...]:
 def traits_counting_rows(names: Collection[str], *, between_layers: bool) -> list[str]:
     """Those of a model's traits with which a shorter sequence changes what its tokens see.
 
-    Args:
-        names: Names of traits, as :attr:`Anatomy.capabilities` holds them.
-        between_layers: Whether tokens are dropped between two layers, or before the first one.
+    ``between_layers``: tokens are dropped between two layers, not before the first one.
     """
     where = {"everywhere"} if between_layers else {"before", "everywhere"}
     return sorted(t.name for t in TRAITS if t.name in names and t.counts_rows in where)
 
 
 def refusals_of(found: Findings, traits: Sequence[Trait], layers: Sequence[str]) -> dict[str, str]:
-    """Everything that a verified model cannot do, each with the reason.
-
-    Args:
-        found: The verified model.
-        traits: Its traits.
-        layers: Paths of its layers.
-    """
+    """Everything that a verified model cannot do, each with the reason."""
     refused = {what: why for trait in traits for what, why in trait.forbids(found).items()}
     for index, kind in enumerate(found.mixer_kinds):
         if kind not in MASKED:

@@ -67,17 +67,10 @@ def find_entry(
 ) -> VisualEntry:
     """Verify the positions and trace the rows to the vision tower's features.
 
-    Args:
-        model: The model.
-        parts: Its parts.
-        recording: One forward with an image.
-        inputs: What went into it.
-        token_ids: Ids the configuration or the user names; may be empty.
-        depends: Positions whose entering row changes with the image's pixels,
-            for models whose rows cannot be compared with word embeddings; else None.
-
-    Raises:
-        Unsupported: Positions that differ from the claim, or rows that are no features.
+    ``token_ids`` are those that the configuration or the user names, perhaps none; ``depends`` the
+    positions whose entering row changes with the image's pixels, for models whose rows cannot be
+    compared with word embeddings. Unsupported where positions differ from the claim, or rows are no
+    features.
     """
     name = type(model).__name__
     ids = inputs["input_ids"][0].cpu()

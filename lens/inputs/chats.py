@@ -49,11 +49,7 @@ class Chat:
 
 
 def split_prompts(prompts: Prompts) -> list[str | Chat]:
-    """The prompts one by one.
-
-    Raises:
-        InputError: Something among them is neither text nor a conversation, or there is none.
-    """
+    """The prompts one by one."""
     if isinstance(prompts, str):
         return [prompts]
     given = _listed(prompts)

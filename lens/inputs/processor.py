@@ -33,11 +33,8 @@ _PROBE_SIZE = (96, 64)
 class ProcessorAdapter:
     """Calls one processor, whatever form it wants its inputs in.
 
-    Args:
-        processor: The processor.
-        accepts: Names of the inputs that the model's forward takes; None keeps all tensors.
-
     Attributes:
+        accepts: Names of the inputs that the model's forward takes; None keeps all tensors.
         takes_places: Whether placeholders in the text say where images belong, once known.
     """
 
@@ -53,14 +50,9 @@ class ProcessorAdapter:
     ) -> dict[str, Tensor]:
         """What the model takes for finished prompts and their pictures.
 
-        Args:
-            texts: One prompt per sample, placeholders written.
-            images: The images of each.
-            videos: The videos of each, ``[frame, height, width, 3]``.
-
-        Raises:
-            InputError: The processor fails on them.
-            Unsupported: It returns an input as something else than one tensor.
+        Per sample a text with placeholders, images, and videos ``[frame, height, width, 3]``.
+        InputError where the processor fails on them; Unsupported where an input it returns is not
+        one tensor.
         """
         pictures: dict[str, Any] = {"images": images} if any(images) else {}
         if any(videos):

@@ -23,19 +23,11 @@ class PromptWriter:
         self.found = found
 
     def write(self, prompt: str | Chat, n_images: int, n_videos: int, template: bool | None) -> str:
-        """The prompt with a placeholder for each image and video.
+        """The prompt, or a whole conversation, with a placeholder for each image and video.
 
-        Args:
-            prompt: What the user wrote, or a whole conversation.
-            n_images: Images of this sample.
-            n_videos: Videos of this sample.
-            template: None takes a prompt with placeholders, or without any picture, as it is
-                and sends every other through the chat template; True always uses the template,
-                False never.
-
-        Raises:
-            InputError: Placeholders and pictures differ in number, or there is no template.
-            Unsupported: The template does not place the images.
+        ``template`` None takes a prompt with placeholders, or without any picture, as it is and
+        sends every other through the chat template; True always uses the template, False never.
+        InputError where placeholders and pictures differ in number, or there is no template.
         """
         given = (n_images, n_videos)
         if n_images > 1 and not self.found.several:

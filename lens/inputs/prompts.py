@@ -54,15 +54,10 @@ class Placeholders:
 def find_placeholders(
     processor: Any, try_processor: TryProcessor, image_token_ids: Sequence[int] = ()
 ) -> Placeholders:
-    """Find out by experiment how ``processor`` is told where an image belongs.
+    """Find out by experiment how a multimodal ``processor`` is told where an image belongs.
 
-    Args:
-        processor: A multimodal processor of transformers.
-        try_processor: Runs the processor on one text with a number of small pictures.
-        image_token_ids: Ids that the model's configuration names as image tokens.
-
-    Raises:
-        Unsupported: No text makes the processor accept an image.
+    ``try_processor`` runs it on one text with a number of small pictures; the ids are those that
+    the model's configuration names. Unsupported where no text makes the processor accept an image.
     """
     tokenizer = processor.tokenizer
     written = _written_by_template(processor, "image")

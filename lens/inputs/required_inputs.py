@@ -55,16 +55,9 @@ class RequiredInputs:
     def check(
         self, inputs: Mapping[str, Tensor], images: Tensor, videos: Tensor, n_images: int
     ) -> None:
-        """Refuse a batch that lacks an input which matters to this model.
+        """Refuse a batch that lacks an input which matters; the message says how to make it.
 
-        Args:
-            inputs: The batch's tensors.
-            images: Positions of images' visual tokens, ``[sample, token]``.
-            videos: Positions of videos' visual tokens.
-            n_images: Most images in one sample.
-
-        Raises:
-            InputError: An input is missing; the message names it and says how to make it.
+        Visual tokens are ``[sample, token]``; ``n_images`` is the most in one sample.
         """
         if not bool(images.any() | videos.any()):
             self.check_text(inputs)
@@ -82,11 +75,7 @@ class RequiredInputs:
             raise InputError(f"the batch lacks {name!r}: {reason}; pass it ({recipe})")
 
     def check_text(self, inputs: Mapping[str, Tensor]) -> None:
-        """Refuse text alone where the model's forward cannot do without an image.
-
-        Raises:
-            InputError: It cannot.
-        """
+        """Refuse text alone where the model's forward cannot do without an image."""
         if self.forward is None or self._text_runs:
             return
         try:
@@ -174,11 +163,7 @@ class RequiredInputs:
         return {}
 
     def _try(self, inputs: Mapping[str, Tensor]) -> None:
-        """Run the model once on inputs of these names.
-
-        Raises:
-            InputError: It fails.
-        """
+        """Run the model once on inputs of these names."""
         names = frozenset(inputs)
         if self.forward is None or names in self._runs:
             return

@@ -45,16 +45,9 @@ def is_picture(name: str, tensor: Tensor) -> bool:
 
 
 def token_axis(name: str, tensor: Tensor, shape: tuple[int, int]) -> int | None:
-    """The axis of samples of a tensor with an entry per sample and token.
+    """The axis of samples of a tensor with an entry per sample and token; None for images' tensors.
 
-    Args:
-        name: Its name.
-        tensor: ``[sample, token, ...]``, or ``[3, sample, token]`` for positions in time, height
-            and width.
-        shape: Samples and tokens of the batch.
-
-    Returns:
-        0 or 1; None for the tensors of images.
+    ``[sample, token, ...]``, or ``[3, sample, token]`` for positions in time, height and width.
     """
     if is_picture(name, tensor):
         return None
@@ -63,15 +56,9 @@ def token_axis(name: str, tensor: Tensor, shape: tuple[int, int]) -> int | None:
 
 
 def rows_per_sample(name: str, inputs: Mapping[str, Tensor], counts: SampleCounts) -> Counts | None:
-    """How many rows of ``inputs[name]`` belong to each sample, in order.
+    """How many rows of ``inputs[name]`` belong to each sample; None where no one reading fits.
 
-    Args:
-        name: A tensor that has no entry per token.
-        inputs: All tensors of the batch: grids and counts among them tell about the others.
-        counts: What each sample has.
-
-    Returns:
-        Rows per sample, or None where more than one reading or none fits.
+    It has no entry per token; grids and counts among the other tensors tell about it.
     """
     tensor = inputs[name]
     rows, samples = len(tensor), len(counts.images)
@@ -98,19 +85,11 @@ def rows_per_sample(name: str, inputs: Mapping[str, Tensor], counts: SampleCount
 def pointed_rows(
     tensor: Tensor, rows: Counts, target: Tensor, target_rows: Counts
 ) -> NDArray[np.int64] | None:
-    """Where each sample's entries begin, if ``tensor`` points into the rows of ``target``.
+    """Where each sample's entries begin, ``[sample]``, if ``tensor`` points into ``target``.
 
     Some models pool patches by index: entries count through the patches ``[row, patch]`` of all
-    images of the batch, and would point at other images once samples are taken out.
-
-    Args:
-        tensor: Integers; negative ones point nowhere.
-        rows: Rows of ``tensor`` of each sample.
-        target: The tensor that may be pointed into, ``[row, patch, ...]``.
-        target_rows: Rows of ``target`` of each sample.
-
-    Returns:
-        First patch of each sample, ``[sample]``; None where the entries are no such pointers.
+    images of the batch, and would point at other images once samples are taken out. Negative ones
+    point nowhere. None where the entries are no such pointers.
     """
     if tensor.is_floating_point() or target.ndim < 2 or len(rows) < 2:
         return None

@@ -60,8 +60,7 @@ class LayoutInputs:
     def per_sample(self, layouts: Sequence[Layout]) -> Layouts | None:
         """Share the layouts of all images of the batch, in order, out to the samples.
 
-        Returns:
-            None when the numbers of tokens or of images do not match exactly.
+        None when the numbers of tokens or of images do not match exactly.
         """
         remaining, shared = list(layouts), []
         for sample, positions in enumerate(self.positions):

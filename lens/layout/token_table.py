@@ -26,11 +26,8 @@ def rows_of(
 ) -> list[pd.DataFrame]:
     """One frame per image, with its tokens in order.
 
-    Args:
-        positions: Per sample the positions of its visual tokens.
-        explained: Per sample the layouts of its images.
-        sizes: Of the images, where known.
-        shift: Per sample the index of its first image.
+    Per sample the positions of its visual tokens, the layouts of its images, and in ``shift`` the
+    index of its first image.
     """
     rows = []
     for sample, layouts in enumerate(explained):

@@ -106,11 +106,7 @@ def run_request(
     logits: Kept,
     remote: bool | str,
 ) -> Request:
-    """What a run reads; arguments as for :meth:`VisualLM.run`.
-
-    Raises:
-        InputError: A site or layer that does not exist.
-    """
+    """What a run reads; arguments as for :meth:`VisualLM.run`."""
     sites = capture_sites(anatomy, capture, layers)
     rows, columns = capture_positions(batch, tokens)
     during = Pass("forward", remote=remote, positions=bool(sites) or logits == "all")
@@ -120,16 +116,7 @@ def run_request(
 
 @torch.no_grad()
 def forward_pass(model: Any, host: Any, request: Request) -> Output:
-    """Trace one pass and read in it what was requested.
-
-    Args:
-        model: The VisualLM.
-        host: Its nnsight model, or a copy of it with a program in force.
-        request: What goes in, and what is read.
-
-    Raises:
-        InputError: Another number of rows came back than went in.
-    """
+    """Trace one pass on the host (its nnsight model, or a copy with a program), and read in it."""
     # The block is sent to a server with all that it names: so it names plain values only.
     nn, sites, samples = model.nn, request.sites, request.samples
     rows, columns = request.rows, request.columns

@@ -69,16 +69,7 @@ def mode_of(
 ) -> Mode:
     """Read the mode from what is given and from the model's own configuration.
 
-    Args:
-        model: The VisualLM.
-        batch: The prompts.
-        given: What the caller gave for ``generate``.
-        planned: Whether a plan is in force.
-        sent: Whether it runs on a server.
-
-    Raises:
-        InputError: Settings that do not exist or contradict each other.
-        Unsupported: A mode that is not understood.
+    ``planned``: a plan is in force; ``sent``: it runs on a server.
     """
     if twice := sorted(given.keys() & {*batch.inputs, "inputs", "inputs_embeds"}):
         raise InputError(f"generate: the batch says what {', '.join(twice)} are")
@@ -126,11 +117,7 @@ def _set(arguments: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _writer(hf: Any) -> tuple[Any, bool]:
-    """The module whose configuration counts, and whether it is the model and writes as usual.
-
-    Raises:
-        Unsupported: The model does not write.
-    """
+    """The module whose configuration counts, and whether it is the model and writes as usual."""
     usual = getattr(type(hf), "generate", None) is GenerationMixin.generate
     if usual:
         return hf, True
@@ -150,13 +137,7 @@ def _said(config: GenerationConfig) -> dict[str, Any]:
 def _settings(writer: Any, batch: Batch | None, arguments: Mapping[str, Any]) -> GenerationConfig:
     """The settings in force, from all that say any.
 
-    Args:
-        writer: The model that writes.
-        batch: The batch, if it goes to ``generate`` as it is.
-        arguments: What ``generate`` is given besides.
-
-    Raises:
-        InputError: Settings that do not exist or contradict each other.
+    A batch is given if it goes to ``generate`` as it is.
     """
     rest = {name: value for name, value in arguments.items() if name not in TAKEN}
     try:
@@ -180,11 +161,7 @@ def _check(
     planned: bool,
     sent: bool,
 ) -> None:
-    """Refuse by name the modes that are not understood.
-
-    Raises:
-        Unsupported: The first of them.
-    """
+    """Refuse by name the modes that are not understood."""
     found = [*_never(settings, arguments)]
     if planned:
         found += _beside_a_plan(settings, arguments, hf, batch.length)
@@ -252,11 +229,7 @@ def _not_sent(settings: GenerationConfig, arguments: Mapping[str, Any]) -> Refus
 
 
 def _check_stops(settings: GenerationConfig, tokenizer: Any) -> None:
-    """Make sure that transformers can look for stop strings in a tokenizer's words.
-
-    Raises:
-        Unsupported: It cannot.
-    """
+    """Make sure that transformers can look for stop strings in a tokenizer's words."""
     try:
         StopStringCriteria(tokenizer, settings.stop_strings)
     except ValueError:

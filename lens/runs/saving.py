@@ -36,16 +36,7 @@ def write_run(
     *,
     overwrite: bool,
 ) -> None:
-    """Write a run's fields into one file; see :meth:`Run.save`.
-
-    Args:
-        path: Where to.
-        own: Tensors of the run by their names; None is left out.
-        captured: States by site and layer.
-        batch: What was run.
-        model: Name of the model that was run.
-        overwrite: Replace an older saved run.
-    """
+    """Write a run's fields into one file; see :meth:`Run.save`."""
     if batch is None:
         raise InputError(
             "this run does not know its batch, without which its states are rows without names"

@@ -119,9 +119,7 @@ class AnswerTokens:
     def append_to(self, inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
         """The inputs with the answers behind every sequence, padding masked out.
 
-        Args:
-            inputs: Inputs of the prompts.
-            model: The transformers model, which knows the types of tokens it generates.
+        The transformers model knows the types of tokens it generates.
         """
         extended = dict(inputs)
         shape = inputs["input_ids"].shape
@@ -146,9 +144,7 @@ class AnswerTokens:
     ) -> Scores:
         """Read the answers' log-probabilities off the last ``length + 1`` positions' logits.
 
-        Args:
-            logits: Of a pass over prompts and answers.
-            ends: Every token that ends an answer.
+        ``ends`` is every token that ends an answer.
         """
         mask = self.mask.to(logits.device)
         ids = self.ids.to(logits.device)
@@ -185,11 +181,7 @@ def as_scores(
     plan: Intervention | None,
     remote: bool | str,
 ) -> Scores:
-    """A pass over prompts and answers as users see it.
-
-    Raises:
-        Unsupported: The prompt's tokens see the answer.
-    """
+    """A pass over prompts and answers as users see it."""
     if "bidirectional_image" in model.anatomy.capabilities and model not in _CHECKED:
         alone = run(model, batch, plan, remote=remote).logits
         assert alone is not None
@@ -203,11 +195,7 @@ def _check_unseen(
     answered: Float[Tensor, "sample kept vocab"],
     length: int,
 ) -> None:
-    """Check that an answer of ``length`` tokens left its prompt's last logits as they were.
-
-    Raises:
-        Unsupported: It did not.
-    """
+    """Check that an answer of ``length`` tokens left its prompt's last logits as they were."""
     before = answered[:, -length - 1].float()
     moved = float((alone.float() - before).abs().nan_to_num(0).max())
     if moved > 1e-2 * float(alone.float().nan_to_num(0, 0, 0).abs().max()):

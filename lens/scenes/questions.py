@@ -186,11 +186,7 @@ TASK_FREQUENCIES: dict[str, float] = dict(
 def ask(
     task: str, objects: Sequence[SceneObject], background: str, rng: np.random.Generator
 ) -> Question | None:
-    """One random question of a task, or None when this draw has no well-posed question.
-
-    Raises:
-        ValueError: there is no such task.
-    """
+    """One random question of a task, or None when this draw has no well-posed question."""
     if task not in _ASK:
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
     pair = _ASK[task](_Facts(objects, background, rng))

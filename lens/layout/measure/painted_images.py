@@ -53,10 +53,8 @@ class PixelOrigins:
 class MeasuredOrigins:
     """The origins of a processor call's pixel tensors, measured when first asked for.
 
-    Args:
-        repeat_call: The call.
-        images: The images of every sample, for their sizes.
-        samples: Indices of these samples in the batch of the call.
+    The images of every sample are there for their sizes; ``samples`` are indices in the call's
+    batch.
     """
 
     def __init__(
