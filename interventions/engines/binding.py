@@ -44,11 +44,7 @@ ACTIONS: dict[type[Step], Action] = {
 
 
 def module_of(site: Site, anatomy: Anatomy) -> str:
-    """Path, in transformers' words, of the module at a site.
-
-    Raises:
-        Unsupported: The layer has no such part.
-    """
+    """Path, in transformers' words, of the module at a site."""
     if site.part == "decoder":
         return anatomy.decoder
     if site.part == "entry":

@@ -38,14 +38,7 @@ class Engine(ABC):
     ) -> None:
         """Refuse, while a plan is compiled, an edit of attention that has no form in a layer.
 
-        Args:
-            edit: What is edited: the mask over keys, or the weights behind the softmax.
-            layer: The layer.
-            model: The model.
-            by: The operation, for messages.
-
-        Raises:
-            Unsupported: By default always.
+        What is edited is the mask over keys, or the weights behind the softmax.
         """
         raise Unsupported(f"{by}: edits of attention have no form in {type(self).__name__}")
 
@@ -63,11 +56,7 @@ def engine(kind: Kind) -> Kind:
 
 
 def engine_of(host: Any) -> Engine:
-    """The engine whose host this is.
-
-    Raises:
-        Unsupported: There is none.
-    """
+    """The engine whose host this is."""
     _find()
     for found in ENGINES.values():
         if found.hosts(host):

@@ -44,11 +44,7 @@ nnsight.register(carry_out_when.__module__)
 
 @singledispatch
 def bound(step: Step, scope: Scope) -> tuple[Action, dict[str, Any]]:
-    """What is carried out for a step, and the plain dict it is given.
-
-    Raises:
-        Unsupported: A step of a kind that is not known here.
-    """
+    """What is carried out for a step, and the plain dict it is given."""
     raise Unsupported(f"the step {type(step).__name__!r} at the {step.site} has no form in nnsight")
 
 
@@ -147,10 +143,7 @@ def store_edits(
 ) -> Any:
     """A copy of an nnsight model that carries out functions with the dicts they are given.
 
-    Args:
-        envoy: The nnsight model.
-        actions: The functions, each with its dict.
-        clock: For a generation, how its passes are told apart.
+    For a generation, ``clock`` says how its passes are told apart.
     """
     edited = envoy._shallow_copy()
     store: dict[str, Any] = {}

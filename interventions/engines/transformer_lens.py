@@ -102,11 +102,7 @@ class BridgeModel:
         return str(self.hf.config.get_text_config()._attn_implementation)
 
     def component(self, path: str) -> Any:
-        """The bridge's component around one module of the transformers model.
-
-        Raises:
-            InputError: There is none, so the bridge is of another model.
-        """
+        """The bridge's component around one module of the transformers model."""
         try:
             found = self.hf.get_submodule(path)
         except AttributeError:
@@ -121,8 +117,7 @@ class BridgeModel:
     def hook_name(self, path: str, side: Side) -> str:
         """The name by which ``run_with_hooks`` knows one side of a component.
 
-        Raises:
-            Unsupported: The bridge has no such hook point, or throws away what is written there.
+        Unsupported where the bridge has no such hook point, or throws away what is written there.
         """
         point = getattr(self.component(path), side)
         names: list[str] = [name for name, known in self.bridge.hook_dict.items() if known is point]
@@ -171,11 +166,7 @@ def bridge_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
 
 @singledispatch
 def bound(step: Step) -> tuple[Action, Side]:
-    """What is carried out for a step, and where on a component of the bridge.
-
-    Raises:
-        Unsupported: A step of a kind that has no form here.
-    """
+    """What is carried out for a step, and where on a component of the bridge."""
     raise Unsupported(
         f"the edit {type(step).__name__!r} at the {step.site} has no form in TransformerLens: run "
         "the plan with VisualLM"
@@ -316,16 +307,7 @@ def _module_hook(step: Step, scope: Scope) -> Callable[..., Any]:
 
 
 def _pass_over(tokens: int, seen: int, scope: Scope) -> dict[str, Any]:
-    """What a pass over so many tokens of each sample is over, as a payload takes it.
-
-    Args:
-        tokens: Of each sample.
-        seen: Position behind the last token of the pass before.
-        scope: The batch, and whether it is continued.
-
-    Raises:
-        InputError: A pass over something else than the batch.
-    """
+    """What a pass over so many tokens of each sample is over, as a payload takes it."""
     length = scope.batch.length
     generating = scope.during.kind == "generation"
     # A bridge without a cache computes the whole sequence again.
@@ -341,11 +323,7 @@ def _pass_over(tokens: int, seen: int, scope: Scope) -> dict[str, Any]:
 
 
 def _check_live(model: BridgeModel, names: Collection[str], batch: Batch) -> None:
-    """Make sure that what is written at hook points reaches the logits.
-
-    Raises:
-        Unsupported: It does not at some of them.
-    """
+    """Make sure that what is written at hook points reaches the logits."""
     known = _live.setdefault(model.bridge, set())
     if not (untried := sorted(set(names) - known)):
         return

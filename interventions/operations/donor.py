@@ -43,11 +43,7 @@ class Donor:
     passes: int = 0
 
     def states(self, capture: Capture, layer: int, places: Places) -> Tensor:
-        """The states of some tokens, ``[token, d]``.
-
-        Raises:
-            InputError: They were not captured.
-        """
+        """The states of some tokens, ``[token, d]``."""
         run = self.run
         kept: Mapping[int, Tensor] = getattr(run, capture)
         if layer not in kept:
@@ -92,11 +88,7 @@ def captured(
 
 
 def as_donor(name: str, given: Any) -> Batch | Run:
-    """What a plan was given as a donor, a saved run loaded.
-
-    Raises:
-        InputError: It is none, or a run that does not know its batch.
-    """
+    """What a plan was given as a donor, a saved run loaded; InputError if it cannot be one."""
     donor = Run.load(os.fspath(given)) if isinstance(given, str | os.PathLike) else given
     if not isinstance(donor, Batch | Run):
         raise InputError(

@@ -78,14 +78,8 @@ class DroppedTokens(TokenOperation, ABC):
     def way(self, model: Subject, during: Pass | None = None, *, alone: bool = True) -> DropWay:
         """How the tokens are dropped in this model, and why they are hidden where they are.
 
-        Args:
-            model: The model.
-            during: Kind of pass; a generation when None.
-            alone: Whether the plan has no other operation.
-
-        Raises:
-            InputError: They are to be removed, and this pass needs them, or there is no such layer.
-            Unsupported: They are to be removed, and this model needs them.
+        ``during`` is a generation when None; ``alone`` whether the plan has no other operation.
+        Refused where they are to be removed, and this pass or model needs them.
         """
         check_layer(self.layer, model)
         if self.method == "mask":
@@ -167,11 +161,7 @@ class DroppedTokens(TokenOperation, ABC):
 
 
 def check_layer(layer: int, model: Subject) -> int:
-    """A layer that the model has.
-
-    Raises:
-        InputError: It has not.
-    """
+    """A layer that the model has."""
     return Layers((layer,)).indices(model.n_layers)[0]
 
 
@@ -180,13 +170,7 @@ def obstacle(
 ) -> InputError | Unsupported | None:
     """What keeps the sequence from being shortened before a layer; None where it can be.
 
-    Args:
-        by: The operation, for the message.
-        layer: The first layer without them.
-        model: The model.
-        during: Kind of pass.
-        renumber: Whether positions are to be counted anew.
-        alone: Whether the plan has no other operation.
+    ``renumber``: positions are to be counted anew; ``alone``: the plan has no other operation.
     """
     if not alone:
         return InputError(

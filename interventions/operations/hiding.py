@@ -26,16 +26,8 @@ def hide(
 ) -> list[Hide]:
     """Steps that hide keys from queries in some layers.
 
-    Args:
-        operation: On whose behalf.
-        target: Model, batch and kind of pass.
-        layers: Layers to edit.
-        queries: Tokens that cannot see; those outside the operation's phase left out.
-        keys: Tokens that cannot be seen.
-
-    Raises:
-        Unsupported: A layer without a mask over keys, or an attention implementation whose masks
-            are not understood.
+    Queries outside the operation's phase are left out. Unsupported where a layer has no mask over
+    keys, or an attention implementation whose masks are not understood.
     """
     pairs: dict[str, Any] = {
         "queries": torch.as_tensor(queries.prompt),
@@ -57,11 +49,7 @@ def hide(
 
 
 def selected(operation: TokenOperation, target: Target) -> NDArray[np.bool_]:
-    """The prompt tokens that are meant, ``[sample, token]``.
-
-    Raises:
-        InputError: There are none.
-    """
+    """The prompt tokens that are meant, ``[sample, token]``; InputError if there are none."""
     found = target.selected(operation.tokens)
     if not found.any() and not operation.allow_empty:
         raise InputError(

@@ -50,11 +50,7 @@ def donor_names(stated: Stated) -> list[str]:
 
 
 def check_names(stated: Stated, given: Collection[str]) -> None:
-    """Make sure that every donor is asked for.
-
-    Raises:
-        InputError: Some operation takes states from none of that name.
-    """
+    """Make sure that every donor is asked for."""
     known = donor_names(stated)
     if unknown := sorted(set(given) - set(known)):
         raise InputError(
@@ -69,9 +65,6 @@ def bound_donors(
     """The donors that are asked for, with the states that are taken from them.
 
     A batch is run once for each kind of capture, as it is: no operation of a plan is in force.
-
-    Raises:
-        InputError: An operation names a donor that was not given.
     """
     asking: dict[str, list[tuple[Any, StatesOf]]] = {}
     for by, need in stated:

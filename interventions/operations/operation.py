@@ -52,13 +52,7 @@ else:
 
 
 def explain(error: ValidationError, kind: type[BaseModel], path: str) -> str:
-    """What is wrong in a failed validation, one line for each fault, each with its path.
-
-    Args:
-        error: The failed validation.
-        kind: The operation that was to be made.
-        path: Where it stands, for instance ``operations.2``.
-    """
+    """What is wrong in a failed validation, one line for each fault, each with its path."""
     keys = sorted(kind.model_fields)
     lines = []
     for fault in error.errors():
@@ -202,11 +196,7 @@ class TokenOperation(Operation, ABC):
     tokens: Tokens = Name("visual")
 
     def places(self, target: Target, layer: int) -> list[Place]:
-        """Every place that the tokens and the phase select.
-
-        Args:
-            target: Model, batch and kind of pass.
-            layer: Layer of the steps; ``n_layers`` for the stream behind the last one.
+        """Every place that the tokens and the phase select; ``n_layers`` for behind the last layer.
 
         Raises:
             InputError: Nothing is selected, so the operation would do nothing.
@@ -235,11 +225,7 @@ class TokenOperation(Operation, ABC):
         return found
 
     def prompt_place(self, target: Target, places: Places, layer: int) -> Place:
-        """Given samples and positions, in the pass over the prompt.
-
-        Raises:
-            Unsupported: The layer does not compute them in this kind of pass.
-        """
+        """Given samples and positions, in the pass over the prompt."""
         rows, columns = places
         target.check_computed(self, layer, columns)
         when: When = "prefill"

@@ -42,11 +42,7 @@ class Target(Scope):
         return tokens.select(self.batch).prompt
 
     def fitting(self, by: Any, states: torch.Tensor) -> torch.Tensor:
-        """States from another pass, if they can be this model's.
-
-        Raises:
-            InputError: They are of another width.
-        """
+        """States from another pass, if they can be this model's."""
         width = self.model.anatomy.hidden_size
         if states.shape[-1] != width:
             raise InputError(
@@ -56,19 +52,11 @@ class Target(Scope):
         return states
 
     def check_attention(self, edit: Literal["mask", "weights"], layer: int, by: Any) -> None:
-        """Refuse what the model's engine cannot edit.
-
-        Raises:
-            Unsupported: A layer without what is to be edited, or of a form that is not understood.
-        """
+        """Refuse what the model's engine cannot edit."""
         engine_of(self.model.nn).check_attention(edit, layer, self.model, repr(by))
 
     def check_computed(self, by: Any, layer: int, columns: NDArray[np.intp]) -> None:
-        """Refuse prompt tokens that the model does not compute while generating.
-
-        Raises:
-            Unsupported: It computes only the last one in this layer.
-        """
+        """Refuse prompt tokens that the model does not compute while generating."""
         lazy = self.model.anatomy.last_token_layers
         # The stream behind the last layer is what that layer computed.
         skipped = self.during.kind == "generation" and min(layer, self.model.n_layers - 1) in lazy

@@ -140,9 +140,8 @@ class Flow:
     def follow(self, *, until_dropped: bool = False) -> Used:
         """Fill in which marks are used, and return what is used in each layer.
 
-        Args:
-            until_dropped: Whether the states with which tokens are dropped count as used, although
-                nobody reads them.
+        ``until_dropped`` counts the states with which tokens are dropped, although nobody reads
+        them.
         """
         for mark in self.marks:
             mark.used = False

@@ -37,11 +37,7 @@ class LayerSizes:
 
 
 def layer_sizes(model: Subject) -> list[LayerSizes]:
-    """The sizes of every decoder layer.
-
-    Raises:
-        Unsupported: A layer whose work is not what attention over keys and an FFN cost.
-    """
+    """The sizes of every decoder layer."""
     anatomy = model.anatomy
     anatomy.require("sublayers")
     if "per_layer_inputs" in anatomy.capabilities:

@@ -19,15 +19,9 @@ from .steps import Step
 
 
 def stacked(programs: Sequence[Sequence[Step]], samples: int) -> list[Step]:
-    """One program for the batch repeated once for every condition.
+    """One program for the batch of ``samples`` rows repeated once for every condition.
 
-    Args:
-        programs: One per condition, each compiled for the single batch, without steps that change
-            the sequence's length.
-        samples: Rows of the single batch.
-
-    Raises:
-        Unsupported: A step holds something of which it is not known how it goes with the rows.
+    Programs that change the sequence's length cannot be stacked.
     """
     made: list[Step] = []
     for block, program in enumerate(programs):

@@ -83,8 +83,7 @@ class Step(ABC):
     def recomputed(self, visible: Mask | None) -> int:
         """Queries of each sample whose attention is computed a second time.
 
-        Args:
-            visible: Which query can see which key, ``[sample, query, key]``; None for causal.
+        ``visible`` says which query can see which key, ``[sample, query, key]``; None for causal.
         """
         return 0
 

@@ -25,9 +25,6 @@ def visible_pairs(scope: Scope) -> list[Pairs] | None:
     """Per layer which query can see which key, ``[sample, query, key]``; None if all is causal.
 
     Where it is not, the model runs once on the batch.
-
-    Raises:
-        Unsupported: The model's masks cannot be read.
     """
     kinds = scope.model.anatomy.mixer_kinds
     if not scope.both_ways and not _WINDOWED & set(kinds):

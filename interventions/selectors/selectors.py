@@ -295,11 +295,7 @@ class Not(Selector):
 
 
 def check_number(selector: Selector, number: object) -> None:
-    """Refuse what is no number that could count something.
-
-    Raises:
-        InputError: It is none.
-    """
+    """Refuse what is no number that could count something."""
     whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
     if not whole or number < 0:  # type: ignore[operator]
         raise InputError(f"{selector}: a whole number, 0 or larger, is needed, not {number!r}")

@@ -61,11 +61,8 @@ def blocked_pairs(step: dict[str, Any], mask: torch.Tensor, total: int) -> torch
 def block(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
     """Hide the step's keys from its queries in the mask that one mixer receives.
 
-    Args:
-        model: The traced model.
-        store: Keeps the mask that was made for one layer, for those that receive the same.
-        step: Path of the mixer, queries and keys.
-        decoded: Which decoding step this is; 0 for the prompt.
+    The store keeps the mask made for one layer, for those that receive the same. ``decoded`` is 0
+    for the prompt.
     """
     site = model.get(step["path"])
     args, kwargs = site.inputs

@@ -66,12 +66,7 @@ def collapsed(
 def zero_weights(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
     """Take the step's keys out of its queries' attention without scaling up what is left.
 
-    Args:
-        model: The traced model.
-        store: What steps leave to one another.
-        step: Path of the mixer, the name of the call inside it, queries and keys; whether it
-            ``takes`` the weights that an earlier step on this call left, and ``leaves`` its own.
-        decoded: Which decoding step this is; 0 for the prompt.
+    A step ``takes`` the weights that an earlier step on this call left, and ``leaves`` its own.
     """
     call = getattr(model.get(step["path"]).source, step["call"])
     args, options = call.inputs

@@ -39,12 +39,8 @@ def finished_mask(
 ) -> Any:
     """What a decoder is given in place of a mask that was made before it.
 
-    Args:
-        step: On whose behalf.
-        left: Which tokens are left.
-        mask: ``[sample, head, query, key]``, or one by each kind of layer.
-        columns: Keys that its layers are going to have.
-        queries: How many there are, all of them left; 0 for a pass over the whole sequence.
+    The mask is ``[sample, head, query, key]``, or one by each kind of layer; ``queries`` is 0 for a
+    pass over the whole sequence.
     """
     if isinstance(mask, dict):
         return {
@@ -79,12 +75,8 @@ def drop_before_decoder(
 ) -> None:
     """Shorten the decoder's arguments to the step's tokens and whatever came after the prompt.
 
-    Args:
-        model: The traced model.
-        store: Not used.
-        step: Path of the decoder, which tokens to take, which of these are no padding, and whether
-            positions are counted anew.
-        decoded: Which decoding step this is; 0 for the prompt.
+    The step says which tokens to take, which of these are no padding, and whether positions are
+    counted anew.
     """
     site = model.get(step["path"])
     args, given = site.inputs
