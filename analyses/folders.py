@@ -43,16 +43,10 @@ class FolderKind:
 
 
 def refuse_existing(target: Path, *, overwrite: bool, mark: FolderKind) -> None:
-    """Check that a folder may be written.
+    """Check that a folder may be written, or raise InputError.
 
-    Args:
-        target: The folder.
-        overwrite: Whether an older folder of the same kind may be replaced.
-        mark: Of that kind. A folder without it was written by somebody else and is never
-            replaced, whatever `overwrite` says; nor is one with other files in it.
-
-    Raises:
-        InputError: Something is in the way.
+    With `overwrite` an older folder of the same kind may be replaced. A folder without its `mark`
+    was written by somebody else and is never replaced; nor is one with other files in it.
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise InputError(f"{target} is in the way and is not a folder: choose another place")
@@ -79,9 +73,6 @@ def written_at_once(target: str | Path, *, overwrite: bool, mark: FolderKind) ->
     """A temporary folder beside `target` that takes its place when the block ends well.
 
     Whatever stops the block, an interrupt included, leaves `target` as it was and nothing else.
-
-    Raises:
-        InputError: See `refuse_existing`.
     """
     target = Path(target)
     refuse_existing(target, overwrite=overwrite, mark=mark)

@@ -19,11 +19,8 @@ def provenance(
 ) -> dict[str, Any]:
     """What a reader needs to run the same analysis again, as JSON-able values.
 
-    Args:
-        model: The model that was looked at.
-        seed: The seed of every random choice; None where there was none.
-        plan: The interventions in force, as YAML; None where there were none.
-        **settings: Arguments of the analysis.
+    `seed` and `plan` (as YAML) are None where there were none; `settings` are the analysis'
+    arguments.
     """
     return {
         "model": model.name,

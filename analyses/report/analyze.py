@@ -27,11 +27,7 @@ def everyday_sentences() -> list[str]:
 
 
 def read_sentences(path: Path) -> list[str]:
-    """A text bank from a file, one sentence a line.
-
-    Raises:
-        InputError: No such file, no plain text, or nothing in it.
-    """
+    """A text bank from a file, one sentence a line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
@@ -104,14 +100,7 @@ def analyze(
 def analysis_report(
     results: Sequence[Result], *, prompt: str, images: int, own_texts: bool
 ) -> Report:
-    """The results as a report.
-
-    Args:
-        results: What `analyze` returned.
-        prompt: What was asked about the images.
-        images: How many there were.
-        own_texts: Whether the user gave the sentences for the alignment.
-    """
+    """The results as a report."""
     limitations = [
         "How classes are found (directions that recur from image to image) is our recipe; the "
         "paper’s rule names vocabulary entries of one checkpoint.",
