@@ -34,25 +34,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model whose configuration and processor have been read, and whose weights have not.
+    """A model whose configuration and processor have been read, and whose weights have not."""
 
-    Attributes:
-        name: What the user calls it.
-        config: Its configuration.
-        processor: Its processor.
-        load: Loads the weights: the transformers model, in place and ready.
-        revision: Revision of the hub repository, if one was named.
-        load_other: Where the weights are on a server, and those that are loaded are invented: the
-            same model with others.
-        dtype: Type that a server is taken to compute in; None where weights are loaded here.
-    """
-
-    name: str
-    config: Any
+    name: str  # what the user calls it
+    config: Any  # its configuration
     processor: Any
-    load: Callable[[], Any]
-    revision: str | None = None
+    load: Callable[[], Any]  # loads the weights: the transformers model, in place and ready
+    revision: str | None = None  # revision of the hub repository, if one was named
+    # Where the weights are on a server, and those that are loaded are invented: the same model with
+    # others
     load_other: Callable[[], Any] | None = None
+    # Type that a server is taken to compute in; None where weights are loaded here
     dtype: torch.dtype | None = None
 
 

@@ -30,27 +30,16 @@ MIXER_ARGUMENTS = frozenset(
 
 @dataclass(frozen=True)
 class LayerAddends:
-    """What one layer adds: ``leaving = keep * entering + sum(scale_i * output_i)``.
+    """What one layer adds: ``leaving = keep * entering + sum(scale_i * output_i)``."""
 
-    Attributes:
-        attention: Submodule whose output is what the token mixer adds, or None.
-        ffn: Submodule whose output is what the FFN adds, or None.
-        others: Further submodules that add something.
-        mixer: The submodule that mixes tokens, or None.
-        attention_scale: Factor on the attention addend.
-        ffn_scale: Factor on the FFN addend.
-        keep: Factor on the stream itself.
-        error: Size of what the sum leaves unexplained, relative to the update.
-    """
-
-    attention: str | None
-    ffn: str | None
-    others: tuple[str, ...]
-    mixer: str | None
-    attention_scale: float
-    ffn_scale: float
-    keep: float
-    error: float
+    attention: str | None  # submodule whose output is what the token mixer adds, or None
+    ffn: str | None  # submodule whose output is what the FFN adds, or None
+    others: tuple[str, ...]  # further submodules that add something
+    mixer: str | None  # the submodule that mixes tokens, or None
+    attention_scale: float  # factor on the attention addend
+    ffn_scale: float  # factor on the FFN addend
+    keep: float  # factor on the stream itself
+    error: float  # size of what the sum leaves unexplained, relative to the update
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,12 @@ SOFTCAPS = ("final_logit_softcapping", "logit_softcap", "logits_soft_cap")
 
 @dataclass(frozen=True)
 class LogitRule:
-    """``logits = softcap * tanh(scale * raw / softcap)``, or ``scale * raw`` without a cap.
+    """``logits = softcap * tanh(scale * raw / softcap)``, or ``scale * raw`` without a cap."""
 
-    Attributes:
-        scale: Factor on ``head(norm(h))``.
-        softcap: Cap, or None.
-        masked: Head rows whose logit the model sets to minus infinity or leaves out.
-        error: Largest absolute difference over the unmasked entries.
-    """
-
-    scale: float
-    softcap: float | None
-    masked: tuple[int, ...]
-    error: float
+    scale: float  # factor on ``head(norm(h))``
+    softcap: float | None  # cap, or None
+    masked: tuple[int, ...]  # head rows whose logit the model sets to minus infinity or leaves out
+    error: float  # largest absolute difference over the unmasked entries
 
     def apply(self, raw: Tensor) -> Tensor:
         """Logits from ``head(norm(h))``, ``[..., vocab]``."""

@@ -36,21 +36,13 @@ CROSS_ATTENTION = ("cross_attn", "crossattention", "cross_attention", "encoder_a
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules that everything else is said in terms of.
+    """The modules that everything else is said in terms of."""
 
-    Attributes:
-        decoder: Owns the list of layers.
-        layers: The decoder layers in order.
-        embedding: Input embedding.
-        norm: Final norm; its input is the residual stream after the last layer.
-        head: Output head.
-    """
-
-    decoder: nn.Module
-    layers: nn.ModuleList
-    embedding: Any
-    norm: Any
-    head: Any
+    decoder: nn.Module  # owns the list of layers
+    layers: nn.ModuleList  # the decoder layers in order
+    embedding: Any  # input embedding
+    norm: Any  # final norm; its input is the residual stream after the last layer
+    head: Any  # output head
 
 
 def locate_parts(

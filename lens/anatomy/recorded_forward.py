@@ -30,15 +30,10 @@ FINGERPRINT = 2
 
 @dataclass(frozen=True)
 class KeptRows:
-    """The token rows that are kept of every activation.
+    """The token rows that are kept of every activation."""
 
-    Attributes:
-        positions: Their positions, ``[row]``.
-        length: Tokens of the prompt.
-    """
-
-    positions: Tensor
-    length: int
+    positions: Tensor  # their positions, ``[row]``
+    length: int  # tokens of the prompt
 
     def of(self, tensor: Tensor | None) -> Tensor | None:
         """Of ``[1, token, d]`` or ``[token, d]``, in float64 on the CPU; None of anything else."""
@@ -54,27 +49,20 @@ class LayerRecord:
 
     Its methods are hooks. They are not functions made anew for every submodule, because the tests'
     type checker would examine each of those again.
-
-    Attributes:
-        kept: Which rows.
-        entering: Stream entering the layer, ``[row, d]`` float64.
-        leaving: Stream leaving it.
-        outputs: Output of every submodule (to depth 2) with one row per token, in the order in
-            which they finished.
-        bare: Submodules that returned a bare tensor rather than a tuple.
-        arguments: Names and values of the keyword arguments each submodule received.
-        calls: How often the layer ran.
-        own_input: Whether the layer received rows of its own beside the stream.
     """
 
-    kept: KeptRows
-    entering: Tensor | None = None
-    leaving: Tensor | None = None
+    kept: KeptRows  # which rows
+    entering: Tensor | None = None  # stream entering the layer, ``[row, d]`` float64
+    leaving: Tensor | None = None  # stream leaving it
+    # Output of every submodule (to depth 2) with one row per token, in the order in which they
+    # finished
     outputs: dict[str, Tensor] = field(default_factory=dict)
+    # Submodules that returned a bare tensor rather than a tuple
     bare: set[str] = field(default_factory=set)
+    # Names and values of the keyword arguments each submodule received
     arguments: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    calls: int = 0
-    own_input: bool = False
+    calls: int = 0  # how often the layer ran
+    own_input: bool = False  # whether the layer received rows of its own beside the stream
 
     def on_leaving(self, _: nn.Module, __: Any, output: Any) -> None:
         """After the layer."""
@@ -97,32 +85,24 @@ class LayerRecord:
 
 @dataclass
 class Recording:
-    """One forward pass.
+    """One forward pass."""
 
-    Attributes:
-        layers: One record per decoder layer.
-        final: Stream entering the final norm at the last token, in the model's own dtype, with
-            the shape the norm received; None when the norm never ran.
-        stacked: Whether the stream has more axes than ``[sample, token, d]``.
-        embeds: The decoder's ``inputs_embeds``, ``[token, d]``; where it takes none, what enters
-            layer 0.
-        decoder_arguments: Keyword arguments of the decoder.
-        fingerprints: Per module outside the decoder that returned rows of width d, two random
-            projections of every row, ``[rows, 2]`` float64, in finishing order.
-        features: Rows that ``get_image_features`` returned, ``[n, d]``, or None.
-        shapes: Last but one dimension of every tensor returned outside the decoder.
-        logits: At the last token, ``[vocab]``.
-    """
-
-    layers: list[LayerRecord]
+    layers: list[LayerRecord]  # one record per decoder layer
+    # Stream entering the final norm at the last token, in the model's own dtype, with the shape the
+    # norm received; None when the norm never ran
     final: Tensor | None = None
-    stacked: bool = False
+    stacked: bool = False  # whether the stream has more axes than ``[sample, token, d]``
+    # The decoder's ``inputs_embeds``, ``[token, d]``; where it takes none, what enters layer 0
     embeds: Tensor | None = None
+    # Keyword arguments of the decoder
     decoder_arguments: Mapping[str, Any] = field(default_factory=dict)
+    # Per module outside the decoder that returned rows of width d, two random projections of every
+    # row, ``[rows, 2]`` float64, in finishing order
     fingerprints: dict[str, Tensor] = field(default_factory=dict)
-    features: Tensor | None = None
+    features: Tensor | None = None  # rows that ``get_image_features`` returned, ``[n, d]``, or None
+    # Last but one dimension of every tensor returned outside the decoder
     shapes: set[int] = field(default_factory=set)
-    logits: Tensor | None = None
+    logits: Tensor | None = None  # at the last token, ``[vocab]``
 
 
 def forward_parameters(model: nn.Module) -> frozenset[str]:

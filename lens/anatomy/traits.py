@@ -24,22 +24,16 @@ from .visual_entry import claimed_positions
 
 @dataclass(frozen=True)
 class Trait:
-    """One thing that may be particular about a model.
+    """One thing that may be particular about a model."""
 
-    Attributes:
-        name: Its name in :attr:`Anatomy.capabilities`.
-        meaning: What is particular.
-        present: Whether a verified model has it.
-        forbids: What such a model cannot do, with the reasons: keys of :attr:`Anatomy.refusals`.
-        counts_rows: Where dropping tokens changes what the others see, because that is counted in
-            rows or was made for the whole sequence: ``before`` layer 0 only (between layers masks
-            are finished and features in place), or ``everywhere``.
-    """
-
-    name: str
-    meaning: str
-    present: Callable[[Findings], bool]
+    name: str  # its name in :attr:`Anatomy.capabilities`
+    meaning: str  # what is particular
+    present: Callable[[Findings], bool]  # whether a verified model has it
+    # What such a model cannot do, with the reasons: keys of :attr:`Anatomy.refusals`
     forbids: Callable[[Findings], Mapping[str, str]] = lambda _: {}
+    # Where dropping tokens changes what the others see, because that is counted in rows or was made
+    # for the whole sequence: ``before`` layer 0 only (between layers masks are finished and
+    # features in place), or ``everywhere``
     counts_rows: Literal["nowhere", "before", "everywhere"] = "nowhere"
 
 

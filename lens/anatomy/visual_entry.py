@@ -24,28 +24,20 @@ from .recorded_forward import FINGERPRINT, Recording, project
 
 @dataclass(frozen=True)
 class VisualEntry:
-    """How visual tokens come into the sequence.
+    """How visual tokens come into the sequence."""
 
-    Attributes:
-        token_ids: Ids that stand at visual positions.
-        mask_name: Input that marks visual positions instead of ids, or None.
-        projector: Outermost module before the decoder whose output rows are the visual rows.
-        scatter: ``replace`` or ``add``: features stand in place of the placeholder's embedding
-            or on top of it; ``later`` when the rows are empty at first and features come in
-            between layers; ``inside`` when the decoder changes the rows before layer 0.
-        error: Largest absolute difference between visual rows and features; NaN when unknown.
-        learned: Visual rows that are no features of the image but learned parameters
-            (separators, newlines).
-        also_written: Positions outside the visual ones whose rows are no word embeddings.
-    """
-
-    token_ids: tuple[int, ...]
-    mask_name: str | None
+    token_ids: tuple[int, ...]  # ids that stand at visual positions
+    mask_name: str | None  # input that marks visual positions instead of ids, or None
+    # Outermost module before the decoder whose output rows are the visual rows
     projector: str | None
+    # ``replace`` or ``add``: features stand in place of the placeholder's embedding or on top of
+    # it; ``later`` when the rows are empty at first and features come in between layers; ``inside``
+    # when the decoder changes the rows before layer 0
     scatter: str
-    error: float
+    error: float  # largest absolute difference between visual rows and features; NaN when unknown
+    # Visual rows that are no features of the image but learned parameters (separators, newlines)
     learned: int = 0
-    also_written: int = 0
+    also_written: int = 0  # positions outside the visual ones whose rows are no word embeddings
 
 
 def claimed_positions(

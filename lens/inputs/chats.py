@@ -24,19 +24,13 @@ _SOURCES = ("image", "path", "url", "base64", "image_url", "video")
 
 @dataclass(frozen=True, eq=False)
 class Chat:
-    """One conversation.
+    """One conversation."""
 
-    Attributes:
-        messages: Role and content of each turn; pictures are mentioned, not held.
-        images: What the messages held as images, in order.
-        videos: The same for videos.
-        asked: How many images and videos are mentioned.
-    """
-
+    # Role and content of each turn; pictures are mentioned, not held
     messages: tuple[dict[str, Any], ...]
-    images: tuple[Any, ...]
-    videos: tuple[Any, ...]
-    asked: tuple[int, int]
+    images: tuple[Any, ...]  # what the messages held as images, in order
+    videos: tuple[Any, ...]  # the same for videos
+    asked: tuple[int, int]  # how many images and videos are mentioned
 
     @property
     def texts(self) -> list[str]:

@@ -35,19 +35,12 @@ _COMPLETE_SIZES = ((64, 96), (112, 56))
 
 
 class Prepared(NamedTuple):
-    """What a processor made of images and prompts.
+    """What a processor made of images and prompts."""
 
-    Attributes:
-        inputs: The tensors, left-padded.
-        prompts: The prompts as the processor got them, placeholders written.
-        images: The images of each.
-        videos: The videos of each, ``[frame, height, width, 3]``.
-    """
-
-    inputs: dict[str, Tensor]
-    prompts: list[str]
-    images: Nested
-    videos: list[list[NDArray[np.uint8]]]
+    inputs: dict[str, Tensor]  # the tensors, left-padded
+    prompts: list[str]  # the prompts as the processor got them, placeholders written
+    images: Nested  # the images of each
+    videos: list[list[NDArray[np.uint8]]]  # the videos of each, ``[frame, height, width, 3]``
 
 
 class Encoder:

@@ -27,28 +27,21 @@ _LEAST_GROWTH = 3
 
 @dataclass(frozen=True)
 class Placeholders:
-    """How one processor is told where images and videos belong.
+    """How one processor is told where images and videos belong."""
 
-    Attributes:
-        image: Text that the processor replaces with an image's tokens; None when it puts images
-            first by itself and knows no such text.
-        video: The same for a video; None when the processor takes none.
-        image_written: How the chat template writes one image, markers included; None when there
-            is no template or it leaves images out.
-        places_itself: Whether images are placed without any placeholder in the text.
-        before: What to write before a prompt for each image, so that they come first as they
-            would by themselves; None where the processor needs or knows no such thing.
-        several: Whether one prompt may have several images.
-        doubles_bos: Whether the processor adds a BOS of its own to a text that has one.
-    """
-
+    # Text that the processor replaces with an image's tokens; None when it puts images first by
+    # itself and knows no such text
     image: str | None
-    video: str | None
+    video: str | None  # the same for a video; None when the processor takes none
+    # How the chat template writes one image, markers included; None when there is no template or it
+    # leaves images out
     image_written: str | None
-    places_itself: bool
+    places_itself: bool  # whether images are placed without any placeholder in the text
+    # What to write before a prompt for each image, so that they come first as they would by
+    # themselves; None where the processor needs or knows no such thing
     before: str | None
-    several: bool
-    doubles_bos: bool
+    several: bool  # whether one prompt may have several images
+    doubles_bos: bool  # whether the processor adds a BOS of its own to a text that has one
 
 
 def find_placeholders(

@@ -35,18 +35,15 @@ _RECIPES = {
 
 @dataclass
 class RequiredInputs:
-    """Which inputs a model cannot do without, measured once for each form of batch.
+    """Which inputs a model cannot do without, measured once for each form of batch."""
 
-    Attributes:
-        accepts: Names of the arguments of the model's forward; None when not known.
-        forward: Logits ``[sample, token, vocab]`` of given tensors, leaving the model as it was;
-            None when it must not be run.
-        make_complete: Complete tensors of a number of prompts with a number of pictures each,
-            from the model's processor; None without one.
-    """
-
+    # Names of the arguments of the model's forward; None when not known
     accepts: frozenset[str] | None = None
+    # Logits ``[sample, token, vocab]`` of given tensors, leaving the model as it was; None when it
+    # must not be run
     forward: Forward | None = None
+    # Complete tensors of a number of prompts with a number of pictures each, from the model's
+    # processor; None without one
     make_complete: CompleteInputs | None = None
     _measured: dict[tuple[Any, ...], str | None] = field(default_factory=dict, repr=False)
     _text_runs: bool = field(default=False, repr=False)

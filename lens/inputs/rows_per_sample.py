@@ -25,17 +25,11 @@ _PICTURES = re.compile(r"pixel|image|patch")
 
 @dataclass(frozen=True)
 class SampleCounts:
-    """What each sample of a batch has, ``[sample]`` each.
+    """What each sample of a batch has, ``[sample]`` each."""
 
-    Attributes:
-        images: Number of images (or of videos, when the tensors are those of videos).
-        tiles: Number of tiles or frames of them, as far as the layout is known, else empty.
-        tokens: Number of their visual tokens.
-    """
-
-    images: Counts
-    tiles: Counts
-    tokens: Counts
+    images: Counts  # number of images (or of videos, when the tensors are those of videos)
+    tiles: Counts  # number of tiles or frames of them, as far as the layout is known, else empty
+    tokens: Counts  # number of their visual tokens
 
 
 def is_picture(name: str, tensor: Tensor) -> bool:

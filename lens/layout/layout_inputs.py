@@ -20,30 +20,21 @@ Layouts = Sequence[Sequence[Layout]]
 
 @dataclass(frozen=True, eq=False)
 class LayoutInputs:
-    """Everything known of the images (or of the videos) of one batch.
+    """Everything known of the images (or of the videos) of one batch."""
 
-    Attributes:
-        ids: Token ids, ``[sample, token]``.
-        positions: Per sample the positions of its visual tokens, ascending.
-        counts: Images per sample, where that is known.
-        tensors: The inputs of the model.
-        config: The configuration of the model.
-        text_of: The text of one token id, where there is a tokenizer.
-        origins: Which place of which image arrives where in the pixel tensors, where the processor
-            can be asked.
-        are_videos: Whether these are videos.
-        are_latents: Whether the model's visual tokens are learned queries.
-    """
-
-    ids: NDArray[np.int64]
+    ids: NDArray[np.int64]  # token ids, ``[sample, token]``
+    # Per sample the positions of its visual tokens, ascending
     positions: tuple[NDArray[np.int64], ...]
-    counts: tuple[int, ...] | None
-    tensors: Mapping[str, Tensor]
-    config: Any
+    counts: tuple[int, ...] | None  # images per sample, where that is known
+    tensors: Mapping[str, Tensor]  # the inputs of the model
+    config: Any  # the configuration of the model
+    # The text of one token id, where there is a tokenizer
     text_of: Callable[[int], str] | None = None
+    # Which place of which image arrives where in the pixel tensors, where the processor can be
+    # asked
     origins: MeasuredOrigins | None = None
-    are_videos: bool = False
-    are_latents: bool = False
+    are_videos: bool = False  # whether these are videos
+    are_latents: bool = False  # whether the model's visual tokens are learned queries
 
     @property
     def total(self) -> int:

@@ -34,25 +34,16 @@ Kept = Literal["last", "all"] | None
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What goes into a pass, and what is read in it.
+    """What goes into a pass, and what is read in it."""
 
-    Attributes:
-        inputs: Tensors for the forward.
-        during: The kind of pass.
-        arguments: More arguments of the forward.
-        samples: How many rows come out.
-        sites: Sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them.
-        rows: Batch rows of the tokens to read there.
-        columns: Their sequence positions.
-    """
-
-    inputs: Mapping[str, Tensor]
-    during: Pass
-    arguments: Mapping[str, Any]
-    samples: int
+    inputs: Mapping[str, Tensor]  # tensors for the forward
+    during: Pass  # the kind of pass
+    arguments: Mapping[str, Any]  # more arguments of the forward
+    samples: int  # how many rows come out
+    # Sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them
     sites: list[dict[str, Any]]
-    rows: Int[Tensor, " selected"]
-    columns: Int[Tensor, " selected"]
+    rows: Int[Tensor, " selected"]  # batch rows of the tokens to read there
+    columns: Int[Tensor, " selected"]  # their sequence positions
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,21 +47,14 @@ Refusals = Iterator[tuple[str, str]]
 
 @dataclass(frozen=True, eq=False)
 class Mode:
-    """What is going to be in force.
+    """What is going to be in force."""
 
-    Attributes:
-        settings: Every setting: the caller's, else the model's own, else transformers'.
-        arguments: What ``generate`` is given besides the batch.
-        longest: Tokens that an answer can have.
-        limited: Whether the caller set a limit.
-        usual: Whether the model writes by transformers' own ``generate``, which returns prompts.
-    """
-
+    # Every setting: the caller's, else the model's own, else transformers'
     settings: GenerationConfig
-    arguments: dict[str, Any]
-    longest: int
-    limited: bool
-    usual: bool
+    arguments: dict[str, Any]  # what ``generate`` is given besides the batch
+    longest: int  # tokens that an answer can have
+    limited: bool  # whether the caller set a limit
+    usual: bool  # whether the model writes by transformers' own ``generate``, which returns prompts
 
 
 def mode_of(

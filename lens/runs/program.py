@@ -15,24 +15,16 @@ from ..inputs.batch import Batch
 
 @dataclass(frozen=True)
 class Pass:
-    """Which kind of pass a plan is compiled for.
+    """Which kind of pass a plan is compiled for."""
 
-    Attributes:
-        kind: ``forward`` (one pass over the prompt), ``generation`` (the prompt and
-            what is written behind it, in whatever passes) or ``scoring`` (prompt and given answer
-            in one pass).
-        continuation: Tokens appended to the prompt when scoring.
-        remote: Where it runs, as for :meth:`VisualLM.trace`; passes that a plan needs before it
-            run there too.
-        positions: Whether states or logits are returned by their position in the prompt.
-        traced: Whether the user may read states in it, in an open trace.
-    """
-
+    # ``forward`` (one pass over the prompt), ``generation`` (the prompt and what is written behind
+    # it, in whatever passes) or ``scoring`` (prompt and given answer in one pass)
     kind: Literal["forward", "generation", "scoring"]
-    continuation: int = 0
+    continuation: int = 0  # tokens appended to the prompt when scoring
+    # Where it runs, as for :meth:`VisualLM.trace`; passes that a plan needs before it run there too
     remote: bool | str = False
-    positions: bool = False
-    traced: bool = False
+    positions: bool = False  # whether states or logits are returned by their position in the prompt
+    traced: bool = False  # whether the user may read states in it, in an open trace
 
 
 @runtime_checkable

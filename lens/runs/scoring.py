@@ -69,16 +69,12 @@ def score(
 
 @dataclass(frozen=True, eq=False)
 class AnswerTokens:
-    """The token ids of one answer per sample, padded on the right.
+    """The token ids of one answer per sample, padded on the right."""
 
-    Attributes:
-        ids: ``[sample, answer]``.
-        mask: True where ``ids`` is part of the answer, ``[sample, answer]``.
-        end: Whether each answer's last token stands for its end, whichever token ends it.
-    """
-
-    ids: Int[Tensor, "sample answer"]
+    ids: Int[Tensor, "sample answer"]  # ``[sample, answer]``
+    # True where ``ids`` is part of the answer, ``[sample, answer]``
     mask: Bool[Tensor, "sample answer"]
+    # Whether each answer's last token stands for its end, whichever token ends it
     end: bool = False
 
     @property

@@ -33,17 +33,11 @@ def mean(field: NDArray[np.floating[Any]], keep: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class LinearFit:
-    """A place in the image as a function of the index of a unit: start + step × index.
+    """A place in the image as a function of the index of a unit: start + step × index."""
 
-    Attributes:
-        start: Place of the left (top) edge of the first unit, as a share of the image.
-        step: Share of the image that one unit covers.
-        units: How many units there are.
-    """
-
-    start: float
-    step: float
-    units: int
+    start: float  # place of the left (top) edge of the first unit, as a share of the image
+    step: float  # share of the image that one unit covers
+    units: int  # how many units there are
 
     @classmethod
     def through(cls, centers: NDArray[np.float64], pixels: int = 1) -> LinearFit | None:

@@ -32,16 +32,12 @@ _DIGIT = 16  # images told apart by one painted brightness
 
 @dataclass(frozen=True, eq=False)
 class PixelOrigins:
-    """Which place of which image every element of one pixel tensor shows.
+    """Which place of which image every element of one pixel tensor shows."""
 
-    Attributes:
-        x: Place in the width of the image, 0 to 1, of the shape of the tensor; NaN for padding.
-        y: Place in its height.
-        owner: Index of the image in the batch, counted through the samples; -1 for padding.
-    """
-
+    # Place in the width of the image, 0 to 1, of the shape of the tensor; NaN for padding
     x: NDArray[np.float32]
-    y: NDArray[np.float32]
+    y: NDArray[np.float32]  # place in its height
+    # Index of the image in the batch, counted through the samples; -1 for padding
     owner: NDArray[np.int32]
 
     def owners(self, leading: int) -> NDArray[np.int32]:
