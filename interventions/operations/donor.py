@@ -28,19 +28,12 @@ Places = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 @dataclass(frozen=True, eq=False)
 class Donor:
-    """A batch and what was captured of it.
+    """A batch and what was captured of it."""
 
-    Attributes:
-        batch: Whose tokens they are.
-        run: The captures.
-        name: What a plan calls it; empty for an earlier pass over the same batch.
-        passes: How many passes over the batch it took.
-    """
-
-    batch: Batch
-    run: Run
-    name: str = ""
-    passes: int = 0
+    batch: Batch  # whose tokens they are
+    run: Run  # the captures
+    name: str = ""  # what a plan calls it; empty for an earlier pass over the same batch
+    passes: int = 0  # how many passes over the batch it took
 
     def states(self, capture: Capture, layer: int, places: Places) -> Tensor:
         """The states of some tokens, ``[token, d]``."""

@@ -19,17 +19,13 @@ from .donor import Donor, captured
 
 @dataclass(frozen=True)
 class StatesOf:
-    """States of some tokens, captured somewhere.
+    """States of some tokens, captured somewhere."""
 
-    Attributes:
-        places: What is captured and in which layers, given their number.
-        tokens: Of which tokens.
-        donor: Name of the donor, bound by :meth:`Plan.given`. None for an earlier pass over the
-            same batch, in which all operations are in force but those that need such a pass.
-    """
-
+    # What is captured and in which layers, given their number
     places: Callable[[int], tuple[tuple[Capture, int], ...]]
-    tokens: Selector
+    tokens: Selector  # of which tokens
+    # Name of the donor, bound by :meth:`Plan.given`. None for an earlier pass over the same batch,
+    # in which all operations are in force but those that need such a pass.
     donor: str | None = None
 
 

@@ -20,17 +20,11 @@ from .donor import Donor
 
 @dataclass(frozen=True, eq=False)
 class Target(Scope):
-    """One model, one batch, one kind of pass; and what one plan's operations have in common.
+    """One model, one batch, one kind of pass; and what one plan's operations have in common."""
 
-    Attributes:
-        alone: Whether the plan has a single operation.
-        donors: By name what states are taken from.
-        earlier: An earlier pass over the batch, if an operation needs one.
-    """
-
-    alone: bool = True
-    donors: Mapping[str, Donor] = field(default_factory=dict)
-    earlier: Donor | None = None
+    alone: bool = True  # whether the plan has a single operation
+    donors: Mapping[str, Donor] = field(default_factory=dict)  # by name what states are taken from
+    earlier: Donor | None = None  # an earlier pass over the batch, if an operation needs one
     _slots: Iterator[int] = field(default_factory=lambda: count(1))
 
     def new_slot(self) -> str:

@@ -15,15 +15,10 @@ from .steps import Step, When, ZeroWeights
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What a plan compiled to.
+    """What a plan compiled to."""
 
-    Attributes:
-        steps: What is done, in the plan's order.
-        scope: The model, the batch and the kind of pass.
-    """
-
-    steps: tuple[Step, ...]
-    scope: Scope
+    steps: tuple[Step, ...]  # what is done, in the plan's order
+    scope: Scope  # the model, the batch and the kind of pass
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -57,19 +57,12 @@ class Subject(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """One model, one batch, one kind of pass.
-
-    Attributes:
-        model: The model.
-        batch: The batch.
-        during: Kind of pass.
-        copies: How often the batch is repeated in one pass.
-    """
+    """One model, one batch, one kind of pass."""
 
     model: Subject
     batch: Batch
-    during: Pass
-    copies: int = 1
+    during: Pass  # kind of pass
+    copies: int = 1  # how often the batch is repeated in one pass
 
     @property
     def samples(self) -> int:

@@ -27,12 +27,9 @@ _SCHEMA = {
 
 @dataclass(frozen=True)
 class Layers:
-    """Which layers, before it is known how many there are; written as text in one spelling.
+    """Which layers, before it is known how many there are; written as text in one spelling."""
 
-    Attributes:
-        named: ``all``, ``last``, or their numbers in ascending order.
-    """
-
+    # ``all``, ``last``, or their numbers in ascending order
     named: Literal["all", "last"] | tuple[int, ...]
 
     @staticmethod
