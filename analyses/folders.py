@@ -15,16 +15,11 @@ _BEGINNING = 4096  # bytes
 
 @dataclass(frozen=True)
 class FolderKind:
-    """What tells a folder of one kind from everybody else's.
+    """What tells a folder of one kind from everybody else's."""
 
-    Attributes:
-        file: A file that every such folder holds.
-        line: Text at its beginning, which no other program writes.
-        holds: Patterns of everything that belongs there; what else lies in it was put there.
-    """
-
-    file: str
-    line: str
+    file: str  # a file that every such folder holds
+    line: str  # text at its beginning, which no other program writes
+    # Patterns of everything that belongs there; what else lies in it was put there
     holds: tuple[str, ...]
 
     def is_on(self, folder: Path) -> bool:
