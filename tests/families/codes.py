@@ -62,7 +62,6 @@ def near_sighted(codec: Any, *sizes: Any) -> None:
 @family("chameleon")
 def chameleon() -> Family:
     """The image becomes words of the vocabulary: codes of a VQ-GAN, whose logits are masked."""
-    from transformers.models.chameleon import ChameleonImageProcessorPil
 
     codes = [f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z" for i in range(64)]
     tok = tokenizer(
@@ -90,7 +89,7 @@ def chameleon() -> Family:
         },
     )
     processor = hf.ChameleonProcessor(
-        ChameleonImageProcessorPil(
+        hf.ChameleonImageProcessorPil(
             size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}
         ),
         tok,
@@ -107,7 +106,6 @@ def chameleon() -> Family:
 @family("emu3")
 def emu3() -> Family:
     """Codes of a VQ-GAN as rows of text embeddings; each line ends in a newline of the same id."""
-    from transformers.models.emu3 import Emu3ImageProcessor
 
     codes = [f"<|visual token {i:06}|>" for i in range(64)]
     tok = tokenizer(
@@ -135,7 +133,7 @@ def emu3() -> Family:
         },
     )
     processor = hf.Emu3Processor(
-        Emu3ImageProcessor(min_pixels=32 * 32, max_pixels=64 * 64), tok, chat_template=CHAT
+        hf.Emu3ImageProcessor(min_pixels=32 * 32, max_pixels=64 * 64), tok, chat_template=CHAT
     )
     size, prompt = (48, 32), "<image> what is this ?"
     inputs = processor(images=noise(size), text=prompt, return_tensors="pt")

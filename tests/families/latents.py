@@ -10,7 +10,8 @@ from typing import Any
 
 import transformers as hf
 
-from families.family import Family, family, noise, random_model, tokenizer
+from families.family import Family, family, tokenizer
+from families.parts import fed_family
 
 TEXT: dict[str, Any] = {
     "hidden_size": 32,
@@ -41,7 +42,6 @@ CHAT = (
 @family("blip-2")
 def blip2() -> Family:
     """OPT text: learned positions are added after inputs_embeds, feed-forward without a module."""
-    from transformers.models.blip import BlipImageProcessorPil
 
     tok = tokenizer(("<image>",))
     tok.padding_side = "left"
@@ -71,18 +71,15 @@ def blip2() -> Family:
         image_token_index=tok.convert_tokens_to_ids("<image>"),
     )
     processor = hf.Blip2Processor(
-        BlipImageProcessorPil(size={"height": 32, "width": 32}), tok, num_query_tokens=6
+        hf.BlipImageProcessorPil(size={"height": 32, "width": 32}), tok, num_query_tokens=6
     )
     size, prompt = (48, 32), "what is this ?"
-    inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: hf.Blip2ForConditionalGeneration(config))
-    return Family(model, processor, prompt, dict(inputs), size)
+    return fed_family(hf.Blip2ForConditionalGeneration, config, processor, prompt, size)
 
 
 @family("instructblip")
 def instructblip() -> Family:
     """The queries read the instruction too, through a second tokenizer and its own input ids."""
-    from transformers.models.blip import BlipImageProcessorPil
 
     tok, asking = tokenizer(("<image>",)), tokenizer()
     tok.padding_side = "left"
@@ -101,18 +98,15 @@ def instructblip() -> Family:
         image_token_index=tok.convert_tokens_to_ids("<image>"),
     )
     processor = hf.InstructBlipProcessor(
-        BlipImageProcessorPil(size={"height": 32, "width": 32}), tok, asking, num_query_tokens=6
+        hf.BlipImageProcessorPil(size={"height": 32, "width": 32}), tok, asking, num_query_tokens=6
     )
     size, prompt = (48, 32), "what is this ?"
-    inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: hf.InstructBlipForConditionalGeneration(config))
-    return Family(model, processor, prompt, dict(inputs), size)
+    return fed_family(hf.InstructBlipForConditionalGeneration, config, processor, prompt, size)
 
 
 @family("idefics2")
 def idefics2() -> Family:
     """A perceiver of four latents for each of the four quarters and for the whole image."""
-    from transformers.models.idefics2 import Idefics2ImageProcessorPil
 
     tok = tokenizer(
         ("<end_of_utterance>",),
@@ -134,7 +128,7 @@ def idefics2() -> Family:
         image_token_id=tok.convert_tokens_to_ids("<image>"),
     )
     processor = hf.Idefics2Processor(
-        Idefics2ImageProcessorPil(
+        hf.Idefics2ImageProcessorPil(
             size={"shortest_edge": 16, "longest_edge": 32}, do_image_splitting=True
         ),
         tok,
@@ -142,9 +136,7 @@ def idefics2() -> Family:
         chat_template=CHAT,
     )
     size, prompt = (32, 16), "<image> what is this ?"
-    inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: hf.Idefics2ForConditionalGeneration(config))
-    return Family(model, processor, prompt, dict(inputs), size)
+    return fed_family(hf.Idefics2ForConditionalGeneration, config, processor, prompt, size)
 
 
 @family("aria")
@@ -153,8 +145,6 @@ def aria() -> Family:
 
     The image processor takes crops of 490 or 980 pixels only, so the patches are large instead.
     """
-    from transformers.models.aria import AriaImageProcessorPil
-    from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 
     tok = tokenizer(image_token="<image>")
     tok.padding_side = "left"
@@ -162,12 +152,12 @@ def aria() -> Family:
         text_config=hf.AriaTextConfig(
             **TEXT, vocab_size=len(tok), moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1
         ),
-        vision_config=Idefics3VisionConfig(**{**EYE, "image_size": 490, "patch_size": 98}),
+        vision_config=hf.Idefics3VisionConfig(**{**EYE, "image_size": 490, "patch_size": 98}),
         projector_patch_to_query_dict={25: 4},
         image_token_index=tok.convert_tokens_to_ids("<image>"),
     )
     processor = hf.AriaProcessor(
-        AriaImageProcessorPil(max_image_size=490, split_image=True),
+        hf.AriaImageProcessorPil(max_image_size=490, split_image=True),
         tok,
         chat_template=CHAT,
         size_conversion={490: 4},
@@ -175,15 +165,12 @@ def aria() -> Family:
     # The processor's class asks for 980 pixels in one piece, over what its image processor says.
     processor.images_kwargs = {"max_image_size": 490, "split_image": True}
     size, prompt = (980, 490), "<image> what is this ?"
-    inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: hf.AriaForConditionalGeneration(config))
-    return Family(model, processor, prompt, dict(inputs), size)
+    return fed_family(hf.AriaForConditionalGeneration, config, processor, prompt, size)
 
 
 @family("kosmos-2")
 def kosmos2() -> Family:
     """No image token id: a mask says where the queries go; rows are scaled inside the decoder."""
-    from transformers.models.clip import CLIPImageProcessorPil
 
     tags = [f"<{end}{tag}>" for tag in ("image", "phrase", "object") for end in ("", "/")]
     tags += ["</doc>", "</chunk>", "</line>", "</delimiter_of_multi_objects/>", "<grounding>"]
@@ -205,7 +192,7 @@ def kosmos2() -> Family:
         latent_query_num=6,
     )
     processor = hf.Kosmos2Processor(
-        CLIPImageProcessorPil(
+        hf.CLIPImageProcessorPil(
             size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_center_crop=True
         ),
         tok,
@@ -213,15 +200,12 @@ def kosmos2() -> Family:
     )
     processor.num_image_tokens = 6
     size, prompt = (48, 32), "what is this ?"
-    inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: hf.Kosmos2ForConditionalGeneration(config))
-    return Family(model, processor, prompt, dict(inputs), size)
+    return fed_family(hf.Kosmos2ForConditionalGeneration, config, processor, prompt, size)
 
 
 @family("granite4_vision")
 def granite4_vision() -> Family:
     """Image rows enter as zeros; window queries of anyres tiles are added before layers 0 to 4."""
-    from transformers.models.llava_next import LlavaNextImageProcessorPil
 
     tok = tokenizer(image_token="<image>")
     tok.padding_side = "left"
@@ -254,7 +238,7 @@ def granite4_vision() -> Family:
         spatial_target_layers=[1, 2, 3, 4],
     )
     processor = hf.Granite4VisionProcessor(
-        LlavaNextImageProcessorPil(
+        hf.LlavaNextImageProcessorPil(
             size={"shortest_edge": 32},
             crop_size={"height": 32, "width": 32},
             image_grid_pinpoints=pinpoints,
@@ -266,9 +250,7 @@ def granite4_vision() -> Family:
         chat_template=CHAT,
     )
     size, prompt = (64, 32), "<image> what is this ?"
-    inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(
-        lambda: hf.Granite4VisionForConditionalGeneration(config),
-        calm=("vision_tower.encoder.layers", "qformer.encoder"),
+    kind = hf.Granite4VisionForConditionalGeneration
+    return fed_family(
+        kind, config, processor, prompt, size, "vision_tower.encoder.layers", "qformer.encoder"
     )
-    return Family(model, processor, prompt, dict(inputs), size)
