@@ -12,7 +12,7 @@ from typing import Any
 import transformers as hf
 
 from families.family import Family, family, tokenizer
-from families.parts import fed_family, offline, text_sizes
+from families.parts import fed_family, offline, text_sizes, vision_sizes
 from families.rasters import CALM, USER, begins, chat_of
 
 PATCH, SIDE = 8, 4
@@ -23,14 +23,7 @@ CANVASES = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE]]
 
 def _clip() -> Any:
 
-    return hf.CLIPVisionConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=TILE,
-        patch_size=PATCH,
-    )
+    return hf.CLIPVisionConfig(**vision_sizes(TILE, PATCH, num_hidden_layers=3))
 
 
 def _tiles() -> dict[str, Any]:
@@ -97,15 +90,7 @@ def _onevision(aspect: str, size: tuple[int, int]) -> Family:
         image_token="<image>", video_token="<video>", special=("<|im_start|>", "<|im_end|>")
     )
     config = hf.LlavaOnevisionConfig(
-        vision_config=hf.SiglipVisionConfig(
-            hidden_size=24,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=TILE,
-            patch_size=PATCH,
-            vision_use_head=False,
-        ),
+        vision_config=hf.SiglipVisionConfig(**vision_sizes(TILE, PATCH, vision_use_head=False)),
         text_config=hf.Qwen2Config(**text_sizes(tok)),
         image_token_index=tok.image_token_id,
         video_token_index=tok.video_token_id,

@@ -12,23 +12,8 @@ import torch
 import transformers as hf
 
 from families.family import Family, family, noise, random_model, tokenizer
-
-TEXT: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-CHAT = (
-    "{% for message in messages %}user : {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
-    "{% endfor %}{% endfor %}{% if add_generation_prompt %}a :{% endif %}"
-)
+from families.parts import text_sizes
+from tiny import CHAT
 
 
 def near_sighted(codec: Any, *sizes: Any) -> None:
@@ -73,8 +58,7 @@ def chameleon() -> Family:
     )
     tok.padding_side = "left"
     config = hf.ChameleonConfig(
-        **TEXT,
-        vocab_size=len(tok),
+        **text_sizes(tok),
         vq_config={
             "embed_dim": 8,
             "num_embeddings": 64,
@@ -118,7 +102,7 @@ def emu3() -> Family:
     )
     tok.padding_side = "left"
     config = hf.Emu3Config(
-        text_config={**TEXT, "vocab_size": len(tok), "attention_dropout": 0.0},
+        text_config=text_sizes(tok, attention_dropout=0.0),
         vq_config={
             "codebook_size": 64,
             "embed_dim": 4,

@@ -11,32 +11,16 @@ from typing import Any
 import transformers as hf
 
 from families.family import Family, family, tokenizer
-from families.parts import fed_family
+from families.parts import fed_family, text_sizes, vision_sizes
+from tiny import CHAT
 
-TEXT: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-EYE: dict[str, Any] = {
-    "hidden_size": 24,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-}
-CHAT = (
-    "{% for message in messages %}user : {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
-    "{% endfor %}{% endfor %}{% if add_generation_prompt %}a :{% endif %}"
-)
+EYE = vision_sizes(image=32, patch=8, num_attention_heads=4)
+
+
+def _questions(words: Any) -> dict[str, Any]:
+    """Settings of a Q-Former that reads these words."""
+    kept = {key: value for key, value in EYE.items() if key not in ("image_size", "patch_size")}
+    return {**kept, "vocab_size": len(words), "encoder_hidden_size": 24}
 
 
 @family("blip-2")
@@ -59,14 +43,7 @@ def blip2() -> Family:
             pad_token_id=0,
         ).to_dict(),
         vision_config=EYE,
-        qformer_config={
-            "hidden_size": 24,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "vocab_size": len(tok),
-            "encoder_hidden_size": 24,
-        },
+        qformer_config=_questions(tok),
         num_query_tokens=6,
         image_token_index=tok.convert_tokens_to_ids("<image>"),
     )
@@ -84,16 +61,9 @@ def instructblip() -> Family:
     tok, asking = tokenizer(("<image>",)), tokenizer()
     tok.padding_side = "left"
     config = hf.InstructBlipConfig(
-        text_config=hf.LlamaConfig(**TEXT, vocab_size=len(tok)).to_dict(),
+        text_config=hf.LlamaConfig(**text_sizes(tok)).to_dict(),
         vision_config=EYE,
-        qformer_config={
-            "hidden_size": 24,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "vocab_size": len(asking),
-            "encoder_hidden_size": 24,
-        },
+        qformer_config=_questions(asking),
         num_query_tokens=6,
         image_token_index=tok.convert_tokens_to_ids("<image>"),
     )
@@ -115,7 +85,7 @@ def idefics2() -> Family:
     )
     tok.padding_side = "left"
     config = hf.Idefics2Config(
-        text_config=hf.MistralConfig(**TEXT, vocab_size=len(tok), sliding_window=None).to_dict(),
+        text_config=hf.MistralConfig(**text_sizes(tok), sliding_window=None).to_dict(),
         vision_config=EYE,
         perceiver_config={
             "hidden_size": 32,
@@ -150,7 +120,7 @@ def aria() -> Family:
     tok.padding_side = "left"
     config = hf.AriaConfig(
         text_config=hf.AriaTextConfig(
-            **TEXT, vocab_size=len(tok), moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1
+            **text_sizes(tok), moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1
         ),
         vision_config=hf.Idefics3VisionConfig(**{**EYE, "image_size": 490, "patch_size": 98}),
         projector_patch_to_query_dict={25: 4},
@@ -212,8 +182,7 @@ def granite4_vision() -> Family:
     pinpoints = [[32, 64], [64, 32], [64, 64]]
     config = hf.Granite4VisionConfig(
         text_config=hf.Granite4VisionTextConfig(
-            **{**TEXT, "num_hidden_layers": 6},
-            vocab_size=len(tok),
+            **text_sizes(tok, layers=6),
             embedding_multiplier=2.0,
             residual_multiplier=0.5,
             logits_scaling=3.0,

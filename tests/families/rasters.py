@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from families.family import Family, family, tokenizer
-from families.parts import fed_family, offline, text_sizes
+from families.parts import fed_family, offline, text_sizes, vision_sizes
 
 PATCH, SIDE = 8, 4
 PIXELS = PATCH * SIDE
@@ -54,15 +54,7 @@ def begins(tok: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 def clip(layers: int = 3) -> Any:
     """Settings of a small CLIP tower on images of ``PIXELS``."""
-
-    return hf.CLIPVisionConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        image_size=PIXELS,
-        patch_size=PATCH,
-    )
+    return hf.CLIPVisionConfig(**vision_sizes(PIXELS, PATCH, num_hidden_layers=layers))
 
 
 def clip_images() -> dict[str, Any]:
@@ -143,24 +135,11 @@ def video_llava() -> Family:
     return fed_family(hf.VideoLlavaForConditionalGeneration, config, made, prompt, size, *CALM)
 
 
-def _siglip() -> Any:
-
-    return hf.SiglipVisionConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=PIXELS,
-        patch_size=PATCH,
-        vision_use_head=False,
-    )
-
-
 @family("deepseek_vl")
 def deepseek_vl() -> Family:
     tok = begins(tokenizer(image_token="<image_placeholder>"))
     config = hf.DeepseekVLConfig(
-        vision_config=_siglip(),
+        vision_config=hf.SiglipVisionConfig(**vision_sizes(PIXELS, PATCH, vision_use_head=False)),
         text_config=hf.LlamaConfig(**text_sizes(tok)),
         image_token_id=tok.image_token_id,
         tie_word_embeddings=True,
