@@ -18,15 +18,8 @@ from ..errors import Unsupported
 
 LAYER_LISTS = ("layers", "h", "blocks", "layer")
 HEADS = ("lm_head", "output_projection", "embed_out", "output")
-FINAL_NORMS = (
-    "norm",
-    "final_layernorm",
-    "final_layer_norm",
-    "ln_f",
-    "layer_norm",
-    "embedding_norm",
-    "norm_f",
-    "final_norm",
+FINAL_NORMS = tuple(
+    "norm final_layernorm final_layer_norm ln_f layer_norm embedding_norm norm_f final_norm".split()
 )
 # Where configurations name the placeholder of visual tokens, most common first.
 IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id", "media_placeholder_token_id")

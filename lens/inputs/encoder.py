@@ -75,12 +75,7 @@ class Encoder:
 
     @cached_property
     def placeholders(self) -> Placeholders:
-        """How the processor is told where an image belongs, found out by experiment.
-
-        Raises:
-            InputError: There is no processor.
-            Unsupported: The processor accepts no image.
-        """
+        """How the processor is told where an image belongs, found out by experiment."""
         self._need_processor()
         ids = (getattr(self.config, name, None) for name in ("image_token_id", "image_token_index"))
         known = [i for i in ids if isinstance(i, int) and i >= 0]
@@ -103,13 +98,7 @@ class Encoder:
         videos: Videos | None = None,
         template: bool | None = None,
     ) -> Prepared:
-        """What the model takes for these images and prompts; needs no anatomy.
-
-        Args:
-            images: As for :meth:`VisualLM.encode`; None for text alone.
-            prompts: One or several.
-            videos: As for :meth:`VisualLM.encode`.
-            template: As for :meth:`VisualLM.encode`.
+        """What the model takes, as for :meth:`VisualLM.encode`; needs no anatomy.
 
         Raises:
             InputError: There is no processor, or images and prompts do not fit together.
@@ -173,7 +162,9 @@ class Encoder:
         check_form(inputs, self.accepts)
         # Labels are for training: with them the model computes a loss.
         tensors = {name: tensor for name, tensor in inputs.items() if name != "labels"}
-        images, videos = self._positions_by_kind(tensors)
+        visual_mask: Tensor = self.anatomy.visual_mask(tensors)
+        videos = video_positions(tensors, visual_mask, self.config)
+        images = visual_mask & ~videos
         check_pictures(tensors, images, videos)
         try:
             visual = self._locate(tensors, None, layout)
@@ -210,16 +201,6 @@ class Encoder:
         template = False if self.placeholder else None
         return self.tensors(rows, prompts, template=template).inputs
 
-    def _positions_by_kind(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Visual positions of images and of videos, ``[sample, token]``."""
-        mask = self._visual_mask(inputs)
-        videos = video_positions(inputs, mask, self.config)
-        return mask & ~videos, videos
-
-    def _visual_mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        mask: Tensor = self.anatomy.visual_mask(inputs)
-        return mask
-
     def _locate(
         self,
         inputs: Mapping[str, Tensor],
@@ -230,7 +211,7 @@ class Encoder:
     ) -> VisualTokens:
         return locate(
             inputs,
-            self._visual_mask(inputs),
+            self.anatomy.visual_mask(inputs),
             images,
             config=self.config,
             processor=self.processor,

@@ -27,11 +27,6 @@ class Edges:
     x: NDArray[np.float64]
     y: NDArray[np.float64]
 
-    @classmethod
-    def whole(cls, rows: int, cols: int) -> Edges:
-        """Of a grid that covers the image exactly."""
-        return cls(np.linspace(0, 1, cols + 1), np.linspace(0, 1, rows + 1))
-
     def boxes(self, size: tuple[int, int]) -> NDArray[np.float64]:
         """Boxes in pixels of an image of ``size`` (width, height), ``[row * column, 4]``."""
         x, y = self.x.clip(0, 1) * size[0], self.y.clip(0, 1) * size[1]

@@ -178,15 +178,11 @@ def _never(settings: GenerationConfig, arguments: Mapping[str, Any]) -> Refusals
         yield "token_healing", "it changes the prompt: leave it out"
     length = getattr(arguments.get("past_key_values"), "get_seq_length", None)
     if length is not None and length():
-        yield (
-            "past_key_values",
-            "the cache holds tokens already, and the batch is all of the prompt",
-        )
+        why = "the cache holds tokens already, and the batch is all of the prompt"
+        yield "past_key_values", why
     if settings.compile_config is not None:
-        yield (
-            "compile_config",
-            "compiled code runs past what reads and changes states: leave it out",
-        )
+        why = "compiled code runs past what reads and changes states: leave it out"
+        yield "compile_config", why
 
 
 def _beside_a_plan(

@@ -34,24 +34,19 @@ class Program(Protocol):
     @property
     def first_layer(self) -> int:
         """First layer that is read or changed: ``n_layers`` behind all, -1 before the decoder."""
-        ...
 
     @property
     def changes_length(self) -> bool:
         """Whether it changes the length of the sequence, which other programs could not share."""
-        ...
 
     def __len__(self) -> int:
         """How many steps it has; an empty program changes nothing."""
-        ...
 
     def stack(self, others: Sequence[Any]) -> Program:
         """This program and others of its kind as one, for the batch repeated once per program."""
-        ...
 
     def apply(self, host: Any) -> Any:
         """The host with the program in force; the host itself if the program is empty."""
-        ...
 
 
 @runtime_checkable
@@ -60,7 +55,6 @@ class Intervention(Protocol):
 
     def compile(self, model: Any, batch: Batch, during: Pass) -> Program:
         """The program for one model, batch and kind of pass."""
-        ...
 
 
 def in_force(plan: Intervention | None, model: Any, batch: Batch, during: Pass) -> Any:

@@ -53,7 +53,7 @@ def write_run(
         "videos_per_row": list(batch.videos_per_row),
         # As text: 128 bits are no number to other readers of JSON.
         "contents": [f"{number:032x}" for number in batch.contents],
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version_of(name) for name in _PACKAGES},
     }
     write_tensor_file(path, _FORMAT, record, tensors, overwrite=overwrite)
 
@@ -138,7 +138,8 @@ def _classes(tensors: Mapping[str, Tensor]) -> TokenClasses | None:
     return TokenClasses(masks, nearest) if masks or nearest is not None else None
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The version of an installed package."""
     try:
         return version(package)
     except PackageNotFoundError:

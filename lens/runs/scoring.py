@@ -187,9 +187,7 @@ def as_scores(
 
 
 def _check_unseen(
-    alone: Float[Tensor, "sample vocab"],
-    answered: Float[Tensor, "sample kept vocab"],
-    length: int,
+    alone: Float[Tensor, "sample vocab"], answered: Float[Tensor, "sample kept vocab"], length: int
 ) -> None:
     """Check that an answer of ``length`` tokens left its prompt's last logits as they were."""
     before = answered[:, -length - 1].float()
