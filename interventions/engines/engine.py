@@ -27,11 +27,7 @@ class Engine(ABC):
 
     @abstractmethod
     def apply(self, steps: Sequence[Step], scope: Scope, host: Any) -> Any:
-        """The host with the steps in force, or a context inside which they are.
-
-        Raises:
-            Unsupported: A step of a kind that has no form here.
-        """
+        """The host with the steps in force, or a context inside which they are."""
 
     def check_attention(
         self, edit: Literal["mask", "weights"], layer: int, model: Subject, by: str

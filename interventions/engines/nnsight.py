@@ -32,13 +32,8 @@ from .payload.generation_passes import carry_out_when, follow
 from .payload.shorter_tensors import taken
 from .payload.written_values import noise
 
-nnsight.register(drop_between_layers.__module__)
-nnsight.register(block.__module__)
-nnsight.register(drop_before_decoder.__module__)
-nnsight.register(taken.__module__)
-nnsight.register(noise.__module__)
-nnsight.register(zero_weights.__module__)
-nnsight.register(zero.__module__)
+for _sent in (block, zero_weights, zero, drop_before_decoder, drop_between_layers, taken, noise):
+    nnsight.register(_sent.__module__)
 nnsight.register(carry_out_when.__module__)
 
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import NonNegativeInt
 
+from ...lens.anatomy.traits import traits_counting_rows
 from ...lens.errors import InputError, Unsupported
 from ...lens.runs.program import Pass
 from ..engines.engine import engine_of
@@ -28,21 +29,6 @@ from .operation import TokenOperation
 from .phrases import Phrases
 from .target import Target
 
-# Where what a token sees is counted in rows, or made for the whole sequence before the decoder.
-COUNTED = frozenset(
-    (
-        "sliding_window",
-        "chunked_attention",
-        "sparse_attention",
-        "bidirectional_image",
-        "linear_mixers",
-        "per_layer_inputs",
-        "late_features",
-        "rows_changed_inside",
-    )
-)
-# Between layers masks are finished, and what was added before them is there.
-COUNTED_BETWEEN = COUNTED - {"bidirectional_image", "late_features"}
 Method = Literal["auto", "mask", "remove"]
 
 
@@ -183,7 +169,7 @@ def obstacle(
             "all its positions can be returned: use method='mask'"
         )
     anatomy = model.anatomy
-    if counted := sorted(anatomy.capabilities & (COUNTED_BETWEEN if layer else COUNTED)):
+    if counted := traits_counting_rows(anatomy.capabilities, between_layers=layer > 0):
         return Unsupported(
             f"{by}: this model has {', '.join(counted)}, where a shorter sequence changes what the "
             "tokens left can see: use method='mask'"

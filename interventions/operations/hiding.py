@@ -18,11 +18,7 @@ from .target import Target
 
 
 def hide(
-    operation: Operation,
-    target: Target,
-    layers: Sequence[int],
-    queries: Selection,
-    keys: Selection,
+    operation: Operation, target: Target, layers: Sequence[int], queries: Selection, keys: Selection
 ) -> list[Hide]:
     """Steps that hide keys from queries in some layers.
 

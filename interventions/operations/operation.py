@@ -159,11 +159,7 @@ class Operation(BaseModel, ABC):
         return found
 
     def in_phase(self, selection: Selection, target: Target) -> Selection:
-        """The selected tokens that the phase and a kind of pass leave.
-
-        Raises:
-            InputError: An operation on decoding steps, in a pass that has none.
-        """
+        """The selected tokens that the phase and a kind of pass leave."""
         forward = target.during.kind == "forward"
         if self.phase == "decode" and forward:
             raise InputError(
@@ -198,9 +194,7 @@ class TokenOperation(Operation, ABC):
     def places(self, target: Target, layer: int) -> list[Place]:
         """Every place that the tokens and the phase select; ``n_layers`` for behind the last layer.
 
-        Raises:
-            InputError: Nothing is selected, so the operation would do nothing.
-            Unsupported: The layer does not compute the selected tokens in this kind of pass.
+        Refused where nothing is selected, or the layer computes no such tokens in this pass.
         """
         meant = self.in_phase(self.tokens.select(target.batch), target)
         prompt, generated = meant.prompt, meant.generated

@@ -129,10 +129,7 @@ def _saved(size: LayerSizes, layer: int, flow: Flow, used: Used) -> dict[str, in
     ]
     pairs = _pairs_saved(idle, unseen, masks)
     attention = int(idle.sum()) * size.query + int(unseen.sum()) * size.key + pairs * size.pair
-    return {
-        "attention": attention,
-        "ffn": int((real & ~used.transformed[layer]).sum()) * size.ffn,
-    }
+    return {"attention": attention, "ffn": int((real & ~used.transformed[layer]).sum()) * size.ffn}
 
 
 def _pairs_saved(idle: Mask, unseen: Mask, masks: Sequence[tuple[Mask, Mask]]) -> int:

@@ -22,37 +22,30 @@ class Subject(Protocol):
     @property
     def anatomy(self) -> Anatomy:
         """Where things are in the model."""
-        ...
 
     @property
     def n_layers(self) -> int:
         """Number of decoder layers."""
-        ...
 
     @property
     def hf(self) -> Any:
         """The transformers model."""
-        ...
 
     @property
     def nn(self) -> Any:
         """The host that programs are applied to: the nnsight model, or the bridge."""
-        ...
 
     @property
     def attn_implementation(self) -> str:
         """Attention implementation in force."""
-        ...
 
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer, or None."""
-        ...
 
     @property
     def run(self) -> Callable[..., Run]:
         """One forward pass with a plan in force."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

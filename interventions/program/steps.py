@@ -100,11 +100,7 @@ class Zero(TokenStep):
 
     overwrites = True
     idempotent = True
-
-    @property
-    def merges(self) -> bool:
-        """In any rows alike."""
-        return True
+    merges = True  # in any rows alike
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -191,11 +187,7 @@ class Hide(PairStep):
     """Hide keys from queries in the mask, before the softmax."""
 
     skippable = True
-
-    @property
-    def merges(self) -> bool:
-        """In any rows alike."""
-        return True
+    merges = True  # in any rows alike
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,8 +4,6 @@ Under sdpa a mixer often receives no mask at all, which does not mean that every
 be read: the causal mask is then the kernel's. Under eager a mask is added to the scores, so a
 boolean one would be added as 1. And a query without any key left attends to everything, the future
 included, on one backend, and to nothing on the other.
-
-Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules

@@ -4,8 +4,6 @@ Weights that a module returns are a by-product, and writing them changes nothing
 call of the attention function is caught with its queries, keys and values, what it must have
 computed is computed again, and only if that is what it returned are the edited rows replaced. Where
 several steps edit one call, each leaves its weights to the next, which goes on from there.
-
-Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules

@@ -6,7 +6,6 @@ positions for the seams of packed sequences. So positions and a mask are always 
 argument that is not understood is refused.
 
 Samples that drop different numbers of tokens keep some of them as padding on the left.
-Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules

@@ -4,8 +4,6 @@ What a decoder makes once for all its layers (masks, rotary tables, positions) i
 whole sequence, for the layers without the tokens too, and while decoding masks are as long as the
 first layer's cache, which those layers do not have. So each of them gets arguments of its own, all
 shortened alike, and an argument that is not understood is refused.
-
-Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules

@@ -3,8 +3,6 @@
 Without a cache every step computes the prompt again, an assistant's candidates stand behind the
 prompt in one pass, and beams repeat the rows of every sample: whoever takes the first pass for the
 prompt, and each later one for one new token, edits 1 of 8 prompts or the rows of other samples.
-
-Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules
@@ -61,13 +59,7 @@ def pass_of(inputs: Any, clock: dict[str, Any], seen: int) -> dict[str, Any]:
             f"neither the whole prompt of {prompt} tokens nor what comes next"
         )
     cached = cache is not None
-    return {
-        "rows": rows,
-        "start": start,
-        "end": start + width,
-        "prompt": prompt,
-        "cached": cached,
-    }
+    return {"rows": rows, "start": start, "end": start + width, "prompt": prompt, "cached": cached}
 
 
 def refuse(why: str) -> None:

@@ -2,8 +2,6 @@
 
 Samples that lose different numbers of tokens keep some of them as padding on the left,
 and a mask that is only cut would show that padding to everybody.
-
-Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules

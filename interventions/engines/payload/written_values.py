@@ -3,8 +3,6 @@
 A mean that rounds would change what was alike already, so it is counted from its first member; and
 noise drawn where it is needed would differ between machines, engines and paddings, so it is drawn
 on the CPU from a seed of its sample's own.
-
-Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules
