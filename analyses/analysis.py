@@ -97,20 +97,6 @@ class Result:
         )
 
 
-def _nothing(_: Result) -> str:
-    """No sentence about the data."""
-    return ""
-
-
-def _no_table(_: Result) -> None:
-    """No table."""
-
-
-def _no_claims(_: Result) -> list[Claim]:
-    """The paper claims nothing of the kind."""
-    return []
-
-
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
     """Everything of one analysis.
@@ -142,9 +128,9 @@ class Analysis:
     method: str
     caption: str
     findings: Callable[[Result], list[str]]
-    claims: Callable[[Result], list[Claim]] = _no_claims
-    data: Callable[[Result], str] = _nothing
-    table: Callable[[Result], pd.DataFrame | None] = _no_table
+    claims: Callable[[Result], list[Claim]] = lambda _: []
+    data: Callable[[Result], str] = lambda _: ""
+    table: Callable[[Result], pd.DataFrame | None] = lambda _: None
     needs: tuple[str, ...] = ()
     headline: bool = True
     order: int = 100
@@ -159,11 +145,7 @@ _REGISTERED: dict[str, Analysis] = {}
 
 
 def register(analysis: Analysis) -> None:
-    """Make an analysis known to results, the report and the command line.
-
-    Raises:
-        ValueError: Another analysis has this name.
-    """
+    """Make an analysis known to results, the report and the command line; ValueError if twice."""
     if analysis.name in _REGISTERED:
         raise ValueError(f"there is an analysis named {analysis.name!r} already")
     _REGISTERED[analysis.name] = analysis
@@ -176,11 +158,7 @@ def registered() -> dict[str, Analysis]:
 
 
 def find(name: str) -> Analysis:
-    """The analysis of this name.
-
-    Raises:
-        InputError: There is none.
-    """
+    """The analysis of this name; InputError if there is none."""
     known = registered()
     if name not in known:
         raise InputError(f"no analysis named {name!r}; analyses: {', '.join(known)}")

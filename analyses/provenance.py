@@ -4,12 +4,12 @@ import shlex
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 from typing import Any
 
 from ..lens.model import VisualLM
+from ..lens.runs.saving import version_of
 
 _PACKAGES = ("embedlens", "torch", "transformers", "nnsight", "numpy", "pandas", "safetensors")
 
@@ -41,7 +41,8 @@ def provenance(
 
 def machine() -> dict[str, Any]:
     """Versions of Python and of the packages that numbers depend on."""
-    return {"python": python_version(), "packages": {name: _version(name) for name in _PACKAGES}}
+    packages = {name: version_of(name) or "not installed" for name in _PACKAGES}
+    return {"python": python_version(), "packages": packages}
 
 
 def provenance_line(meta: Mapping[str, Any]) -> str:
@@ -58,10 +59,3 @@ def provenance_line(meta: Mapping[str, Any]) -> str:
         meta.get("time"),
     ]
     return " · ".join(str(part) for part in parts if part)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
