@@ -129,31 +129,25 @@ def hooks(
 def oracle_forward(
     plain: Any, edits: Sequence[Edit], batch: Batch
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    inputs = dict(batch.inputs)
-    backward = [edit for edit in edits if edit.site == "patch" and edit.source > edit.layers[0]]
-    donors = None
-    if backward:
-        forward_edits = [edit for edit in edits if edit not in backward]
-        with hooks(plain, forward_edits, inputs) as first:
-            plain(**inputs, use_cache=False)
-        donors = {edit.source: first[edit.source] for edit in backward}
-    with hooks(plain, edits, inputs, donors) as seen:
-        logits = plain(**inputs, use_cache=False).logits
+    with hooks(plain, edits, dict(batch.inputs), _donors(plain, edits, batch)) as seen:
+        logits = plain(**batch.inputs, use_cache=False).logits
     return logits, seen
 
 
-def oracle_generate(plain: Any, edits: Sequence[Edit], batch: Batch) -> Any:
-    inputs = dict(batch.inputs)
+def _donors(plain: Any, edits: Sequence[Edit], batch: Batch) -> dict[int, Tensor] | None:
+    """What backward patches read in an earlier pass, in which all other edits are in force."""
     backward = [edit for edit in edits if edit.site == "patch" and edit.source > edit.layers[0]]
-    donors = None
-    if backward:
-        with hooks(plain, [e for e in edits if e not in backward], inputs) as first:
-            plain(**inputs, use_cache=False)
-        donors = {edit.source: first[edit.source] for edit in backward}
-    with hooks(plain, edits, inputs, donors):
-        return plain.generate(
-            **inputs, **GENERATION, return_dict_in_generate=True, output_logits=True
-        )
+    if not backward:
+        return None
+    with hooks(plain, [e for e in edits if e not in backward], dict(batch.inputs)) as first:
+        plain(**batch.inputs, use_cache=False)
+    return {edit.source: first[edit.source] for edit in backward}
+
+
+def oracle_generate(plain: Any, edits: Sequence[Edit], batch: Batch) -> Any:
+    settings = {**GENERATION, "return_dict_in_generate": True, "output_logits": True}
+    with hooks(plain, edits, dict(batch.inputs), _donors(plain, edits, batch)):
+        return plain.generate(**batch.inputs, **settings)
 
 
 def stepwise(plain: Any, edits: Sequence[Edit], batch: Batch, answer: list[int]) -> list[Tensor]:

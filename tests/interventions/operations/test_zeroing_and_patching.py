@@ -48,12 +48,6 @@ from tolerances import ACCUMULATED, EQUAL, MOVED
 N = tiny.LAYERS
 
 
-# ---------------------------------------------------------------- positions, worked out by hand
-
-
-# ---------------------------------------------------------------- the oracle
-
-
 def worst(found: Tensor, expected: Tensor, keep: Tensor) -> float:
     """Largest absolute difference at the positions that are not padding."""
     return float((found - expected)[keep].abs().max())
