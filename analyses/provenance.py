@@ -17,11 +17,7 @@ _PACKAGES = ("embedlens", "torch", "transformers", "nnsight", "numpy", "pandas",
 def provenance(
     model: VisualLM, *, seed: int | None = None, plan: str | None = None, **settings: Any
 ) -> dict[str, Any]:
-    """What a reader needs to run the same analysis again, as JSON-able values.
-
-    `seed` and `plan` (as YAML) are None where there were none; `settings` are the analysis'
-    arguments.
-    """
+    """What a reader needs to run the same analysis again, as JSON-able values."""
     return {
         "model": model.name,
         "revision": getattr(model.hf.config, "_commit_hash", None),

@@ -28,6 +28,7 @@ from .errors import InputError, Unsupported
 from .opening.invented_weights import with_invented_weights
 
 SHIPPED = Path(__file__).parent / "shipped"
+_FAILURES = (AttributeError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 
 T = TypeVar("T")
 
@@ -176,16 +177,7 @@ def _attempt(source: str, step: Callable[[], T]) -> T:
     """Run one loading step, turning what goes wrong with the user's model into one line."""
     try:
         return step()
-    except (
-        AttributeError,
-        ImportError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        SafetensorError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (*_FAILURES, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise InputError(
                 f"{source!r} brings its own Python code, which stays off: read that code, and if "

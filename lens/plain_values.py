@@ -15,11 +15,7 @@ _TUPLE, _MAPPING = "__tuple__", "__mapping__"
 
 
 def to_json(value: Any, where: str) -> Any:
-    """The value in a form for ``json.dumps``.
-
-    It is None, a bool, a number, text, or lists, tuples and mappings of these; ``where`` is what an
-    error calls it.
-    """
+    """The value in a form for ``json.dumps``."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):

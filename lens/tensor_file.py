@@ -31,10 +31,7 @@ def write_tensor_file(
     *,
     overwrite: bool,
 ) -> None:
-    """Write a file of one kind, such as ``embedlens.run``; its folder must be there.
-
-    With ``overwrite`` an older file of this kind is replaced.
-    """
+    """Write a file of one kind, such as ``embedlens.run``; its folder must be there."""
     target = Path(path)
     named = repr(str(target))
     if target.is_dir() or not target.parent.is_dir():

@@ -32,10 +32,7 @@ class Engine(ABC):
     def check_attention(
         self, edit: Literal["mask", "weights"], layer: int, model: Subject, by: str
     ) -> None:
-        """Refuse, while a plan is compiled, an edit of attention that has no form in a layer.
-
-        What is edited is the mask over keys, or the weights behind the softmax.
-        """
+        """Refuse, while a plan is compiled, an edit of attention that has no form in a layer."""
         raise Unsupported(f"{by}: edits of attention have no form in {type(self).__name__}")
 
 

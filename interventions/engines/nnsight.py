@@ -136,10 +136,7 @@ def store_edits(
     actions: Sequence[tuple[Action, dict[str, Any]]],
     clock: dict[str, Any] | None = None,
 ) -> Any:
-    """A copy of an nnsight model that carries out functions with the dicts they are given.
-
-    For a generation, ``clock`` says how its passes are told apart.
-    """
+    """A copy of an nnsight model that carries out functions with the dicts they are given."""
     edited = envoy._shallow_copy()
     store: dict[str, Any] = {}
     if clock is not None:

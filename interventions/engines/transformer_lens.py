@@ -52,15 +52,7 @@ _live: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 @dataclass(frozen=True, eq=False)
 class BridgeModel:
-    """A bridge as what plans are compiled for: its model, and where the batch says things are.
-
-    Args:
-        bridge: The TransformerBridge.
-        batch: A batch that a VisualLM of the same model made.
-
-    Raises:
-        InputError: The batch does not know its model, or the bridge is of another one.
-    """
+    """A bridge as what plans are compiled for: its model, and where the batch says things are."""
 
     bridge: Any
     batch: Batch
@@ -115,10 +107,7 @@ class BridgeModel:
         return found
 
     def hook_name(self, path: str, side: Side) -> str:
-        """The name by which ``run_with_hooks`` knows one side of a component.
-
-        Unsupported where the bridge has no such hook point, or throws away what is written there.
-        """
+        """The name by which ``run_with_hooks`` knows one side of a component."""
         point = getattr(self.component(path), side)
         names: list[str] = [name for name, known in self.bridge.hook_dict.items() if known is point]
         if not names:

@@ -33,15 +33,10 @@ Method = Literal["auto", "mask", "remove"]
 
 
 class DropWay(NamedTuple):
-    """How tokens are dropped.
+    """How tokens are dropped."""
 
-    Attributes:
-        method: ``remove`` shortens the sequence, ``mask`` hides them.
-        reason: Why they are hidden; empty where they are not, or where the operation says ``mask``.
-    """
-
-    method: Literal["mask", "remove"]
-    reason: str = ""
+    method: Literal["mask", "remove"]  # ``remove`` shortens the sequence, ``mask`` hides them
+    reason: str = ""  # why they are hidden, where the operation does not say ``mask`` itself
 
 
 class DroppedTokens(TokenOperation, ABC):
@@ -154,10 +149,7 @@ def check_layer(layer: int, model: Subject) -> int:
 def obstacle(
     by: str, layer: int, model: Subject, during: Pass, *, renumber: bool, alone: bool
 ) -> InputError | Unsupported | None:
-    """What keeps the sequence from being shortened before a layer; None where it can be.
-
-    ``renumber``: positions are to be counted anew; ``alone``: the plan has no other operation.
-    """
+    """What keeps the sequence from being shortened before a layer; None where it can be."""
     if not alone:
         return InputError(
             f"{by} shortens the sequence, in which the other operations of this plan could not "

@@ -41,10 +41,7 @@ def word_id(operation: Any, word: str, target: Target) -> int:
 
 
 def entering_state(operation: Any, word: str, target: Target) -> Tensor:
-    """The state with which a word enters layer 0, ``[1, d]``, from a pass of its own.
-
-    Unsupported where what enters depends on more than the word.
-    """
+    """The state with which a word enters layer 0, ``[1, d]``, from a pass of its own."""
     wanted = word_id(operation, word, target)
     batch, model = target.batch, target.model
     ids = batch.inputs["input_ids"]

@@ -20,11 +20,7 @@ from .target import Target
 def hide(
     operation: Operation, target: Target, layers: Sequence[int], queries: Selection, keys: Selection
 ) -> list[Hide]:
-    """Steps that hide keys from queries in some layers.
-
-    Queries outside the operation's phase are left out. Unsupported where a layer has no mask over
-    keys, or an attention implementation whose masks are not understood.
-    """
+    """Steps that hide keys from queries in some layers."""
     pairs: dict[str, Any] = {
         "queries": torch.as_tensor(queries.prompt),
         "later_queries": torch.as_tensor(queries.generated),

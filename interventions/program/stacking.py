@@ -19,10 +19,7 @@ from .steps import Step
 
 
 def stacked(programs: Sequence[Sequence[Step]], samples: int) -> list[Step]:
-    """One program for the batch of ``samples`` rows repeated once for every condition.
-
-    Programs that change the sequence's length cannot be stacked.
-    """
+    """One program for the batch of ``samples`` rows repeated once for every condition."""
     made: list[Step] = []
     for block, program in enumerate(programs):
         # Later steps of a program stay behind its earlier ones; programs do not meet in any row.

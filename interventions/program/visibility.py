@@ -22,10 +22,7 @@ _WINDOWED = frozenset({"sliding_attention", "chunked_attention"})
 
 
 def visible_pairs(scope: Scope) -> list[Pairs] | None:
-    """Per layer which query can see which key, ``[sample, query, key]``; None if all is causal.
-
-    Where it is not, the model runs once on the batch.
-    """
+    """Per layer which query can see which key, ``[sample, query, key]``; None if all is causal."""
     kinds = scope.model.anatomy.mixer_kinds
     if not scope.both_ways and not _WINDOWED & set(kinds):
         return None

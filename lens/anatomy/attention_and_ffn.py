@@ -59,11 +59,7 @@ def find_addends(
     attention: str | None = None,
     ffn: str | None = None,
 ) -> LayerAddends:
-    """Decompose one layer's update; Unsupported where no set of submodules adds up.
-
-    The weights' type sets how exact the sum must be; ``attention`` and ``ffn`` are the user's words
-    for the submodules that are the addends.
-    """
+    """Decompose one layer's update; Unsupported where no set of submodules adds up."""
     if made.entering is None or made.leaving is None:
         raise Unsupported(f"{path}: the layer does not map a stream [sample, token, d] to another")
     # Every row counts alike: in half precision the few rows of huge norm would round away the rest.

@@ -39,10 +39,7 @@ def unmasked(logits: Tensor) -> Tensor:
 
 
 def fit_logit_rule(raw: Tensor, logits: Tensor, configs: Iterable[Any]) -> LogitRule:
-    """Find the rule that turns one row ``[vocab]`` of ``head(norm(h))`` into the model's logits.
-
-    The logits may be fewer. ``configs`` may name a soft cap.
-    """
+    """Find the rule that turns one row ``[vocab]`` of ``head(norm(h))`` into the model's logits."""
     open_ = unmasked(logits).cpu()
     # Head rows beyond the logits are never said either.
     beyond = range(len(logits), len(raw))

@@ -43,10 +43,7 @@ def traits_of(found: Findings) -> tuple[Trait, ...]:
 
 
 def traits_counting_rows(names: Collection[str], *, between_layers: bool) -> list[str]:
-    """Those of a model's traits with which a shorter sequence changes what its tokens see.
-
-    ``between_layers``: tokens are dropped between two layers, not before the first one.
-    """
+    """Those of a model's traits with which a shorter sequence changes what its tokens see."""
     where = {"everywhere"} if between_layers else {"before", "everywhere"}
     return sorted(t.name for t in TRAITS if t.name in names and t.counts_rows in where)
 

@@ -52,10 +52,7 @@ class RequiredInputs:
     def check(
         self, inputs: Mapping[str, Tensor], images: Tensor, videos: Tensor, n_images: int
     ) -> None:
-        """Refuse a batch that lacks an input which matters; the message says how to make it.
-
-        Visual tokens are ``[sample, token]``; ``n_images`` is the most in one sample.
-        """
+        """Refuse a batch that lacks an input which matters; the message says how to make it."""
         if not bool(images.any() | videos.any()):
             self.check_text(inputs)
             return

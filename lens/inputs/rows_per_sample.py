@@ -50,10 +50,7 @@ def token_axis(name: str, tensor: Tensor, shape: tuple[int, int]) -> int | None:
 
 
 def rows_per_sample(name: str, inputs: Mapping[str, Tensor], counts: SampleCounts) -> Counts | None:
-    """How many rows of ``inputs[name]`` belong to each sample; None where no one reading fits.
-
-    It has no entry per token; grids and counts among the other tensors tell about it.
-    """
+    """How many rows of ``inputs[name]`` belong to each sample; None where no one reading fits."""
     tensor = inputs[name]
     rows, samples = len(tensor), len(counts.images)
     found: set[Counts] = set()

@@ -24,11 +24,7 @@ def rows_of(
     sizes: Sizes | None,
     shift: Sequence[int] | None = None,
 ) -> list[pd.DataFrame]:
-    """One frame per image, with its tokens in order.
-
-    Per sample the positions of its visual tokens, the layouts of its images, and in ``shift`` the
-    index of its first image.
-    """
+    """One frame per image, with its tokens in order."""
     rows = []
     for sample, layouts in enumerate(explained):
         start = 0

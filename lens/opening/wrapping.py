@@ -42,10 +42,7 @@ class NoProcessor:
 
 
 def wrap(model: nn.Module, processor: Any) -> Any:
-    """The nnsight model around a transformers model, which stays where it is.
-
-    Nnsight may set the padding side and token of the processor.
-    """
+    """The nnsight model around a transformers model, which stays where it is."""
     mapped = getattr(model, "hf_device_map", None) is not None
     where = {} if mapped else {"device": model.device}
     with warnings.catch_warnings():

@@ -60,10 +60,7 @@ class Mode:
 def mode_of(
     model: Any, batch: Batch, given: Mapping[str, Any], *, planned: bool, sent: bool
 ) -> Mode:
-    """Read the mode from what is given and from the model's own configuration.
-
-    ``planned``: a plan is in force; ``sent``: it runs on a server.
-    """
+    """Read the mode from what is given and from the model's own configuration."""
     if twice := sorted(given.keys() & {*batch.inputs, "inputs", "inputs_embeds"}):
         raise InputError(f"generate: the batch says what {', '.join(twice)} are")
     writer, usual = _writer(model.hf)

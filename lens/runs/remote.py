@@ -24,6 +24,7 @@ from ..errors import REFUSED, EmbedlensError, InputError, RemoteRunFailed, Unsup
 WEIGHTS_ON_SERVER: WeakSet[Any] = WeakSet()
 REPEAT = "nothing was left behind: make the same call again"
 UNREACHED = (ConnectionRefusedError, websocket.WebSocketAddressException)
+FAILED = (RemoteError, ConnectionError, TimeoutError, ValidationError)
 KEY = (
     "set the environment variable NDIF_API_KEY, or nnsight.CONFIG.set_default_api_key('…'), to a "
     "key of that server"
@@ -89,14 +90,7 @@ class ExplainingBackend(Backend):  # type: ignore[misc]
         """Run the tracer's block on the server."""
         try:
             return self.inner(tracer)
-        except (
-            RemoteError,
-            ConnectionError,
-            TimeoutError,
-            *_http("HTTPError"),
-            websocket.WebSocketException,
-            ValidationError,
-        ) as error:
+        except (*FAILED, *_http("HTTPError"), websocket.WebSocketException) as error:
             raise explained(error, self.inner) from error
 
 

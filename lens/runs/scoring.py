@@ -113,10 +113,7 @@ class AnswerTokens:
         return AnswerTokens(ids, mask, end)
 
     def append_to(self, inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
-        """The inputs with the answers behind every sequence, padding masked out.
-
-        The transformers model knows the types of tokens it generates.
-        """
+        """The inputs with the answers behind every sequence, padding masked out."""
         extended = dict(inputs)
         shape = inputs["input_ids"].shape
         for name, tensor in inputs.items():
@@ -138,10 +135,7 @@ class AnswerTokens:
     def scores(
         self, logits: Float[Tensor, "sample kept vocab"], ends: Sequence[int] = ()
     ) -> Scores:
-        """Read the answers' log-probabilities off the last ``length + 1`` positions' logits.
-
-        ``ends`` is every token that ends an answer.
-        """
+        """Read the answers' log-probabilities off the last ``length + 1`` positions' logits."""
         mask = self.mask.to(logits.device)
         ids = self.ids.to(logits.device)
         predictions = logits[:, -self.length - 1 : -1].float()

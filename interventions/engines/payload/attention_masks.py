@@ -57,11 +57,7 @@ def blocked_pairs(step: dict[str, Any], mask: torch.Tensor, total: int) -> torch
 
 
 def block(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
-    """Hide the step's keys from its queries in the mask that one mixer receives.
-
-    The store keeps the mask made for one layer, for those that receive the same. ``decoded`` is 0
-    for the prompt.
-    """
+    """Hide the step's keys from its queries in the mask that one mixer receives."""
     site = model.get(step["path"])
     args, kwargs = site.inputs
     states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]

@@ -62,10 +62,7 @@ def collapsed(
 
 
 def zero_weights(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
-    """Take the step's keys out of its queries' attention without scaling up what is left.
-
-    A step ``takes`` the weights that an earlier step on this call left, and ``leaves`` its own.
-    """
+    """Take the step's keys out of its queries' attention without scaling up what is left."""
     call = getattr(model.get(step["path"]).source, step["call"])
     args, options = call.inputs
     query, key, value, *rest = args[1:]

@@ -72,11 +72,7 @@ def refuse_mask(step: dict[str, Any]) -> None:
 def drop_before_decoder(
     model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int
 ) -> None:
-    """Shorten the decoder's arguments to the step's tokens and whatever came after the prompt.
-
-    The step says which tokens to take, which of these are no padding, and whether positions are
-    counted anew.
-    """
+    """Shorten the decoder's arguments to the step's tokens and whatever came after the prompt."""
     site = model.get(step["path"])
     args, given = site.inputs
     embeds, ids = given.get("inputs_embeds"), given.get("input_ids")

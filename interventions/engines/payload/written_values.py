@@ -31,11 +31,7 @@ def means(states: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
 
 
 def noise(states: torch.Tensor, step: dict[str, Any], decoded: int) -> torch.Tensor:
-    """Random directions with the norms of the given states, ``[selected, d]``.
-
-    The step has the tokens' ``rows`` and ``seeds``, one for all prompt tokens of a sample, and the
-    ``stride`` between the seeds of decoding steps.
-    """
+    """Random directions with the norms of the given states, ``[selected, d]``."""
     drawn = []
     own = torch.stack([step["rows"].to(step["seeds"]), step["seeds"]], dim=1)
     found, counts = torch.unique_consecutive(own, dim=0, return_counts=True)
@@ -57,11 +53,7 @@ def kept(store: dict[str, Any], step: dict[str, Any]) -> torch.Tensor:
 
 
 def scaled(states: torch.Tensor, store: dict[str, Any], step: dict[str, Any]) -> torch.Tensor:
-    """States ``[selected, d]`` times the step's factor, or with the median norm of its slot's.
-
-    With a ``slot``, ``from_group`` is the group of every state in it, ``group`` of every selected
-    one.
-    """
+    """States ``[selected, d]`` times the step's factor, or with the median norm of its slot's."""
     if "factor" in step:
         times: torch.Tensor = states * step["factor"]
         return times

@@ -47,11 +47,7 @@ class PixelOrigins:
 
 
 class MeasuredOrigins:
-    """The origins of a processor call's pixel tensors, measured when first asked for.
-
-    The images of every sample are there for their sizes; ``samples`` are indices in the call's
-    batch.
-    """
+    """The origins of a processor call's pixel tensors, measured when first asked for."""
 
     def __init__(
         self,
