@@ -36,19 +36,12 @@ _FACTS = (
 
 @dataclass(frozen=True)
 class Report:
-    """Results, and what has to be said about them as a whole.
+    """Results, and what has to be said about them as a whole."""
 
-    Attributes:
-        title: Of the page.
-        data: What the model was shown, in a sentence or two.
-        limitations: What was not done, and what the numbers do not show.
-        results: In the order of the sections.
-    """
-
-    title: str
-    data: str
-    limitations: Sequence[str]
-    results: Sequence[Result]
+    title: str  # of the page
+    data: str  # what the model was shown, in a sentence or two
+    limitations: Sequence[str]  # what was not done, and what the numbers do not show
+    results: Sequence[Result]  # in the order of the sections
 
     @property
     def headlines(self) -> list[str]:

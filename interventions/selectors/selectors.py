@@ -29,14 +29,10 @@ NAMES = ("visual", "text", "bos", "last", "generated", *KINDS, *CLASSES)
 
 @dataclass(frozen=True)
 class Selection:
-    """Selected tokens of one batch.
+    """Selected tokens of one batch."""
 
-    Attributes:
-        prompt: Positions of the padded prompt, ``[sample, token]``.
-        generated: Whether tokens generated after the prompt are selected, ``[sample]``.
-    """
-
-    prompt: NDArray[np.bool_]
+    prompt: NDArray[np.bool_]  # positions of the padded prompt, ``[sample, token]``
+    # Whether tokens generated after the prompt are selected, ``[sample]``
     generated: NDArray[np.bool_]
 
 

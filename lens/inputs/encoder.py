@@ -46,15 +46,10 @@ class Prepared(NamedTuple):
 class Encoder:
     """Applies one model's processor and chat template, and finds the visual tokens again.
 
-    Args:
-        processor: The model's processor; None when there is none, and only :meth:`batch` works.
-        config: The model's configuration.
-        anatomy: Says where the visual positions are; may be set later, before a Batch is made.
-        accepts: Names of the inputs that the model's forward takes; None keeps whatever tensors
-            the processor returns.
-        forward: Runs the model on tensors and returns logits ``[sample, token, vocab]``, leaving
-            the model as it was: used to measure which inputs a given batch cannot lack. Without
-            it every input that might matter is demanded.
+    Without a processor only :meth:`batch` works; the anatomy may be set later, before a Batch is
+    made. ``accepts`` are the inputs that the model's forward takes, None for whatever there is.
+    ``forward`` runs the model, leaving it as it was, to measure which inputs a batch cannot lack;
+    without it every input that might matter is demanded.
     """
 
     def __init__(

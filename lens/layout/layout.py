@@ -17,15 +17,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class Edges:
-    """Where the lines of a grid lie in the original image, as fractions of its width and height.
+    """Where the lines of a grid lie in the original image, as fractions of its width and height."""
 
-    Attributes:
-        x: Left edge of every column and the right edge of the last, ``[column + 1]``.
-        y: Top edge of every row and the bottom edge of the last, ``[row + 1]``.
-    """
-
+    # Left edge of every column and the right edge of the last, ``[column + 1]``
     x: NDArray[np.float64]
-    y: NDArray[np.float64]
+    y: NDArray[np.float64]  # top edge of every row and the bottom edge of the last, ``[row + 1]``
 
     def boxes(self, size: tuple[int, int]) -> NDArray[np.float64]:
         """Boxes in pixels of an image of ``size`` (width, height), ``[row * column, 4]``."""
