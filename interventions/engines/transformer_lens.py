@@ -11,7 +11,7 @@ traced module.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial, singledispatch
 from types import SimpleNamespace
@@ -231,17 +231,13 @@ def _attached(steps: Sequence[Step], scope: Scope) -> Iterator[None]:
     masked = [step for step in steps if bound(step)[1] == "module"]
     hooks = _hooks([step for step in steps if step not in masked], scope)
     model: Any = scope.model
-    handles = []
-    try:
+    with ExitStack() as stack:
         for step in masked:
             component = model.component(module_of(step.site, model.anatomy))
             hook = _module_hook(step, scope)
-            handles.append(component.register_forward_pre_hook(hook, with_kwargs=True))
-        with model.bridge.hooks(fwd_hooks=hooks):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+            stack.enter_context(component.register_forward_pre_hook(hook, with_kwargs=True))
+        stack.enter_context(model.bridge.hooks(fwd_hooks=hooks))
+        yield
 
 
 def _hooks(steps: Sequence[Step], scope: Scope) -> list[Hook]:

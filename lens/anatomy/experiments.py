@@ -91,6 +91,5 @@ def _entering_layers(model: nn.Module, parts: Parts) -> Iterator[list[Tensor]]:
         stack.enter_context(undisturbed(model))
         stack.enter_context(torch.no_grad())
         for layer in parts.layers:
-            hook = layer.register_forward_pre_hook(on_entering, with_kwargs=True)
-            stack.callback(hook.remove)
+            stack.enter_context(layer.register_forward_pre_hook(on_entering, with_kwargs=True))
         yield streams

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -156,10 +157,9 @@ def record(
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
         stack.enter_context(torch.no_grad())
-        for handle in _decoder_hooks(recording, parts):
-            stack.callback(handle.remove)
-        for handle in _outer_hooks(recording, model, parts):
-            stack.callback(handle.remove)
+        hooks = _decoder_hooks(recording, parts), _outer_hooks(recording, model, parts)
+        for handle in chain(*hooks):
+            stack.enter_context(handle)
         stack.enter_context(_features_of(model, recording))
         # No logits_to_keep: some models then compute only the last token in their later layers.
         output = model(**inputs, **without_cache(model))

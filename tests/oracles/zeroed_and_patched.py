@@ -13,6 +13,7 @@ from torch import Tensor
 import tiny
 from embedlens import AblateAttention, Batch, PatchTokens, Plan, ZeroFFN
 from oracles.selected_tokens import VISUAL, Tokens
+from oracles.torch_hooks import attached, entering, leaving
 
 N = tiny.LAYERS
 STEPS = 5
@@ -55,10 +56,6 @@ def plan_of(edits: Sequence[Edit]) -> Plan:
     return Plan(*(edit.operation() for edit in edits))
 
 
-def stream(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
-
-
 @contextmanager
 def hooks(
     plain: Any,
@@ -84,19 +81,14 @@ def hooks(
         return torch.full((len(ids), 1), on) if on else None
 
     def zero(edit: Edit) -> Callable[..., Any]:
-        def hook(module: Any, args: Any, output: Any) -> Any:
-            tensor = output[0] if isinstance(output, tuple) else output
+        def change(tensor: Tensor) -> Tensor:
             where = chosen(edit, tensor.shape[1])
-            if where is None:
-                return output
-            tensor = torch.where(where[..., None], torch.zeros(()), tensor)
-            return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
+            return tensor if where is None else torch.where(where[..., None], 0.0, tensor)
 
-        return hook
+        return leaving(change)
 
     def enter(layer: int) -> Callable[..., Any]:
-        def hook(module: Any, args: Any, kwargs: Any) -> Any:
-            tensor = stream(args, kwargs)
+        def change(tensor: Tensor) -> Tensor:
             for edit in edits:
                 if edit.site == "patch" and edit.layers[0] == layer and edit.source != layer:
                     where = chosen(edit, tensor.shape[1])
@@ -105,11 +97,9 @@ def hooks(
                         given = seen[edit.source] if given is None else given
                         tensor = torch.where(where[..., None], given, tensor)
             seen[layer] = tensor
-            if args:
-                return (tensor, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": tensor}
+            return tensor
 
-        return hook
+        return entering(change)
 
     for layer, module in enumerate([*decoder.layers, decoder.norm]):
         handles.append(module.register_forward_pre_hook(enter(layer), with_kwargs=True))
@@ -118,12 +108,8 @@ def hooks(
             block = decoder.layers[layer]
             site = block.self_attn if edit.site == "attention" else block.mlp
             handles.append(site.register_forward_hook(zero(edit)))
-    try:
-        with torch.no_grad():
-            yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), torch.no_grad():
+        yield seen
 
 
 def oracle_forward(
