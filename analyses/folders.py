@@ -21,8 +21,7 @@ class FolderKind:
 
     file: str  # a file that every such folder holds
     line: str  # text at its beginning, which no other program writes
-    # Patterns of everything that belongs there; what else lies in it was put there
-    holds: tuple[str, ...]
+    holds: tuple[str, ...]  # patterns of all that belongs there; anything else was put there
 
     def is_on(self, folder: Path) -> bool:
         """Whether the folder is of this kind."""

@@ -42,11 +42,9 @@ class Checkpoint:
     processor: Any
     load: Callable[[], Any]  # loads the weights: the transformers model, in place and ready
     revision: str | None = None  # revision of the hub repository, if one was named
-    # Where the weights are on a server, and those that are loaded are invented: the same model with
-    # others
+    # Where the weights are on a server: the same model with other invented ones
     load_other: Callable[[], Any] | None = None
-    # Type that a server is taken to compute in; None where weights are loaded here
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | None = None  # what a server computes in; None where weights are here
 
 
 def open_checkpoint(

@@ -52,8 +52,7 @@ class Absence:
 class Used:
     """What is used where, ``[sample, token + 1]`` for each layer."""
 
-    # Tokens whose attention output is used
-    gathering: dict[int, Mask] = field(default_factory=dict)
+    gathering: dict[int, Mask] = field(default_factory=dict)  # tokens whose attention is used
     transformed: dict[int, Mask] = field(default_factory=dict)  # tokens whose FFN output is used
     seen: dict[int, Mask] = field(default_factory=dict)  # tokens whose keys and values are used
 
@@ -65,8 +64,7 @@ class Flow:
     scope: Scope  # model, batch and kind of pass
     marks: tuple[Mark, ...]  # the steps, in the plan's order
     absences: tuple[Absence, ...]  # where tokens are not there
-    # Per operation what it reads in an earlier pass: layers and tokens
-    earlier: dict[int, list[tuple[int, Mask]]]
+    earlier: dict[int, list[tuple[int, Mask]]]  # by operation: layers and tokens of an earlier pass
     # Per layer which query of the prompt can see which key, ``[sample, query, key]``; without it
     # every earlier token, and in models that look ahead any
     visible: Sequence[Mask] | None = None

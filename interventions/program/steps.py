@@ -49,8 +49,7 @@ class Step(ABC):
     site: Site  # where
     when: When  # at tokens of the prompt, or at those generated behind it
     by: str = ""  # the operation on whose behalf, for messages
-    # Under which name states are left for another step, or found
-    slot: str | None = field(default=None, metadata=SLOT)
+    slot: str | None = field(default=None, metadata=SLOT)  # name of states left, or of those found
 
     @property
     def merges(self) -> bool:
@@ -137,8 +136,7 @@ class Write(TokenStep):
 class Noise(TokenStep):
     """Replace states by noise of their own norms."""
 
-    # One for each token, alike for those that are drawn together, ``[selected]``
-    seeds: Tensor = field(metadata=TOKEN)
+    seeds: Tensor = field(metadata=TOKEN)  # alike for tokens drawn together, ``[selected]``
     stride: int  # between the seeds of decoding steps
 
 
@@ -149,8 +147,7 @@ class Scale(TokenStep):
     factor: float | None = None  # the same for all; None for norms
     # Group of every state in the slot
     from_group: Tensor | None = field(default=None, metadata=TOKEN)
-    # Group of every selected token, whose median norm it gets
-    group: Tensor | None = field(default=None, metadata=TOKEN)
+    group: Tensor | None = field(default=None, metadata=TOKEN)  # whose median norm each token gets
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -161,8 +158,7 @@ class PairStep(Step):
     skippable: ClassVar[bool] = False  # whether the pairs need not be computed
 
     queries: Tensor = field(metadata=SAMPLE)  # prompt tokens that cannot see, ``[sample, token]``
-    # Whether tokens behind the prompt cannot either, ``[sample]``
-    later_queries: Tensor = field(metadata=SAMPLE)
+    later_queries: Tensor = field(metadata=SAMPLE)  # whether those behind it cannot, ``[sample]``
     keys: Tensor = field(metadata=SAMPLE)  # prompt tokens that cannot be seen
     later_keys: Tensor = field(metadata=SAMPLE)  # whether tokens behind the prompt cannot be either
     behind: int = 0  # tokens behind the prompt in the same pass
@@ -195,8 +191,7 @@ class ZeroWeights(PairStep):
     """Take keys out of what queries gather, behind the softmax."""
 
     collapse: bool = False  # whether the weights taken go to the first of the keys
-    # Whether it goes on from the weights that an earlier step on this call left
-    takes: bool = False
+    takes: bool = False  # whether it goes on from the weights that an earlier step left
     leaves: bool = False  # whether it leaves its weights to a later one
 
     @property
@@ -228,8 +223,7 @@ class Drop(Step):
 
     length: int  # of the prompt
     behind: int  # tokens behind it in the same pass
-    # Positions that are kept, padded on the left to the longest sample, ``[sample, kept]``
-    take: Tensor
+    take: Tensor  # positions that are kept, padded on the left, ``[sample, kept]``
     kept: Tensor  # which of these are no padding
     renumber: bool = False  # whether positions are counted anew
 

@@ -29,8 +29,7 @@ _SCHEMA = {
 class Layers:
     """Which layers, before it is known how many there are; written as text in one spelling."""
 
-    # ``all``, ``last``, or their numbers in ascending order
-    named: Literal["all", "last"] | tuple[int, ...]
+    named: Literal["all", "last"] | tuple[int, ...]  # or their numbers in ascending order
 
     @staticmethod
     def of(layers: Any) -> Layers:

@@ -32,8 +32,7 @@ class Selection:
     """Selected tokens of one batch."""
 
     prompt: NDArray[np.bool_]  # positions of the padded prompt, ``[sample, token]``
-    # Whether tokens generated after the prompt are selected, ``[sample]``
-    generated: NDArray[np.bool_]
+    generated: NDArray[np.bool_]  # whether generated tokens are selected too, ``[sample]``
 
 
 class Selector:

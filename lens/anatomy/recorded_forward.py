@@ -55,13 +55,10 @@ class LayerRecord:
     kept: KeptRows  # which rows
     entering: Tensor | None = None  # stream entering the layer, ``[row, d]`` float64
     leaving: Tensor | None = None  # stream leaving it
-    # Output of every submodule (to depth 2) with one row per token, in the order in which they
-    # finished
+    # Of every submodule (to depth 2) that returns one row per token, in finishing order
     outputs: dict[str, Tensor] = field(default_factory=dict)
-    # Submodules that returned a bare tensor rather than a tuple
-    bare: set[str] = field(default_factory=set)
-    # Names and values of the keyword arguments each submodule received
-    arguments: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    bare: set[str] = field(default_factory=set)  # submodules that returned a bare tensor
+    arguments: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by submodule, by name
     calls: int = 0  # how often the layer ran
     own_input: bool = False  # whether the layer received rows of its own beside the stream
 
@@ -89,20 +86,15 @@ class Recording:
     """One forward pass."""
 
     layers: list[LayerRecord]  # one record per decoder layer
-    # Stream entering the final norm at the last token, in the model's own dtype, with the shape the
-    # norm received; None when the norm never ran
+    # Entering the final norm at the last token, as the norm received it; None if it never ran
     final: Tensor | None = None
     stacked: bool = False  # whether the stream has more axes than ``[sample, token, d]``
-    # The decoder's ``inputs_embeds``, ``[token, d]``; where it takes none, what enters layer 0
-    embeds: Tensor | None = None
-    # Keyword arguments of the decoder
+    embeds: Tensor | None = None  # the decoder's, ``[token, d]``; or else what enters layer 0
     decoder_arguments: Mapping[str, Any] = field(default_factory=dict)
-    # Per module outside the decoder that returned rows of width d, two random projections of every
-    # row, ``[rows, 2]`` float64, in finishing order
+    # Per module outside the decoder two projections of each row of width d, ``[row, 2]`` float64
     fingerprints: dict[str, Tensor] = field(default_factory=dict)
     features: Tensor | None = None  # rows that ``get_image_features`` returned, ``[n, d]``, or None
-    # Last but one dimension of every tensor returned outside the decoder
-    shapes: set[int] = field(default_factory=set)
+    shapes: set[int] = field(default_factory=set)  # rows of every tensor outside the decoder
     logits: Tensor | None = None  # at the last token, ``[vocab]``
 
 

@@ -64,8 +64,7 @@ class Findings:
     addends: tuple[LayerAddends, ...]  # per layer what is added; empty when that could not be told
     mixer_kinds: tuple[str, ...]  # per layer how it mixes tokens
     injections: tuple[int, ...]  # layers whose input is not the previous layer's output
-    # Layers that see only the last token when only its logits are asked for
-    last_token_layers: tuple[int, ...]
+    last_token_layers: tuple[int, ...]  # that see only the last token if only its logits count
     logit_rule: LogitRule  # how logits are made
     unverified: Mapping[str, str]  # what was not verified, with the reason
     seen_image: bool  # whether the probe held an image

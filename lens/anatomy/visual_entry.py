@@ -28,15 +28,13 @@ class VisualEntry:
 
     token_ids: tuple[int, ...]  # ids that stand at visual positions
     mask_name: str | None  # input that marks visual positions instead of ids, or None
-    # Outermost module before the decoder whose output rows are the visual rows
-    projector: str | None
+    projector: str | None  # outermost module before the decoder that returns the visual rows
     # ``replace`` or ``add``: features stand in place of the placeholder's embedding or on top of
     # it; ``later`` when the rows are empty at first and features come in between layers; ``inside``
     # when the decoder changes the rows before layer 0
     scatter: str
     error: float  # largest absolute difference between visual rows and features; NaN when unknown
-    # Visual rows that are no features of the image but learned parameters (separators, newlines)
-    learned: int = 0
+    learned: int = 0  # rows that are no features but learned (separators, newlines)
     also_written: int = 0  # positions outside the visual ones whose rows are no word embeddings
 
 

@@ -26,8 +26,7 @@ _SOURCES = ("image", "path", "url", "base64", "image_url", "video")
 class Chat:
     """One conversation."""
 
-    # Role and content of each turn; pictures are mentioned, not held
-    messages: tuple[dict[str, Any], ...]
+    messages: tuple[dict[str, Any], ...]  # role and content of each turn, pictures not held
     images: tuple[Any, ...]  # what the messages held as images, in order
     videos: tuple[Any, ...]  # the same for videos
     asked: tuple[int, int]  # how many images and videos are mentioned

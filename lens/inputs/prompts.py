@@ -29,16 +29,13 @@ _LEAST_GROWTH = 3
 class Placeholders:
     """How one processor is told where images and videos belong."""
 
-    # Text that the processor replaces with an image's tokens; None when it puts images first by
-    # itself and knows no such text
+    # Text that becomes an image's tokens; None where images come first and no such text is known
     image: str | None
     video: str | None  # the same for a video; None when the processor takes none
-    # How the chat template writes one image, markers included; None when there is no template or it
-    # leaves images out
+    # An image as the chat template writes it, markers included; None where it writes none
     image_written: str | None
     places_itself: bool  # whether images are placed without any placeholder in the text
-    # What to write before a prompt for each image, so that they come first as they would by
-    # themselves; None where the processor needs or knows no such thing
+    # What to write before a prompt for each image, so that they come first; None if not needed
     before: str | None
     several: bool  # whether one prompt may have several images
     doubles_bos: bool  # whether the processor adds a BOS of its own to a text that has one

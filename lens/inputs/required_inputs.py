@@ -37,13 +37,10 @@ _RECIPES = {
 class RequiredInputs:
     """Which inputs a model cannot do without, measured once for each form of batch."""
 
-    # Names of the arguments of the model's forward; None when not known
-    accepts: frozenset[str] | None = None
-    # Logits ``[sample, token, vocab]`` of given tensors, leaving the model as it was; None when it
-    # must not be run
+    accepts: frozenset[str] | None = None  # arguments of the model's forward; None if not known
+    # Logits ``[sample, token, vocab]``, leaving the model as it was; None if it must not be run
     forward: Forward | None = None
-    # Complete tensors of a number of prompts with a number of pictures each, from the model's
-    # processor; None without one
+    # Complete tensors of so many prompts and pictures, from the processor; None without one
     make_complete: CompleteInputs | None = None
     _measured: dict[tuple[Any, ...], str | None] = field(default_factory=dict, repr=False)
     _text_runs: bool = field(default=False, repr=False)

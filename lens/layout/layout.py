@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 class Edges:
     """Where the lines of a grid lie in the original image, as fractions of its width and height."""
 
-    # Left edge of every column and the right edge of the last, ``[column + 1]``
-    x: NDArray[np.float64]
+    x: NDArray[np.float64]  # left edge of every column, right edge of the last, ``[column + 1]``
     y: NDArray[np.float64]  # top edge of every row and the bottom edge of the last, ``[row + 1]``
 
     def boxes(self, size: tuple[int, int]) -> NDArray[np.float64]:

@@ -23,15 +23,12 @@ class LayoutInputs:
     """Everything known of the images (or of the videos) of one batch."""
 
     ids: NDArray[np.int64]  # token ids, ``[sample, token]``
-    # Per sample the positions of its visual tokens, ascending
-    positions: tuple[NDArray[np.int64], ...]
+    positions: tuple[NDArray[np.int64], ...]  # per sample, of its visual tokens, ascending
     counts: tuple[int, ...] | None  # images per sample, where that is known
     tensors: Mapping[str, Tensor]  # the inputs of the model
     config: Any  # the configuration of the model
-    # The text of one token id, where there is a tokenizer
-    text_of: Callable[[int], str] | None = None
-    # Which place of which image arrives where in the pixel tensors, where the processor can be
-    # asked
+    text_of: Callable[[int], str] | None = None  # text of a token id, where there is a tokenizer
+    # Which place of which image arrives where, if the processor can be asked
     origins: MeasuredOrigins | None = None
     are_videos: bool = False  # whether these are videos
     are_latents: bool = False  # whether the model's visual tokens are learned queries

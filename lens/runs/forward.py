@@ -40,8 +40,7 @@ class Request:
     during: Pass  # the kind of pass
     arguments: Mapping[str, Any]  # more arguments of the forward
     samples: int  # how many rows come out
-    # Sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them
-    sites: list[dict[str, Any]]
+    sites: list[dict[str, Any]]  # to read, as :func:`.reading.read_sites` takes them
     rows: Int[Tensor, " selected"]  # batch rows of the tokens to read there
     columns: Int[Tensor, " selected"]  # their sequence positions
 

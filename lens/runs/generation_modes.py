@@ -49,8 +49,7 @@ Refusals = Iterator[tuple[str, str]]
 class Mode:
     """What is going to be in force."""
 
-    # Every setting: the caller's, else the model's own, else transformers'
-    settings: GenerationConfig
+    settings: GenerationConfig  # the caller's, else the model's own, else transformers'
     arguments: dict[str, Any]  # what ``generate`` is given besides the batch
     longest: int  # tokens that an answer can have
     limited: bool  # whether the caller set a limit

@@ -21,8 +21,7 @@ class Pass:
     # it, in whatever passes) or ``scoring`` (prompt and given answer in one pass)
     kind: Literal["forward", "generation", "scoring"]
     continuation: int = 0  # tokens appended to the prompt when scoring
-    # Where it runs, as for :meth:`VisualLM.trace`; passes that a plan needs before it run there too
-    remote: bool | str = False
+    remote: bool | str = False  # as for :meth:`VisualLM.trace`; also of passes that a plan needs
     positions: bool = False  # whether states or logits are returned by their position in the prompt
     traced: bool = False  # whether the user may read states in it, in an open trace
 

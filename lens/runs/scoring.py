@@ -72,10 +72,8 @@ class AnswerTokens:
     """The token ids of one answer per sample, padded on the right."""
 
     ids: Int[Tensor, "sample answer"]  # ``[sample, answer]``
-    # True where ``ids`` is part of the answer, ``[sample, answer]``
-    mask: Bool[Tensor, "sample answer"]
-    # Whether each answer's last token stands for its end, whichever token ends it
-    end: bool = False
+    mask: Bool[Tensor, "sample answer"]  # where ``ids`` is part of the answer
+    end: bool = False  # whether the last token stands for any that ends an answer
 
     @property
     def length(self) -> int:

@@ -34,11 +34,9 @@ _DIGIT = 16  # images told apart by one painted brightness
 class PixelOrigins:
     """Which place of which image every element of one pixel tensor shows."""
 
-    # Place in the width of the image, 0 to 1, of the shape of the tensor; NaN for padding
-    x: NDArray[np.float32]
+    x: NDArray[np.float32]  # place in the width, 0 to 1, for each element; NaN for padding
     y: NDArray[np.float32]  # place in its height
-    # Index of the image in the batch, counted through the samples; -1 for padding
-    owner: NDArray[np.int32]
+    owner: NDArray[np.int32]  # index of the image, counted through the samples; -1 for padding
 
     def owners(self, leading: int) -> NDArray[np.int32]:
         """The image that is shown at each index of the ``leading`` first axes; -1 for none."""
