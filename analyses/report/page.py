@@ -97,7 +97,9 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
         lstrip_blocks=True,
         finalize=_unbroken,
     )
-    meta = _common(report.results)
+    # What the results say of how they came about, the last one first.
+    said = ({k: v for k, v in r.meta.items() if v is not None} for r in reversed(report.results))
+    meta = ChainMap(*said)
     return environment.get_template("report.html.j2").render(
         report=report,
         parts=[
@@ -114,12 +116,6 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
 def _unbroken(value: object) -> object:
     """Text whose percent signs stay beside their numbers when lines break."""
     return value.replace(" %", "\N{NO-BREAK SPACE}%") if type(value) is str else value
-
-
-def _common(results: Sequence[Result]) -> Mapping[str, Any]:
-    """What the results say of how they came about, the last one first."""
-    said = ({k: v for k, v in r.meta.items() if v is not None} for r in reversed(results))
-    return ChainMap(*said)
 
 
 def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:

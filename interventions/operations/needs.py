@@ -39,15 +39,10 @@ Need = StatesOf | OwnPass
 Stated = Sequence[tuple[Any, Need]]
 
 
-def donor_names(stated: Stated) -> list[str]:
-    """The donors that are asked for."""
-    states = [need for _, need in stated if isinstance(need, StatesOf)]
-    return sorted({need.donor for need in states if need.donor is not None})
-
-
 def check_names(stated: Stated, given: Collection[str]) -> None:
     """Make sure that every donor is asked for."""
-    known = donor_names(stated)
+    donors = (need.donor for _, need in stated if isinstance(need, StatesOf))
+    known = sorted({donor for donor in donors if donor is not None})
     if unknown := sorted(set(given) - set(known)):
         raise InputError(
             f"no operation of this plan has states={unknown[0]!r}; it asks for "

@@ -89,20 +89,18 @@ class RequiredInputs:
             # Not every model takes several images in one prompt.
             shape = (shape[0], 1)
             complete = self.make_complete(*shape)
+        others = any(is_picture(n, tensor) and n not in complete for n, tensor in inputs.items())
         reasons = {}
         for name in complete:
             if name in inputs or (not images and name not in TYPE_IDS):
                 continue
-            if is_picture(name, complete[name]) and self._other_pictures(inputs, complete):
+            if others and is_picture(name, complete[name]):
                 continue  # given under another name that the forward takes as well
             if (*shape, name) not in self._measured:
                 self._measured[*shape, name] = self._without(name, complete)
             if reason := self._measured[*shape, name]:
                 reasons[name] = reason
         return reasons
-
-    def _other_pictures(self, inputs: Mapping[str, Tensor], complete: Mapping[str, Tensor]) -> bool:
-        return any(is_picture(n, tensor) and n not in complete for n, tensor in inputs.items())
 
     def _without(self, name: str, complete: Mapping[str, Tensor]) -> str | None:
         """What goes wrong without one input; None when nothing does."""

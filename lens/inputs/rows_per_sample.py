@@ -8,7 +8,7 @@ counts only if it is the only one that fits; otherwise there is none.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -63,7 +63,8 @@ def rows_per_sample(name: str, inputs: Mapping[str, Tensor], counts: SampleCount
         return found.pop() if len(found) == 1 else None
     for weights in _rows_per_image(name, inputs, sum(counts.images)):
         if weights.sum() == rows:
-            found.add(_per_sample(weights, counts.images))
+            starts = np.concatenate([[0], np.cumsum(counts.images)]).astype(int)
+            found.add(tuple(int(weights[a:b].sum()) for a, b in pairwise(starts)))
     if found:
         return found.pop() if len(found) == 1 else None
     if sum(counts.tiles) == rows:
@@ -137,8 +138,3 @@ def _proportional(name: str, inputs: Mapping[str, Tensor], counts: SampleCounts)
         shares.append(stop - start)
         start = stop
     return tuple(shares) if start == rows else None
-
-
-def _per_sample(per_image: NDArray[np.int64], images: Sequence[int]) -> Counts:
-    starts = np.concatenate([[0], np.cumsum(images)]).astype(int)
-    return tuple(int(per_image[a:b].sum()) for a, b in pairwise(starts))
