@@ -97,6 +97,20 @@ class Result:
         )
 
 
+def _nothing(_: Result) -> str:
+    """No sentence about the data."""
+    return ""
+
+
+def _no_table(_: Result) -> None:
+    """No table."""
+
+
+def _no_claims(_: Result) -> list[Claim]:
+    """The paper claims nothing of the kind."""
+    return []
+
+
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
     """Everything of one analysis.
@@ -128,9 +142,9 @@ class Analysis:
     method: str
     caption: str
     findings: Callable[[Result], list[str]]
-    claims: Callable[[Result], list[Claim]] = lambda _: []
-    data: Callable[[Result], str] = lambda _: ""
-    table: Callable[[Result], pd.DataFrame | None] = lambda _: None
+    claims: Callable[[Result], list[Claim]] = _no_claims
+    data: Callable[[Result], str] = _nothing
+    table: Callable[[Result], pd.DataFrame | None] = _no_table
     needs: tuple[str, ...] = ()
     headline: bool = True
     order: int = 100
