@@ -25,11 +25,13 @@ class Target(Scope):
     Attributes:
         alone: Whether the plan has a single operation.
         donors: By name what states are taken from.
+        vectors: By name vectors of the stream, ``[layer, d]``.
         earlier: An earlier pass over the batch, if an operation needs one.
     """
 
     alone: bool = True
     donors: Mapping[str, Donor] = field(default_factory=dict)
+    vectors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     earlier: Donor | None = None
     _slots: Iterator[int] = field(default_factory=lambda: count(1))
 
