@@ -129,8 +129,8 @@ def as_donor(name: str, given: Any) -> Given:
         return GivenVector(donor)
     if not isinstance(donor, Batch | Run):
         raise InputError(
-            f"given({name}=…): a donor is a Batch, a Run, the path of a saved Run or a vector (a "
-            f"tensor [d] or [layer, d]), not {type(given).__name__}"
+            f"given({name}=…): a donor is a Batch, a Run or the path of a saved Run, or a vector "
+            f"(a tensor [d] or [layer, d]), not {type(given).__name__}"
         )
     if isinstance(donor, Run) and donor.batch is None:
         raise InputError(
