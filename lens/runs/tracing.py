@@ -57,7 +57,8 @@ def trace_forward(
     Raises:
         InputError: Attention weights are asked for, and the model makes none.
     """
-    made_by = model.config.get_text_config()._attn_implementation
+    config: Any = model.config
+    made_by = config.get_text_config()._attn_implementation
     if forward.get("output_attentions") and made_by != "eager":
         raise InputError(
             f"output_attentions=True: {made_by} attention makes no weights, so nothing would be "

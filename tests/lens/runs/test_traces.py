@@ -13,7 +13,7 @@ from embedlens import InputError
 
 def test_weights_that_no_kernel_makes_are_refused(twin: Any) -> None:
     model = twin("llama", "sdpa").model
-    with pytest.raises(InputError, match="sdpa attention makes no weights.*'eager'"):
+    with pytest.raises(InputError, match=r"sdpa attention makes no weights.*'eager'"):
         model.trace(tiny_batch(model), output_attentions=True)
 
 
