@@ -21,12 +21,12 @@ _SURE = 0.05
 
 def _findings(result: Result) -> list[str]:
     rows = select(result.frame, task="all")
-    said = [_everywhere(result, rows)] if (rows["scope"] == "above").any() else []
-    said.append(_controls(result, rows))
+    said = [_everywhere(result, rows)] if rows["scope"].isin(["above", "below"]).any() else []
+    said += [_controls(result, rows), _largest_of_all(result, rows)]
     for operation, name in _OPERATIONS.items():
         single = select(rows, operation=operation, scope="single")
         if not single.empty:
-            said.append(_single_layers(single, name))
+            said.append(_single_layers(result, single, name))
     return said + _tasks(result)
 
 
@@ -34,33 +34,60 @@ def _own(result: Result) -> bool:
     return bool(result.meta["reference"] == OWN_ANSWER)
 
 
+def _what(result: Result) -> str:
+    return "agreement with the model’s own answers" if _own(result) else "accuracy"
+
+
 def _everywhere(result: Result, rows: pd.DataFrame) -> str:
     parts = [
-        f"{_effect(result, one(found))} without {name}"
+        f"by {_effect(result, one(found), name)}"
         for operation, name in _OPERATIONS.items()
         if len(found := _in_any_layer(rows, operation))
     ]
-    what = "agreement with the model’s own answers" if _own(result) else "accuracy"
-    return f"Zeroed at the visual positions of all layers, {what} changes by {listing(parts)}."
+    changes = f"{_what(result)} changes {listing(parts)}"
+    return f"Zeroed at the visual positions of all layers, {changes}."
 
 
 def _in_any_layer(rows: pd.DataFrame, operation: str) -> pd.DataFrame:
-    """The rows of an operation in all layers at once."""
-    return select(rows, operation=operation, scope="above", layer=0)
+    """The row of an operation in all layers at once; none where no scope has it."""
+    above = select(rows, operation=operation, scope="above", layer=0)
+    below = select(rows, operation=operation, scope="below")
+    return above if len(above) else below[below["layer"] == below["layer"].max()]
 
 
-def _effect(result: Result, row: Mapping[str, Any]) -> str:
+def _effect(result: Result, row: Mapping[str, Any], name: str) -> str:
     """The change, and what its interval shows."""
-    margin = points(result.meta["margin"]).removeprefix("+")
+    margin, change = points(result.meta["margin"]).removeprefix("+"), difference(row)
     if Evidence.from_row(row).verdict() == "agrees":
-        return f"{difference(row)}, no loss of more than {margin},"
+        return f"{change} without {name}, no loss of more than {margin}"
     if row["difference_high"] < 0:
-        return f"{difference(row)}, a loss,"
+        return f"{change} without {name}, a loss"
     if row["difference_low"] > 0:
-        return f"{difference(row)}, a gain,"
+        return f"{change} without {name}, a gain"
     if isnan(row["difference_low"]):
-        return f"{difference(row)}, of too few images to say more,"
-    return f"{difference(row)}, which shows neither a loss nor that there is none of {margin},"
+        return f"{change} without {name}, of too few images to say more"
+    return f"{change} without {name}, which neither shows a loss nor rules out one of {margin}"
+
+
+def _largest(rows: pd.DataFrame) -> pd.Series:
+    """The row of the largest change; of equally large ones that of the least p, then the first."""
+    order = rows.assign(size=-rows["difference"].abs().round(9))
+    found: pd.Series = rows.loc[order.sort_values(["size", "p"], kind="stable").index[0]]
+    return found
+
+
+def _largest_of_all(result: Result, rows: pd.DataFrame) -> str:
+    """The largest change of any condition, whichever scope it is in."""
+    rows = rows[rows["operation"] != "none"].drop_duplicates(["operation", "layers"])
+    row = _largest(rows.assign(p=holm(rows["difference_p"].tolist()))).to_dict()
+    if row["difference"] == 0:
+        return f"None of the {len(rows)} conditions changes {_what(result)}."
+    layers = row["layers"].replace("-", " to ")
+    return (
+        f"The largest change of all {len(rows)} conditions is {difference(row)}, without "
+        f"{_OPERATIONS[row['operation']]} in layer{'s' * (' ' in layers)} {layers}, "
+        f"{p_value(row['p'])}, corrected for all of them."
+    )
 
 
 def _controls(result: Result, rows: pd.DataFrame) -> str:
@@ -85,13 +112,14 @@ def _controls(result: Result, rows: pd.DataFrame) -> str:
     return f"{said}."
 
 
-def _single_layers(single: pd.DataFrame, name: str) -> str:
+def _single_layers(result: Result, single: pd.DataFrame, name: str) -> str:
     """The largest change is always told, with its p corrected for the number of layers."""
-    single = single.assign(p=holm(single["difference_p"].tolist()))
-    size = single["difference"].abs()
-    layer = single.loc[size.sort_values(ascending=False, kind="stable").index, "layer"].iloc[0]
-    row = one(single, layer=layer)
-    largest = f"the largest change, at layer {layer}, is {difference(row)}, {p_value(row['p'])}"
+    row = _largest(single.assign(p=holm(single["difference_p"].tolist()))).to_dict()
+    if row["difference"] == 0:
+        return f"Without {name} in a single layer, {_what(result)} stays the same in every one."
+    largest = (
+        f"the largest change, at layer {row['layer']}, is {difference(row)}, {p_value(row['p'])}"
+    )
     if row["p"] <= _SURE and row["difference"] < 0:
         return f"Some single layers need {name}: {largest}, corrected for {len(single)} layers."
     return f"No single layer clearly needs {name}: {largest}, corrected for {len(single)} layers."
@@ -134,8 +162,7 @@ def _tasks(result: Result) -> list[str]:
             continue
         lost = rows[(rows["p"] <= _SURE) & (rows["difference"] < 0)]
         if lost.empty:
-            most = rows["difference"].abs().sort_values(ascending=False, kind="stable").index[0]
-            told = _of_task(rows.loc[most].to_dict())
+            told = _of_task(_largest(rows).to_dict())
             said.append(f"No task clearly loses without {name}; the largest change is in {told}.")
         else:
             lost = lost.sort_values("difference", kind="stable")
