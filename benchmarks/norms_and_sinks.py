@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,11 @@ def markdown(table: pd.DataFrame) -> str:
     )
     head = f"| {' | '.join(names)} |\n|{'---|' * len(names)}\n"
     lines = [
-        f"| {row.layer} | {row.first:.1f} | {row.rest:.1f} ({row.low:.1f} to {row.high:.1f}) "
-        f"| {row.largest:.0f} | {row.largest_rest:.0f} | {', '.join(map(str, row.dims)) or 'none'} "
-        f"| {'' if pd.isna(row.attention) else f'{100 * row.attention:.0f} %'} |\n"
-        for row in table.itertuples()
+        f"| {row['layer']} | {row['first']:.1f} | {row['rest']:.1f} "
+        f"({row['low']:.1f} to {row['high']:.1f}) | {row['largest']:.0f} "
+        f"| {row['largest_rest']:.0f} | {', '.join(map(str, row['dims'])) or 'none'} "
+        f"| {'' if isnan(row['attention']) else f'{100 * row['attention']:.0f} %'} |\n"
+        for row in table.to_dict("records")
     ]
     return head + "".join(lines)
 
@@ -127,7 +129,8 @@ def load(name: str) -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(
         name, dtype=torch.float32, attn_implementation="eager", **given
     )
-    return model.eval(), AutoTokenizer.from_pretrained(name, **given)
+    model.eval()
+    return model, AutoTokenizer.from_pretrained(name, **given)
 
 
 def main() -> None:

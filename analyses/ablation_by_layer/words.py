@@ -1,6 +1,7 @@
 """What an ablation says: what is lost without attention and without the FFN, and in which tasks."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import isnan, nan
 from typing import Any
 
@@ -8,11 +9,12 @@ import pandas as pd
 
 from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, Claim
-from ..numbers_in_words import difference, listing, p_value, percent, points, share
+from ..numbers_in_words import counted, difference, listing, p_value, percent, points, share
 from ..rows import one, select
 from ..statistics import Evidence, holm
 from .answers import DOING
 from .figure import draw_ablation
+from .layer_sets import in_all_layers
 from .measure import OWN_ANSWER, ablation
 
 _OPERATIONS = {"attention": "attention", "ffn": "the FFN"}
@@ -42,17 +44,10 @@ def _everywhere(result: Result, rows: pd.DataFrame) -> str:
     parts = [
         f"by {_effect(result, one(found), name)}"
         for operation, name in _OPERATIONS.items()
-        if len(found := _in_any_layer(rows, operation))
+        if len(found := in_all_layers(rows, operation))
     ]
-    changes = f"{_what(result)} changes {listing(parts)}"
+    changes = f"{_what(result)} changes {', and '.join(parts)}"
     return f"Zeroed at the visual positions of all layers, {changes}."
-
-
-def _in_any_layer(rows: pd.DataFrame, operation: str) -> pd.DataFrame:
-    """The row of an operation in all layers at once; none where no scope has it."""
-    above = select(rows, operation=operation, scope="above", layer=0)
-    below = select(rows, operation=operation, scope="below")
-    return above if len(above) else below[below["layer"] == below["layer"].max()]
 
 
 def _effect(result: Result, row: Mapping[str, Any], name: str) -> str:
@@ -69,17 +64,16 @@ def _effect(result: Result, row: Mapping[str, Any], name: str) -> str:
     return f"{change} without {name}, which neither shows a loss nor rules out one of {margin}"
 
 
-def _largest(rows: pd.DataFrame) -> pd.Series:
+def _largest(rows: pd.DataFrame) -> dict[Any, Any]:
     """The row of the largest change; of equally large ones that of the least p, then the first."""
-    order = rows.assign(size=-rows["difference"].abs().round(9))
-    found: pd.Series = rows.loc[order.sort_values(["size", "p"], kind="stable").index[0]]
-    return found
+    records = rows.to_dict("records")
+    return min(records, key=lambda row: (-round(abs(row["difference"]), 9), row["difference_p"]))
 
 
 def _largest_of_all(result: Result, rows: pd.DataFrame) -> str:
     """The largest change of any condition, whichever scope it is in."""
     rows = rows[rows["operation"] != "none"].drop_duplicates(["operation", "layers"])
-    row = _largest(rows.assign(p=holm(rows["difference_p"].tolist()))).to_dict()
+    row = _largest(rows.assign(p=holm(rows["difference_p"].tolist())))
     if row["difference"] == 0:
         return f"None of the {len(rows)} conditions changes {_what(result)}."
     layers = row["layers"].replace("-", " to ")
@@ -114,7 +108,7 @@ def _controls(result: Result, rows: pd.DataFrame) -> str:
 
 def _single_layers(result: Result, single: pd.DataFrame, name: str) -> str:
     """The largest change is always told, with its p corrected for the number of layers."""
-    row = _largest(single.assign(p=holm(single["difference_p"].tolist()))).to_dict()
+    row = _largest(single.assign(p=holm(single["difference_p"].tolist())))
     if row["difference"] == 0:
         return f"Without {name} in a single layer, {_what(result)} stays the same in every one."
     largest = (
@@ -131,7 +125,7 @@ def by_task(result: Result) -> pd.DataFrame:
         row
         for operation in _OPERATIONS
         for task in result.meta["tasks"]
-        if len(found := _in_any_layer(select(result.frame, task=task), operation))
+        if len(found := in_all_layers(select(result.frame, task=task), operation))
         for row in [one(found)]
     ]
     columns = ["task", "operation", "examples", "images", "clean", "accuracy"]
@@ -140,12 +134,21 @@ def by_task(result: Result) -> pd.DataFrame:
         return table
     clean = select(result.frame, scope="clean").set_index("task")["accuracy"]
     table = table.assign(clean=table["task"].map(clean), p=holm(table["difference_p"].tolist()))
-    ps = holm([Evidence.from_row(row).p for row in rows])
+    ps = holm([_of_one_task(row).p for row in rows])
+    verdicts = [_of_one_task(row).verdict(p) for row, p in zip(rows, ps, strict=True)]
+    # What the text does not call a loss is not needed in the table either.
     table["verdict"] = [
-        _PER_TASK[Evidence.from_row(row).verdict(p)] for row, p in zip(rows, ps, strict=True)
+        "undecided" if verdict == "differs" and p > _SURE else _PER_TASK[verdict]
+        for verdict, p in zip(verdicts, table["p"], strict=True)
     ]
-    columns += ["difference", "difference_low", "difference_high", "p", "verdict"]
+    columns += ["difference", "difference_low", "difference_high", "difference_p", "p", "verdict"]
     return table[columns]
+
+
+def _of_one_task(row: Mapping[str, Any]) -> Evidence:
+    """Evidence from a row; a loss has to be shown by the paired test too."""
+    found = Evidence.from_row(row)
+    return replace(found, differs=max(found.differs, row["difference_p"]))
 
 
 _PER_TASK = {"agrees": "redundant", "differs": "needed", "undecided": "undecided"}
@@ -161,24 +164,28 @@ def _tasks(result: Result) -> list[str]:
         if rows.empty:
             continue
         lost = rows[(rows["p"] <= _SURE) & (rows["difference"] < 0)]
-        if lost.empty:
-            told = _of_task(_largest(rows).to_dict())
+        if not rows["difference"].any():
+            said.append(f"Without {name}, {_what(result)} stays the same in every task.")
+        elif lost.empty:
+            told = _of_task(_largest(rows))
             said.append(f"No task clearly loses without {name}; the largest change is in {told}.")
         else:
             lost = lost.sort_values("difference", kind="stable")
             losers = listing(_of_task(row) for row in lost.to_dict("records"))
             said.append(f"Without {name}, {len(lost)} of {len(rows)} tasks lose: {losers}.")
     if said:
-        said.append(f"The p are of paired tests, corrected for {len(table)} (Holm).")
+        said.append(f"These p are of paired tests, corrected for all {len(table)} (Holm).")
     full = [task for task in result.meta["tasks"] if _clean(result, task) == 1]
     if full and not _own(result):
-        said.append(f"At its ceiling the untouched model is in {listing(full)}.")
+        where = "every task" if len(full) == len(result.meta["tasks"]) else listing(full)
+        said.append(f"The untouched model is at its ceiling in {where}.")
     return said
 
 
 def _of_task(row: Mapping[Any, Any]) -> str:
     return (
-        f"{row['task']} ({difference(dict(row))}, {row['examples']} questions, {p_value(row['p'])})"
+        f"{row['task']} ({difference(dict(row))}, {counted(row['examples'], 'question')}, "
+        f"{p_value(row['p'])})"
     )
 
 
@@ -193,11 +200,11 @@ def _claims(result: Result) -> list[Claim]:
             f"Visual {name} inside the language model is redundant for most tasks.",
             ABSTRACT,
             _counted(table, one(found)),
-            evidence=_most([Evidence.from_row(one(_in_any_layer(rows, operation))) for rows in of]),
+            evidence=_most([_of_one_task(one(in_all_layers(rows, operation))) for rows in of]),
             agrees_if=f"in more than half of the tasks the loss is less than {margin}",
         )
         for operation, name in (("attention", "attention"), ("ffn", "FFN"))
-        if len(found := _in_any_layer(select(result.frame, task="all"), operation))
+        if len(found := in_all_layers(select(result.frame, task="all"), operation))
         for table in [by_task(result).query("operation == @operation")]
         for of in [[select(result.frame, task=task) for task in result.meta["tasks"]]]
     ]
@@ -207,7 +214,7 @@ def _counted(table: pd.DataFrame, overall: Mapping[str, Any]) -> str:
     kinds = [
         f"{(table['verdict'] == kind).sum()} {kind}" for kind in dict.fromkeys(_PER_TASK.values())
     ]
-    tasks = f"{len(table)} tasks" if len(table) != 1 else "one task"
+    tasks = counted(len(table), "task")
     return f"of {tasks} {listing(kinds)}; {difference(overall)} in all, without it in any layer"
 
 
@@ -265,8 +272,9 @@ ABLATION = Analysis(
     heading="What are visual attention and the FFN worth?",
     method="What attention or the FFN would add to the residual stream is set to zero at the "
     "visual positions, in some layers; their keys and values stay readable. An answer counts when "
-    "greedy decoding writes exactly it. A task is redundant when the whole interval of its change "
-    "lies above the margin, needed when it lies below, and undecided otherwise.",
+    "greedy decoding writes exactly it, and a question counts once. A task is redundant when the "
+    "whole interval of its change lies above the margin, needed when it lies below and a paired "
+    "test shows a loss, and undecided otherwise.",
     caption="Exact matches when the output of attention or the FFN is zeroed at visual positions "
     "of some layers; bands are 95 % intervals over images, the lines show the untouched model with "
     "the right and with a wrong image. Last panel: change in every task when it is zeroed in all "
