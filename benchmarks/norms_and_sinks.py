@@ -88,12 +88,12 @@ def markdown(table: pd.DataFrame) -> str:
         *("massive dimensions", "attention to the first token"),
     )
     head = f"| {' | '.join(names)} |\n|{'---|' * len(names)}\n"
+    shares = ["" if isnan(x) else f"{100 * x:.0f} %" for x in table["attention"]]
     lines = [
         f"| {row['layer']} | {row['first']:.1f} | {row['rest']:.1f} "
         f"({row['low']:.1f} to {row['high']:.1f}) | {row['largest']:.0f} "
-        f"| {row['largest_rest']:.0f} | {', '.join(map(str, row['dims'])) or 'none'} "
-        f"| {'' if isnan(row['attention']) else f'{100 * row['attention']:.0f} %'} |\n"
-        for row in table.to_dict("records")
+        f"| {row['largest_rest']:.0f} | {', '.join(map(str, row['dims'])) or 'none'} | {share} |\n"
+        for row, share in zip(table.to_dict("records"), shares, strict=True)
     ]
     return head + "".join(lines)
 
@@ -126,11 +126,10 @@ def load(name: str) -> tuple[Any, Any]:
     path, given = Path(name), {}
     if path.suffix == ".gguf":
         name, given = str(path.parent), {"gguf_file": path.name}
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         name, dtype=torch.float32, attn_implementation="eager", **given
     )
-    model.eval()
-    return model, AutoTokenizer.from_pretrained(name, **given)
+    return model.eval(), AutoTokenizer.from_pretrained(name, **given)
 
 
 def main() -> None:
