@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from embedlens.analyses.figures.style import ACCENT, SECOND, new_figure, style, tidy
-from embedlens.analyses.report.analyze import everyday_sentences
+from embedlens.analyses.report.sentences import everyday_sentences
 
 # Massive activations as Sun et al. define them (arXiv 2402.17762).
 LEAST, TIMES = 100, 1000

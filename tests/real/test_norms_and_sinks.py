@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 from builders.prompts import visual_of
-from embedlens.analyses.report.analyze import everyday_sentences
+from embedlens.analyses.report.sentences import everyday_sentences
 from processes import ROOT
 from real.planted_words import picture
 from tolerances import MEASURED
