@@ -177,15 +177,9 @@ def _draw_patches(axes: Axes, result: Result, view: _View) -> None:
     width, height = _size(result, view.picture)
     pixels = result.tensors["image/{}/{}".format(*view.picture)].numpy()
     axes.imshow(pixels, extent=(0, width, height, 0), interpolation="nearest")
-    for cell in (cell for cell in view.cells if cell.name):
-        corner, across, down = (cell.left, cell.top), cell.right - cell.left, cell.bottom - cell.top
-        color = CLASS_COLORS[cell.name]
-        axes.add_patch(
-            Rectangle(corner, across, down, facecolor=color, alpha=_TINT[cell.name], linewidth=0)
-        )
-        if cell.name != "dead":
-            edge = Rectangle(corner, across, down, facecolor="none", edgecolor=color, linewidth=0.9)
-            axes.add_patch(edge)
+    for cell in view.cells:
+        if cell.name:
+            _draw_class(axes, cell)
         if cell.hit:
             axes.plot(*_corner(cell), **_HIT)
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
@@ -200,6 +194,16 @@ def _draw_patches(axes: Axes, result: Result, view: _View) -> None:
             f": {alive} of {len(view.cells)} alive" if alive else ": no token is alive, no words"
         )
     axes.set_title(title)
+
+
+def _draw_class(axes: Axes, cell: _Cell) -> None:
+    corner, across, down = (cell.left, cell.top), cell.right - cell.left, cell.bottom - cell.top
+    color = CLASS_COLORS[cell.name]
+    tint = _TINT[cell.name]
+    axes.add_patch(Rectangle(corner, across, down, facecolor=color, alpha=tint, linewidth=0))
+    if cell.name != "dead":
+        edge = Rectangle(corner, across, down, facecolor="none", edgecolor=color, linewidth=0.9)
+        axes.add_patch(edge)
 
 
 def _corner(cell: _Cell) -> tuple[list[float], list[float]]:

@@ -204,6 +204,31 @@ def test_every_alive_patch_of_a_coarse_grid_carries_its_word(results: dict[str, 
             assert written in near[names].to_numpy().tolist()
 
 
+@pytest.mark.parametrize("classified", [True, False])
+def test_every_right_word_is_marked_in_its_patch(
+    results: dict[str, Result], classified: bool
+) -> None:
+    made = results["token_map"]
+    frame = made.frame.copy()
+    frame["hit"] = pd.Series([i % 7 == 0 for i in range(len(frame))], dtype="boolean")
+    if not classified:
+        frame["class"] = pd.Categorical([None] * len(frame), CLASSES)
+    figure = Result(made.name, frame, made.tensors, made.meta).plot()
+    check_legible(figure)
+    for axes, (_, tokens) in zip(figure.axes, frame.groupby("sample"), strict=True):
+        marks = [line.get_xydata()[0] for line in axes.lines]
+        right = tokens[tokens["hit"].astype(bool)]
+        assert len(marks) == len(right)
+        for (x, y), cell in zip(marks, right.itertuples(), strict=True):
+            assert cell.left < x < cell.right
+            assert cell.top < y < cell.bottom
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == (["dead", "alive"] if classified else []) + ["a word for what it shows"]
+    drawn = {patch.get_facecolor() for axes in figure.axes for patch in axes.patches}
+    shown = {patch.get_facecolor() for patch in figure.legends[0].get_patches()}
+    assert shown <= drawn
+
+
 @pytest.mark.parametrize("side", [16, 24, 32])
 def test_a_fine_grid_stays_legible(side: int) -> None:
     figure = fine_map(side).plot()
