@@ -5,7 +5,7 @@ of one view would stand for those of another. So tiles that overlap get panels o
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -223,9 +223,9 @@ def _labels(cells: list[_Cell]) -> Iterator[Label]:
         # Words of neighbours go up and down in turn, so that each has two patches' width.
         step = tall * (0.2 if sum(places[cell]) % 2 else -0.2)
         offsets = (0.0, tall, -tall) if fine else (step, -step, 0.0, 1.7 * step, -1.7 * step)
-        label = Label(printable(cell.word), [(x, y + offset) for offset in offsets])
         more = [] if fine else [printable(word) for word in cell.words[1:]]
-        yield replace(label, more=more, top=cell.top, bottom=cell.bottom)
+        at = [(x, y + offset) for offset in offsets]
+        yield Label(printable(cell.word), at, more, cell.top, cell.bottom)
 
 
 def _raster(cells: Sequence[_Cell]) -> dict[_Cell, tuple[int, int]]:
