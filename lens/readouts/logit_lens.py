@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..errors import NotFinite
 from ..model import VisualLM
 from ..opening.placement import device_of
+from ..runs.finite import all_finite
 from ..runs.remote import need_weights
 from .embedding_rows import listed, output_of, plain_weight
 from .lens import register_lens
@@ -63,6 +65,7 @@ class LogitLens:
 
         Raises:
             InputError: States of another width, not finite, or k outside the vocabulary.
+            NotFinite: Norm or head make numbers of them that are not.
         """
         width = self._anatomy.hidden_size
         ids, scores = read_in_blocks(states, width, k, self._choices, self._top_k)
@@ -98,6 +101,11 @@ class LogitLens:
             found.update(scores, words.start)
         if found is None or total is None:
             raise ValueError("no words to choose from")
+        if not all_finite([total]):
+            raise NotFinite(
+                f"final norm and head make NaN or infinite numbers of a state: their weights hold "
+                f"such, or {self._dtype} is too small; load the model anew, in bfloat16 or float32"
+            )
         logprobs = torch.where(found.scores == LAST, -torch.inf, found.scores - total[:, None])
         return found.ids, logprobs
 

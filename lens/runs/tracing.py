@@ -10,6 +10,7 @@ import torch
 from nnsight.tracing.backend import Backend
 from torch import Tensor, nn
 
+from .one_at_a_time import refuse_inside_a_trace
 from .remote import ExplainingBackend, destination, goes_to_server
 from .undisturbed import undisturbed
 
@@ -52,7 +53,11 @@ def trace_forward(
         remote: As for :meth:`VisualLM.trace`.
         grad: Whether gradients are recorded.
         **forward: More arguments of the forward.
+
+    Raises:
+        InputError: Another trace of the model is open.
     """
+    refuse_inside_a_trace(host, model)
     settings = {**without_cache(model), **forward}
     remote = destination(model, remote)
     sent = goes_to_server(host, remote)
