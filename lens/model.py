@@ -23,6 +23,7 @@ from .runs import forward, generation, many, scoring
 from .runs.program import Intervention, Pass, in_force
 from .runs.remote import need_weights
 from .runs.tracing import trace_forward
+from .torch_settings import default_torch
 
 
 class VisualLM:
@@ -51,6 +52,7 @@ class VisualLM:
             parts could not be found and verified.
     """
 
+    @default_torch()
     def __init__(
         self,
         model: Any,
@@ -72,6 +74,7 @@ class VisualLM:
             self._opened = LoadedModel(hf, self._processor, envoy, self._overrides)
 
     @classmethod
+    @default_torch()
     def load(
         cls,
         name: str | Path | None = None,
@@ -203,6 +206,7 @@ class VisualLM:
         """The input embedding matrix."""
         return need_weights(self.hf, "embeddings").get_input_embeddings().weight  # type: ignore[no-any-return]
 
+    @default_torch()
     def encode(
         self,
         images: Images | None,
@@ -243,6 +247,7 @@ class VisualLM:
         loaded.verify_on_batch(batch)
         return loaded.place_batch(batch)
 
+    @default_torch()
     def batch(self, inputs: Mapping[str, Tensor], *, layout: Stated | None = None) -> Batch:
         """A batch from tensors as the model's processor returns them, padded on the left.
 
@@ -258,6 +263,7 @@ class VisualLM:
             batch = loaded.encoder.batch(inputs, layout)
         return loaded.place_batch(batch)
 
+    @default_torch()
     def trace(
         self,
         batch: Batch,
@@ -304,6 +310,7 @@ class VisualLM:
     def _loaded(self) -> LoadedModel:
         """The model in memory; loads the weights of a checkpoint, once."""
         if isinstance(self._opened, Checkpoint):
-            hf, checkpoint = self._opened.load(), self._opened
-            self._opened = LoadedModel(hf, self._processor, None, self._overrides, checkpoint)
+            with default_torch():
+                hf, checkpoint = self._opened.load(), self._opened
+                self._opened = LoadedModel(hf, self._processor, None, self._overrides, checkpoint)
         return self._opened

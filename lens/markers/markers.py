@@ -20,6 +20,7 @@ from ..model import VisualLM
 from ..readouts.embed_lens import EmbedLens
 from ..tensor_file import read_tensor_file, write_tensor_file
 from ..token_classes import MARKER_KINDS, NearestWords, TokenClasses
+from ..torch_settings import default_torch
 from .discovery import Measurements, classify_group, find_recurring, measure_tokens
 
 _FORMAT = "embedlens.markers"
@@ -66,6 +67,7 @@ class Markers:
         return Markers(pd.DataFrame(rows, columns=["class", "id"]), ids=frozen(fixed), k=k)
 
     @staticmethod
+    @default_torch()
     def discover(
         model: VisualLM,
         images: Sequence[ImageLike],
@@ -125,6 +127,7 @@ class Markers:
         """
         return self.classify_states(model, model.entry(batch))
 
+    @default_torch()
     def classify_states(self, model: VisualLM, entry: Float[Tensor, "visual d"]) -> TokenClasses:
         """Like :meth:`classify`, from entry states that were read already."""
         n = len(entry)
@@ -147,6 +150,7 @@ class Markers:
                 membership[name] = membership[name] | nearest.mask(word)
         return TokenClasses(membership, nearest)
 
+    @default_torch()
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write everything into one safetensors file.
 
@@ -171,6 +175,7 @@ class Markers:
         write_tensor_file(path, _FORMAT, record, tensors, overwrite=overwrite)
 
     @staticmethod
+    @default_torch()
     def load(path: str | Path) -> Markers:
         """Read what :meth:`save` wrote.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model import VisualLM
+from ..torch_settings import default_torch
 from .nearest_rows import NearestRows, refuse_zeros
 from .readout import Readout
 from .text_bank import TextBank
@@ -89,6 +90,7 @@ class ContextLens:
             a finished bank, or a bank that another model made.
     """
 
+    @default_torch()
     def __init__(
         self,
         model: VisualLM,
@@ -108,6 +110,7 @@ class ContextLens:
         self._width = model.anatomy.hidden_size
         self._nearest: dict[int, NearestRows] = {}
 
+    @default_torch()
     def read(
         self, states: Float[Tensor, "*state d"], k: int = 10, layer: int | None = None
     ) -> ContextReadout:

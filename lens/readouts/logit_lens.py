@@ -19,6 +19,7 @@ from ..model import VisualLM
 from ..opening.placement import device_of
 from ..runs.finite import all_finite
 from ..runs.remote import need_weights
+from ..torch_settings import default_torch
 from .embedding_rows import listed, output_of, plain_weight
 from .lens import register_lens
 from .nearest_rows import LAST, set_columns
@@ -44,6 +45,7 @@ class LogitLens:
         Unsupported: The model does more than that to get its logits.
     """
 
+    @default_torch()
     def __init__(self, model: VisualLM) -> None:
         model.anatomy.require("logit_lens")
         self._anatomy = model.anatomy
@@ -58,6 +60,7 @@ class LogitLens:
         self._unlisted = torch.nonzero(~words)[:, 0]
         self._masked = torch.tensor(model.anatomy.logit_rule.masked, dtype=torch.long)
 
+    @default_torch()
     def read(self, states: Float[Tensor, "*state d"], k: int = 10) -> Readout:
         """The k most probable next words of each state, with log-probabilities in nats.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..anatomy.anatomy import Anatomy
 from ..errors import InputError, NotFinite
 from ..inputs.batch import Batch
+from ..torch_settings import default_torch
 from .captures import by_layer, capture_positions, capture_sites
 from .finite import all_finite, not_finite, says_something
 from .program import Intervention, Pass, in_force
@@ -65,6 +66,7 @@ class Output:
     states: Mapping[str, Float[Tensor, "selected d"]]
 
 
+@default_torch()
 @torch.no_grad()
 def run(
     model: Any,

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import EmbedlensError, InputError
 from ..inputs.batch import Batch
 from ..opening.wrapping import need_processor
+from ..torch_settings import default_torch
 from .finite import all_finite, largest_logits, not_finite
 from .generation_modes import Mode, mode_of
 from .one_at_a_time import refuse_inside_a_trace
@@ -36,6 +37,7 @@ class Answers(list[str]):
         self.cut = cut
 
 
+@default_torch()
 @torch.no_grad()
 def generate(
     model: Any,
@@ -77,11 +79,12 @@ def generate(
         warnings.warn(
             f"{sum(cut)} of {len(cut)} answers were cut after {ids.shape[1]} tokens, which is not "
             "your limit but the model's or transformers' own: give max_new_tokens",
-            stacklevel=3,
+            stacklevel=4,
         )
     return Answers(texts, cut)
 
 
+@default_torch()
 @torch.no_grad()
 def generate_ids(
     model: Any,

@@ -21,6 +21,7 @@ from ..anatomy.embedded_ids import check_ids
 from ..errors import InputError, Unsupported
 from ..inputs.batch import Batch
 from ..opening.wrapping import need_processor
+from ..torch_settings import default_torch
 from .forward import Output, Request, forward_pass, refusal, run
 from .generation import end_tokens
 from .program import Intervention, Pass, in_force
@@ -32,6 +33,7 @@ Answers = Sequence[str | Sequence[int]]
 _CHECKED: WeakSet[Any] = WeakSet()
 
 
+@default_torch()
 @torch.no_grad()
 def score(
     model: Any,

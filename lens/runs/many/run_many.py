@@ -11,6 +11,7 @@ from ...errors import InputError
 from ...inputs.batch import Batch
 from ...opening.wrapping import need_processor
 from ...progress import Progress, silent
+from ...torch_settings import default_torch
 from ..forward import Kept, Layers, Output, Request, Tokens, as_run, run_request
 from ..one_at_a_time import alone
 from ..program import Intervention
@@ -23,6 +24,7 @@ T = TypeVar("T")
 Plans = Sequence[Intervention | None]
 
 
+@default_torch()
 @torch.no_grad()
 def run_many(
     model: Any,
@@ -70,6 +72,7 @@ def run_many(
     return _results(model, batch, plans, request, result, at_once, progress)
 
 
+@default_torch()
 @torch.no_grad()
 def score_many(
     model: Any,
