@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -135,10 +136,37 @@ class VisualLM:
             f"{self.attn_implementation})"
         )
 
+    def __copy__(self) -> VisualLM:
+        """Another handle on the same model."""
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        return made
+
+    @default_torch()
+    def __deepcopy__(self, memo: dict[int, Any]) -> VisualLM:
+        """The same with weights of its own, opened anew; weights that are not loaded stay so.
+
+        Raises:
+            Unsupported: The weights are on a server, or cannot be copied.
+        """
+        if self._stage is Stage.UNLOADED:
+            return copy.copy(self)
+        hf = need_weights(self.hf, "copy.deepcopy")
+        try:
+            made = copy.deepcopy(hf, memo)
+        # Whatever quantised and offloaded weights raise.
+        except Exception as error:
+            raise Unsupported(
+                f"the weights of {type(hf).__name__} cannot be copied "
+                f"({type(error).__name__}: {error}): load the model again"
+            ) from error
+        return type(self)(made, self._processor, name=self.name, anatomy=self._overrides)
+
     def __reduce__(self) -> NoReturn:
         raise Unsupported(
-            "a VisualLM does not travel with a remote run: write `layers = model.layers` or "
-            "`nn = model.nn` before the block and use that inside it"
+            "a VisualLM does not travel to other processes, nor with a remote run: a worker calls "
+            "VisualLM.load itself; for a remote block write `layers = model.layers` or "
+            "`nn = model.nn` before it and use that inside"
         )
 
     @property

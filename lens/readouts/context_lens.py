@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import getitem
 from typing import Literal
 
 import numpy as np
@@ -153,5 +155,5 @@ class ContextLens:
     def _search(self, layer: int) -> NearestRows:
         if layer not in self._nearest:
             states = self.bank.states[layer]
-            self._nearest[layer] = NearestRows(lambda rows: states[rows], len(states))
+            self._nearest[layer] = NearestRows(partial(getitem, states), len(states))
         return self._nearest[layer]
