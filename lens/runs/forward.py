@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..anatomy.anatomy import Anatomy
+from ..anatomy.embedded_ids import failed_lookup, lookups
 from ..errors import InputError, NotFinite
 from ..inputs.batch import Batch
 from ..torch_settings import default_torch
@@ -133,7 +134,7 @@ def forward_pass(model: Any, host: Any, request: Request) -> Output:
         request: What goes in, and what is read.
 
     Raises:
-        InputError: Another number of rows came back than went in.
+        InputError: Another number of rows came back than went in, or an id without a row.
     """
     # The block is sent to a server with all that it names: so it names plain values only.
     nn, sites, samples = model.nn, request.sites, request.samples
@@ -141,9 +142,14 @@ def forward_pass(model: Any, host: Any, request: Request) -> Output:
     tracer = trace_forward(
         host, model.hf, request.inputs, remote=request.during.remote, **request.arguments
     )
-    with tracer:
-        states = read_sites(nn, sites, samples, rows, columns).save()  # type: ignore[attr-defined]
-        logits = nn.output.logits.save()
+    with lookups(model.hf) as asked:
+        try:
+            with tracer:
+                read = read_sites(nn, sites, samples, rows, columns)
+                states = read.save()  # type: ignore[attr-defined]
+                logits = nn.output.logits.save()
+        except IndexError as error:
+            raise failed_lookup(asked, model.tokenizer) or error from error
     if len(logits) != samples:
         raise InputError(f"{len(logits)} rows of logits came back for {samples}")
     return Output(logits, states)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..anatomy.embedded_ids import failed_lookup, lookups
 from ..errors import EmbedlensError, InputError
 from ..inputs.batch import Batch
 from ..opening.wrapping import need_processor
@@ -135,11 +136,14 @@ def _continued(
         return _new_ids(model, host, batch, remote, mode)
 
     ids: Tensor | None = None
-    with largest_logits(model.hf.get_submodule(model.anatomy.head)) as largest:
+    head = model.hf.get_submodule(model.anatomy.head)
+    with largest_logits(head) as largest, lookups(model.hf) as asked:
         try:
             ids = new_ids()
         # Sampling and beams fail by themselves where there are no probabilities.
-        except Exception:
+        except Exception as error:
+            if isinstance(error, IndexError):
+                raise failed_lookup(asked, model.tokenizer) or error from error
             if all_finite(largest):
                 raise
     if ids is None or not all_finite(largest):

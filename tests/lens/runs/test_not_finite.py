@@ -11,8 +11,21 @@ import torch
 from torch import nn
 
 import tiny
-from embedlens import Batch, EmbedLens, LogitLens, Markers, Plan, ScaleTokens, TextBank, VisualLM
+from embedlens import (
+    Batch,
+    EmbedLens,
+    LogitLens,
+    Markers,
+    Plan,
+    ReplaceTokens,
+    ScaleTokens,
+    TextBank,
+    Unsupported,
+    VisualLM,
+)
 from embedlens.lens.errors import InputError, NotFinite
+from families.family import noise
+from families.zoo import built, visual_lm
 
 LAYER = "model.language_model.layers.1.mlp.down_proj"
 PLACES = {
@@ -210,3 +223,23 @@ def test_a_placeholder_that_the_model_cannot_look_up_is_named() -> None:
     built.model.config.image_token_id = built.model.config.image_token_index = 75
     with pytest.raises(InputError, match=r"id 75 \('<picture>'\)"):
         VisualLM(built.model, built.processor)
+
+
+def test_ids_that_a_second_table_lacks_are_named() -> None:
+    """This model has a shorter table for its layers, and writes ids that it lacks."""
+    family, model = built("gemma4"), visual_lm("gemma4")
+    batch = model.encode([noise(family.size, 1)], [family.prompt])
+    rows = len(model.hf.model.language_model.embed_tokens_per_layer.weight)
+    lacking = range(rows, model.anatomy.vocab_size)
+    assert lacking
+    told: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False}
+    others = [i for i in range(model.anatomy.vocab_size) if i not in lacking]
+    assert model.generate(batch, suppress_tokens=list(lacking), **told)
+    with pytest.raises(InputError, match=rf"id {rows}\b.*per_layer.*suppress_tokens"):
+        model.generate(batch, suppress_tokens=[*others, *lacking[1:]], **told)
+    with pytest.raises(InputError, match=rf"id {rows}\b.*per_layer"):
+        model.score(batch, [[rows, 5]])
+    last = Plan(ReplaceTokens(layers="1-2", tokens="last", phase="all", by="zero"))
+    assert model.generate(batch, last, suppress_tokens=list(lacking), **told)
+    with pytest.raises(Unsupported, match=r"use_cache=False.*last token only"):
+        model.generate(batch, last, use_cache=False, **told)
