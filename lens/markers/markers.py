@@ -64,7 +64,7 @@ class Markers:
             raise InputError(f"no class {sorted(unknown)[0]!r}; classes: {', '.join(MARKER_KINDS)}")
         rows = [{"class": name, "id": int(i)} for name, group in ids.items() for i in group]
         fixed = {name: tuple(int(i) for i in group) for name, group in ids.items()}
-        return Markers(pd.DataFrame(rows, columns=["class", "id"]), ids=frozen(fixed), k=k)
+        return Markers(pd.DataFrame(rows, columns=["class", "id"]), ids=frozen(fixed), k=int(k))
 
     @staticmethod
     @default_torch()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from operator import getitem
 from typing import Any
 
 import torch
@@ -37,8 +36,13 @@ def embedding_rows(module: nn.Module) -> Callable[[slice], Tensor]:
     """``rows(words)``: what the embedding returns for the ids ``words``, ``[word, d]``."""
     weight = plain_weight(module, nn.Embedding)
     if weight is not None:
-        return partial(getitem, weight)
+        return partial(rows_of, weight)
     return partial(_returned, module)
+
+
+def rows_of(matrix: Tensor, rows: slice) -> Tensor:
+    """Rows of a matrix; a function with a name, because lenses are pickled."""
+    return matrix[rows]
 
 
 def _returned(module: nn.Module, words: slice) -> Tensor:

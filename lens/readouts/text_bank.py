@@ -104,7 +104,7 @@ class TextBank:
         distinct = list(dict.fromkeys(text for text in texts if text.strip()))
         if isinstance(texts, str) or not distinct:
             raise InputError("the text bank is empty: give a list of at least one sentence")
-        if layers != "all" and not len(layers):
+        if not isinstance(layers, str) and not len(layers):
             raise InputError("no layer was chosen: the text bank needs at least one")
         if max_contexts is not None and max_contexts < 1:
             raise InputError(f"max_contexts={max_contexts}: at least 1, or None for all")

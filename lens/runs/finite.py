@@ -93,7 +93,7 @@ def not_finite(
         (p.dtype for p in model.parameters() if p.is_floating_point()), None
     )
     if watch.weights:
-        why = "its own weights are such: load the checkpoint anew, in bfloat16 or float32 (dtype='bfloat16')"
+        why = "its own weights are such: load them anew, in a larger type (dtype='bfloat16')"
     elif dtype == torch.float16:
         why = "float16 ends at 65504: load the model in bfloat16 or float32 (dtype='bfloat16')"
     elif planned:

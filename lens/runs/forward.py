@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import nnsight
 import numpy as np
@@ -31,8 +31,8 @@ from .tracing import trace_forward
 
 nnsight.register(read_sites.__module__)
 
-Layers = Collection[int] | Literal["all"]
-Tokens = Literal["visual", "all"] | NDArray[np.bool_]
+Layers = Collection[SupportsIndex] | Literal["all"]
+Tokens = Literal["visual", "all"] | NDArray[np.bool_] | Tensor
 Kept = Literal["last", "all"] | None
 
 

@@ -180,6 +180,9 @@ def score_request(model: Any, batch: Batch, answered: AnswerTokens, remote: bool
         InputError: An answer has ids that the model does not know.
     """
     check_ids(answered.ids, model.anatomy.vocab_size, model.tokenizer)
+    placeholders = torch.tensor(model.anatomy.visual_ids, dtype=torch.long)
+    if bool(torch.isin(answered.ids[answered.mask], placeholders).any()):
+        raise InputError("an answer holds the placeholder of an image, for which there is none")
     return Request(
         inputs=answered.append_to(batch.inputs, model.hf),
         during=Pass("scoring", answered.length, remote),
