@@ -17,9 +17,8 @@ from ..lens.inputs.content import image_content
 def image_groups(contents: Sequence[Sequence[int]]) -> Int[np.ndarray, " observation"]:
     """A number for every observation, the same for those that are about a common image.
 
-    Args:
-        contents: The images of each observation. Two observations that share one of several images
-            belong together, and so do those that share others with them.
+    Two observations that share one of several images belong together, and so do those that share
+    others with them.
     """
     group_of: dict[int, int] = {}
     members: dict[int, set[int]] = {}
@@ -51,11 +50,7 @@ def images_of_tokens(batches: Iterable[Batch]) -> Int[np.ndarray, " token"]:
 
 
 def refuse_repeated_images(batches: Iterable[Batch]) -> None:
-    """Refuse an image that is shown twice.
-
-    Raises:
-        InputError: There is one.
-    """
+    """Refuse an image that is shown twice."""
     seen = set()
     for image in (image for batch in batches for row in batch.images for image in row):
         content = image_content(image)

@@ -13,16 +13,10 @@ from ...lens.progress import Progress, silent
 from ..analysis import Analysis, Result, find, registered
 from ..claim import Claim, judged
 from ..figures import png, save_figure
-from ..folders import FolderKind, refuse_existing, written_at_once
-from ..result_folder import FILES
+from ..folders import written_at_once
 from ..statistics import MIN_IMAGES
+from .report_folder import PAGE, REPORT
 
-PAGE = "report.html"
-_MARK = FolderKind(
-    PAGE,
-    '<meta name="generator" content="embedlens report',
-    (PAGE, "figures/*.png", "figures/*.pdf", *(f"tables/*/{name}" for name in FILES)),
-)
 _FACTS = (
     ("Model", "model", "{model}"),
     ("Revision", "revision", "{revision}"),
@@ -36,19 +30,12 @@ _FACTS = (
 
 @dataclass(frozen=True)
 class Report:
-    """Results, and what has to be said about them as a whole.
+    """Results, and what has to be said about them as a whole."""
 
-    Attributes:
-        title: Of the page.
-        data: What the model was shown, in a sentence or two.
-        limitations: What was not done, and what the numbers do not show.
-        results: In the order of the sections.
-    """
-
-    title: str
-    data: str
-    limitations: Sequence[str]
-    results: Sequence[Result]
+    title: str  # of the page
+    data: str  # what the model was shown, in a sentence or two
+    limitations: Sequence[str]  # what was not done, and what the numbers do not show
+    results: Sequence[Result]  # in the order of the sections
 
     @property
     def headlines(self) -> list[str]:
@@ -74,15 +61,6 @@ def claims(results: Iterable[Result]) -> list[Claim]:
     return judged([claim for analysis, result in told for claim in analysis.claims(result)])
 
 
-def check_folder(folder: str | Path, *, overwrite: bool) -> None:
-    """Say now what `write_report` would refuse in the end.
-
-    Raises:
-        InputError: The folder exists and is not to be overwritten.
-    """
-    refuse_existing(Path(folder), overwrite=overwrite, mark=_MARK)
-
-
 def write_report(
     report: Report, folder: str | Path, *, overwrite: bool = False, progress: Progress = silent
 ) -> Path:
@@ -96,7 +74,7 @@ def write_report(
     Raises:
         InputError: The folder exists and is not to be overwritten.
     """
-    with written_at_once(folder, overwrite=overwrite, mark=_MARK) as new:
+    with written_at_once(folder, overwrite=overwrite, mark=REPORT) as new:
         (new / "figures").mkdir()
         pictures = {}
         for done, result in enumerate(report.results):
@@ -119,7 +97,9 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
         lstrip_blocks=True,
         finalize=_unbroken,
     )
-    meta = _common(report.results)
+    # What the results say of how they came about, the last one first.
+    said = ({k: v for k, v in r.meta.items() if v is not None} for r in reversed(report.results))
+    meta = ChainMap(*said)
     return environment.get_template("report.html.j2").render(
         report=report,
         parts=[
@@ -136,12 +116,6 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
 def _unbroken(value: object) -> object:
     """Text whose percent signs stay beside their numbers when lines break."""
     return value.replace(" %", "\N{NO-BREAK SPACE}%") if type(value) is str else value
-
-
-def _common(results: Sequence[Result]) -> Mapping[str, Any]:
-    """What the results say of how they came about, the last one first."""
-    said = ({k: v for k, v in r.meta.items() if v is not None} for r in reversed(results))
-    return ChainMap(*said)
 
 
 def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -29,12 +29,7 @@ def capture_sites(
     capture: str | Collection[str],
     layers: Collection[SupportsIndex] | Literal["all"],
 ) -> list[dict[str, Any]]:
-    """The sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them.
-
-    Raises:
-        InputError: A site or layer that does not exist.
-        Unsupported: A site that this model, or a layer that was named, does not have.
-    """
+    """The sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them."""
     kinds = {capture} if isinstance(capture, str) else set(capture)
     if unknown := kinds - set(SITES):
         raise InputError(f"cannot capture {sorted(unknown)}; there are {', '.join(SITES)}")
@@ -80,11 +75,7 @@ def lowest_layer(wanted: list[dict[str, Any]], n_layers: int) -> int:
 def capture_positions(
     batch: Batch, tokens: str | NDArray[np.bool_] | Tensor
 ) -> tuple[Int[Tensor, " selected"], Int[Tensor, " selected"]]:
-    """Batch rows and sequence positions of the tokens to keep.
-
-    Raises:
-        InputError: Neither ``visual``, ``all`` nor a mask that fits the batch.
-    """
+    """Batch rows and sequence positions of the tokens to keep."""
     if isinstance(tokens, Tensor):
         tokens = tokens.cpu().numpy()
     if isinstance(tokens, np.ndarray):
