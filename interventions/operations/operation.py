@@ -100,8 +100,10 @@ class Operation(BaseModel, ABC):
     allow_empty: bool = False
 
     def __init__(self, **fields: Any) -> None:
+        # A number of numpy is that number, and compares and is written like it.
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in fields.items()}
         try:
-            super().__init__(**fields)
+            super().__init__(**plain)
         except ValidationError as error:
             raise InputError(explain(error, type(self), type(self).__name__)) from None
 

@@ -16,6 +16,7 @@ import yaml
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.runs.program import Pass
+from ...lens.torch_settings import default_torch
 from ..engines.transformer_lens import Hook, fwd_hooks, in_force
 from ..operations.donor import Donor, Given, GivenVector, as_donor, captured
 from ..operations.needs import Need, StatesOf, bound_donors, bound_vectors, check_names
@@ -108,6 +109,7 @@ class Plan:
         """The plan as a tidy table: step, operation, tokens, layers, phase, settings."""
         return plan_frame(self.operations)
 
+    @default_torch()
     def chosen(self, batch: Batch) -> pd.DataFrame:
         """Which tokens of a batch the plan means, random draws included.
 
@@ -123,6 +125,7 @@ class Plan:
         """
         return chosen(self.operations, batch)
 
+    @default_torch()
     def describe(self, model: Subject, batch: Batch | None = None) -> str:
         """The plan in words, one numbered line per operation.
 
@@ -141,6 +144,7 @@ class Plan:
                 raise InputError(f"operations.{number}: {error}") from None
         return "\n".join(lines) or "Nothing is changed."
 
+    @default_torch()
     def cost(self, model: Subject, batch: Batch) -> Cost:
         """FLOPs of the decoder layers that the plan saves and spends in one pass over the prompt.
 
@@ -161,6 +165,7 @@ class Plan:
         target, lowered = prompt._lowered(model, batch, Pass("forward"))
         return cost_of(prompt.operations, lowered, target)
 
+    @default_torch()
     def compile(self, model: Subject, batch: Batch, during: Pass | None = None) -> Program:
         """What the plan does on one model and batch: typed steps, in the plan's order.
 
@@ -230,6 +235,7 @@ class Plan:
             told = re.sub(r"operations\.(\d+)", lambda found: own[int(found[1])], str(error))
             raise InputError(told) from None
 
+    @default_torch()
     def to_fwd_hooks(self, bridge: Any, batch: Batch, *, generating: bool = False) -> list[Hook]:
         """The plan for TransformerLens: ``bridge.run_with_hooks(…, fwd_hooks=…)``.
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..errors import InputError, Unsupported
+from .embedded_ids import check_ids
 from .logit_rule import LogitRule
 from .recorded_forward import forward_parameters
 from .traits import refusals_of, traits_of
@@ -159,6 +161,19 @@ class Anatomy:
                 f"the batch lacks {self.visual_mask_name!r}, which marks this model's visual tokens"
             )
         return inputs[self.visual_mask_name] == 1
+
+    def check_ids(self, inputs: Mapping[str, Tensor], tokenizer: Any = None) -> None:
+        """Refuse ids that stand for no visual token and have no row in the embedding.
+
+        Args:
+            inputs: Inputs of the model.
+            tokenizer: Its tokenizer, which has names for ids.
+
+        Raises:
+            InputError: Names the first such id.
+        """
+        visual = partial(self.visual_mask, inputs)
+        check_ids(inputs["input_ids"], self.vocab_size, tokenizer, visual)
 
     @staticmethod
     def of(

@@ -19,6 +19,7 @@ from ..anatomy.anatomy import Anatomy
 from ..errors import InputError, Unsupported
 from ..frozen_mapping import frozen
 from ..token_classes import TokenClasses
+from ..torch_settings import default_torch
 from ..visual_tokens import VisualTokens
 from .content import sample_content
 from .processor import Remake
@@ -86,6 +87,7 @@ class Batch:
         return int(self.inputs["input_ids"].shape[1])
 
     @cached_property
+    @default_torch()
     def contents(self) -> tuple[int, ...]:
         """A number for every sample that stands for its tokens and its pictures.
 
@@ -128,6 +130,7 @@ class Batch:
             )
         return replace(self, classes=classes)
 
+    @default_torch()
     def subset(self, samples: Sequence[int]) -> Batch:
         """The batch of some of the samples, in the given order.
 

@@ -11,6 +11,7 @@ from nnsight.tracing.backend import Backend
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .one_at_a_time import refuse_inside_a_trace
 from .remote import ExplainingBackend, destination, goes_to_server
 from .undisturbed import undisturbed
 
@@ -49,6 +50,7 @@ def trace_forward(
             f"output_attentions=True: {made_by} attention makes no weights, so nothing would be "
             "returned; load the model with attn_implementation='eager'"
         )
+    refuse_inside_a_trace(host, model)
     settings = {**without_cache(model), **forward}
     remote = destination(model, remote)
     sent = goes_to_server(host, remote)
