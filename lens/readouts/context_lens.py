@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..model import VisualLM
 from ..opening.present_state import sample_of_weights, state_of
+from ..torch_settings import default_torch
+from .embedding_rows import rows_of
 from .nearest_rows import NearestRows, refuse_zeros
 from .readout import Readout
 from .text_bank import TextBank
@@ -90,6 +93,7 @@ class ContextLens:
             a finished bank, or a bank that another model made.
     """
 
+    @default_torch()
     def __init__(
         self,
         model: VisualLM,
@@ -99,7 +103,7 @@ class ContextLens:
         max_contexts: int | None = None,
     ) -> None:
         if isinstance(texts, TextBank):
-            if layers != "all" or max_contexts is not None:
+            if not (isinstance(layers, str) and layers == "all") or max_contexts is not None:
                 raise InputError("a finished bank has its layers and contexts: leave these out")
             texts.check(model)
             self.bank = texts
@@ -111,6 +115,7 @@ class ContextLens:
         self._seen = _seen_of(model)
         self._nearest: dict[int, NearestRows] = {}
 
+    @default_torch()
     def read(
         self, states: Float[Tensor, "*state d"], k: int = 10, layer: int | None = None
     ) -> ContextReadout:
@@ -157,7 +162,7 @@ class ContextLens:
     def _search(self, layer: int) -> NearestRows:
         if layer not in self._nearest:
             states = self.bank.states[layer]
-            self._nearest[layer] = NearestRows(lambda rows: states[rows], len(states))
+            self._nearest[layer] = NearestRows(partial(rows_of, states), len(states))
         return self._nearest[layer]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..model import VisualLM
 from ..opening.placement import device_of
 from ..runs.remote import need_weights
+from ..torch_settings import default_torch
 from .embedding_rows import Words, embedding_rows
 from .lens import register_lens
 from .nearest_rows import NearestRows, refuse_zeros
@@ -32,6 +33,7 @@ class EmbedLens:
         model: Whose embedding and tokenizer.
     """
 
+    @default_torch()
     def __init__(self, model: VisualLM) -> None:
         self._tokenizer = model.tokenizer
         self._width = model.anatomy.hidden_size
@@ -40,6 +42,7 @@ class EmbedLens:
         self._words = Words(model.tokenizer)
         self._words.among(self._count())
 
+    @default_torch()
     def read(self, states: Float[Tensor, "*state d"], k: int = 10) -> Readout:
         """The k nearest words of each state.
 

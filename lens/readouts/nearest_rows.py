@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, NotFinite
+from ..runs.finite import all_finite
 from .top_k import TopK, products
 
 # Ranks below every cosine and above a row that is not listed (minus infinity).
@@ -26,6 +27,9 @@ class NearestRows:
         block: Rows of the matrix, ``[row, d]``, of any float type.
         count: Number of rows.
         listed: Rows that may be found; all when None.
+
+    Raises:
+        NotFinite: A row is NaN or infinite, and would be the nearest of all.
     """
 
     def __init__(
@@ -50,6 +54,11 @@ class NearestRows:
         for rows, scores, part in products(unit, self._block, self._count):
             # Of the rows that were multiplied just now: norms kept from before would be of others.
             norms = part.norm(dim=1)
+            if not all_finite([norms]):
+                row = rows.start + int((~norms.isfinite()).nonzero()[0])
+                raise NotFinite(
+                    f"row {row} of the {self._count} that states are compared with is not finite"
+                )
             scores.mul_(torch.where(norms > 0, 1 / norms, 0.0))
             set_columns(scores, rows, torch.nonzero(norms == 0)[:, 0] + rows.start, LAST)
             set_columns(scores, rows, self._unlisted, -torch.inf)
