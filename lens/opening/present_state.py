@@ -93,12 +93,13 @@ def sample_of_weights(model: nn.Module) -> Tensor:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_meta or not tensor.numel() or type(tensor) not in (Tensor, nn.Parameter):
             continue
-        flat = tensor.detach()
+        flat = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
         # Spread over every axis, as many places as there may be.
-        places = [torch.linspace(0, size - 1, _SAMPLED).long() for size in flat.shape]
-        flat = flat[tuple(place.to(flat.device) for place in places)] if places else flat
+        spread = range(_SAMPLED)
+        places = [[i * (size - 1) // (_SAMPLED - 1) for i in spread] for size in flat.shape]
+        flat = flat[tuple(torch.tensor(p, device=flat.device) for p in places)] if places else flat
         parts.append(flat.flatten().to("cpu", torch.float64))
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device="cpu")
 
 
 def _own_forward(module: nn.Module) -> Any:

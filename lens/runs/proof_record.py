@@ -32,12 +32,10 @@ class Proven:
     Attributes:
         state: The state.
         right: Whether the numbers of a single pass came out, by what the comparison covered.
-        asked: How many conditions there were so far, by kind.
     """
 
     state: Hashable
     right: dict[Hashable, bool] = field(default_factory=dict)
-    asked: dict[Hashable, int] = field(default_factory=dict)
 
 
 _PROVEN: WeakKeyDictionary[Any, Proven] = WeakKeyDictionary()

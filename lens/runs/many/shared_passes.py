@@ -43,8 +43,6 @@ TOKENS_AT_ONCE = {"cpu": 1024, "elsewhere": 16384}
 # One pass for several conditions, stacked along the batch; what the layers below the first one
 # touched return; what the towers and all else in front of the decoder return.
 STACK, LAYERS, TOWERS = "stack", "layers", "towers"
-# Conditions of a kind from which on the comparisons pay.
-PAYS = 4
 
 
 class SharedPasses:
@@ -79,17 +77,17 @@ class SharedPasses:
         """Some of the conditions and their outputs, in whatever order is best."""
         untouched = [c for c in conditions if not c.program]
         touched = [c for c in conditions if c.program]
-        passes = len(touched) + bool(untouched)
-        self.proven.asked[self.kind] = self.proven.asked.get(self.kind, 0) + passes
-        worth = passes > 1 and self.proven.asked[self.kind] >= PAYS
-        self.shares = worth and not owners_hooks(self.model.hf)
+        several = len(touched) + bool(untouched) > 1
+        self.shares = several and not owners_hooks(self.model.hf)
         groups = self._groups(touched)
         spared = sum(len(group) * group[0].first for group in groups) / self.model.n_layers
-        if self.shares and self.here:
+        # Whether layers are skipped depends on the conditions alone, not on what is known by now:
+        # the same call gives the same numbers, to the last bit.
+        if self.shares and self.here and (untouched or spared > 1):
             self.starts = {g[0].first for g in groups if not g[0].shares_nothing} - {0}
         if untouched:
             yield untouched, [self._untouched()] * len(untouched)
-        elif self.shares and self.here and spared > 1:
+        elif self.starts:
             self._untouched()
         # The deepest first: what is tried on it is tried with all that it shares.
         for group in sorted(groups, key=lambda group: (group[0].own_pass, -group[0].first)):

@@ -253,8 +253,6 @@ def test_a_single_run_shares_nothing(fresh: VisualLM) -> None:
 def test_a_plan_that_removes_rows_has_its_own_pass_and_the_tower_of_all(fresh: VisualLM) -> None:
     removing = Plan(PruneTokens(tokens="box[0:2, 0:2]", method="remove"))
     plans = [SWEEP[0], removing, SWEEP[1]]
-    # Three conditions do not pay for comparisons, six do.
-    assert ran(fresh, plans, at_once=3)[0] == 3
     ran(fresh, plans, at_once=3)
     assert ran(fresh, plans, at_once=3)[0] == 1
     batch = fresh.encode(tiny.image(0), tiny.PROMPTS["middle"])
