@@ -159,11 +159,7 @@ _REGISTERED: dict[str, Analysis] = {}
 
 
 def register(analysis: Analysis) -> None:
-    """Make an analysis known to results, the report and the command line.
-
-    Raises:
-        ValueError: Another analysis has this name.
-    """
+    """Make an analysis known to results, the report and the command line; ValueError if twice."""
     if analysis.name in _REGISTERED:
         raise ValueError(f"there is an analysis named {analysis.name!r} already")
     _REGISTERED[analysis.name] = analysis
@@ -176,11 +172,7 @@ def registered() -> dict[str, Analysis]:
 
 
 def find(name: str) -> Analysis:
-    """The analysis of this name.
-
-    Raises:
-        InputError: There is none.
-    """
+    """The analysis of this name; InputError if there is none."""
     known = registered()
     if name not in known:
         raise InputError(f"no analysis named {name!r}; analyses: {', '.join(known)}")

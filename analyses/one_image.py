@@ -16,9 +16,8 @@ from ..lens.inputs.content import image_content, refuse_repeated
 def image_groups(contents: Sequence[Sequence[int]]) -> Int[np.ndarray, " observation"]:
     """A number for every observation, the same for those that are about a common image.
 
-    Args:
-        contents: The images of each observation. Two observations that share one of several images
-            belong together, and so do those that share others with them.
+    Two observations that share one of several images belong together, and so do those that share
+    others with them.
     """
     group_of: dict[int, int] = {}
     members: dict[int, set[int]] = {}
@@ -50,9 +49,5 @@ def images_of_tokens(batches: Iterable[Batch]) -> Int[np.ndarray, " token"]:
 
 
 def refuse_repeated_images(batches: Iterable[Batch]) -> None:
-    """Refuse an image that is shown twice.
-
-    Raises:
-        InputError: There is one.
-    """
+    """Refuse an image that is shown twice."""
     refuse_repeated(image for batch in batches for row in batch.images for image in row)

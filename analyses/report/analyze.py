@@ -80,14 +80,7 @@ def analyze(
 def analysis_report(
     results: Sequence[Result], *, prompt: str, images: int, own_texts: bool
 ) -> Report:
-    """The results as a report.
-
-    Args:
-        results: What `analyze` returned.
-        prompt: What was asked about the images.
-        images: How many there were.
-        own_texts: Whether the user gave the sentences for the alignment.
-    """
+    """The results as a report."""
     limitations = [
         "How classes are found (directions that recur from image to image) is our recipe; the "
         "paper’s rule names vocabulary entries of one checkpoint.",

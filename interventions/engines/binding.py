@@ -15,17 +15,7 @@ from ...lens.errors import Unsupported
 from ...lens.opening.wrapping import envoy_path
 from ..program.scope import Scope
 from ..program.site import Site
-from ..program.steps import (
-    Hide,
-    Noise,
-    PairStep,
-    Read,
-    Scale,
-    Step,
-    TokenStep,
-    Write,
-    Zero,
-)
+from ..program.steps import Hide, Noise, PairStep, Read, Scale, Step, TokenStep, Write, Zero
 from .mask_kinds import mask_kind
 from .payload.attention_masks import block
 from .payload.carry_out import add_noise, read, scale, write, zero
@@ -44,11 +34,7 @@ ACTIONS: dict[type[Step], Action] = {
 
 
 def module_of(site: Site, anatomy: Anatomy) -> str:
-    """Path, in transformers' words, of the module at a site.
-
-    Raises:
-        Unsupported: The layer has no such part.
-    """
+    """Path, in transformers' words, of the module at a site."""
     if site.part == "decoder":
         return anatomy.decoder
     if site.part == "entry":

@@ -28,26 +28,15 @@ Places = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 @dataclass(frozen=True, eq=False)
 class Donor:
-    """A batch and what was captured of it.
+    """A batch and what was captured of it."""
 
-    Attributes:
-        batch: Whose tokens they are.
-        run: The captures.
-        name: What a plan calls it; empty for an earlier pass over the same batch.
-        passes: How many passes over the batch it took.
-    """
-
-    batch: Batch
-    run: Run
-    name: str = ""
-    passes: int = 0
+    batch: Batch  # whose tokens they are
+    run: Run  # the captures
+    name: str = ""  # what a plan calls it; empty for an earlier pass over the same batch
+    passes: int = 0  # how many passes over the batch it took
 
     def states(self, capture: Capture, layer: int, places: Places) -> Tensor:
-        """The states of some tokens, ``[token, d]``.
-
-        Raises:
-            InputError: They were not captured.
-        """
+        """The states of some tokens, ``[token, d]``."""
         run = self.run
         kept: Mapping[int, Tensor] = getattr(run, capture)
         if layer not in kept:
@@ -92,11 +81,7 @@ def captured(
 
 
 def as_donor(name: str, given: Any) -> Batch | Run:
-    """What a plan was given as a donor, a saved run loaded.
-
-    Raises:
-        InputError: It is none, or a run that does not know its batch.
-    """
+    """What a plan was given as a donor, a saved run loaded; InputError if it cannot be one."""
     donor = Run.load(os.fspath(given)) if isinstance(given, str | os.PathLike) else given
     if not isinstance(donor, Batch | Run):
         raise InputError(

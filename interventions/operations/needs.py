@@ -19,17 +19,13 @@ from .donor import Donor, captured
 
 @dataclass(frozen=True)
 class StatesOf:
-    """States of some tokens, captured somewhere.
+    """States of some tokens, captured somewhere."""
 
-    Attributes:
-        places: What is captured and in which layers, given their number.
-        tokens: Of which tokens.
-        donor: Name of the donor, bound by :meth:`Plan.given`. None for an earlier pass over the
-            same batch, in which all operations are in force but those that need such a pass.
-    """
-
+    # What is captured and in which layers, given their number
     places: Callable[[int], tuple[tuple[Capture, int], ...]]
-    tokens: Selector
+    tokens: Selector  # of which tokens
+    # Name of the donor, bound by :meth:`Plan.given`. None for an earlier pass over the same batch,
+    # in which all operations are in force but those that need such a pass.
     donor: str | None = None
 
 
@@ -43,19 +39,10 @@ Need = StatesOf | OwnPass
 Stated = Sequence[tuple[Any, Need]]
 
 
-def donor_names(stated: Stated) -> list[str]:
-    """The donors that are asked for."""
-    states = [need for _, need in stated if isinstance(need, StatesOf)]
-    return sorted({need.donor for need in states if need.donor is not None})
-
-
 def check_names(stated: Stated, given: Collection[str]) -> None:
-    """Make sure that every donor is asked for.
-
-    Raises:
-        InputError: Some operation takes states from none of that name.
-    """
-    known = donor_names(stated)
+    """Make sure that every donor is asked for."""
+    donors = (need.donor for _, need in stated if isinstance(need, StatesOf))
+    known = sorted({donor for donor in donors if donor is not None})
     if unknown := sorted(set(given) - set(known)):
         raise InputError(
             f"no operation of this plan has states={unknown[0]!r}; it asks for "
@@ -69,9 +56,6 @@ def bound_donors(
     """The donors that are asked for, with the states that are taken from them.
 
     A batch is run once for each kind of capture, as it is: no operation of a plan is in force.
-
-    Raises:
-        InputError: An operation names a donor that was not given.
     """
     asking: dict[str, list[tuple[Any, StatesOf]]] = {}
     for by, need in stated:

@@ -52,13 +52,7 @@ else:
 
 
 def explain(error: ValidationError, kind: type[BaseModel], path: str) -> str:
-    """What is wrong in a failed validation, one line for each fault, each with its path.
-
-    Args:
-        error: The failed validation.
-        kind: The operation that was to be made.
-        path: Where it stands, for instance ``operations.2``.
-    """
+    """What is wrong in a failed validation, one line for each fault, each with its path."""
     keys = sorted(kind.model_fields)
     lines = []
     for fault in error.errors():
@@ -165,11 +159,7 @@ class Operation(BaseModel, ABC):
         return found
 
     def in_phase(self, selection: Selection, target: Target) -> Selection:
-        """The selected tokens that the phase and a kind of pass leave.
-
-        Raises:
-            InputError: An operation on decoding steps, in a pass that has none.
-        """
+        """The selected tokens that the phase and a kind of pass leave."""
         forward = target.during.kind == "forward"
         if self.phase == "decode" and forward:
             raise InputError(
@@ -202,15 +192,9 @@ class TokenOperation(Operation, ABC):
     tokens: Tokens = Name("visual")
 
     def places(self, target: Target, layer: int) -> list[Place]:
-        """Every place that the tokens and the phase select.
+        """Every place that the tokens and the phase select; ``n_layers`` for behind the last layer.
 
-        Args:
-            target: Model, batch and kind of pass.
-            layer: Layer of the steps; ``n_layers`` for the stream behind the last one.
-
-        Raises:
-            InputError: Nothing is selected, so the operation would do nothing.
-            Unsupported: The layer does not compute the selected tokens in this kind of pass.
+        Refused where nothing is selected, or the layer computes no such tokens in this pass.
         """
         meant = self.in_phase(self.tokens.select(target.batch), target)
         prompt, generated = meant.prompt, meant.generated
@@ -235,11 +219,7 @@ class TokenOperation(Operation, ABC):
         return found
 
     def prompt_place(self, target: Target, places: Places, layer: int) -> Place:
-        """Given samples and positions, in the pass over the prompt.
-
-        Raises:
-            Unsupported: The layer does not compute them in this kind of pass.
-        """
+        """Given samples and positions, in the pass over the prompt."""
         rows, columns = places
         target.check_computed(self, layer, columns)
         when: When = "prefill"

@@ -253,11 +253,7 @@ class ReplaceTokens(Borrower):
         return torch.as_tensor(np.searchsorted(present, label)), group_of
 
     def _labels(self, batch: Batch, places: Places) -> NDArray[np.int64]:
-        """Class of each token, as its index in the names of the classes.
-
-        Raises:
-            InputError: The batch has no classes, or a token has none.
-        """
+        """Class of each token, as its index in the names of the classes."""
         if batch.classes is None:
             whose = "the donor's batch" if self.states else "this batch"
             raise InputError(

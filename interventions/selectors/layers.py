@@ -27,21 +27,13 @@ _SCHEMA = {
 
 @dataclass(frozen=True)
 class Layers:
-    """Which layers, before it is known how many there are; written as text in one spelling.
+    """Which layers, before it is known how many there are; written as text in one spelling."""
 
-    Attributes:
-        named: ``all``, ``last``, or their numbers in ascending order.
-    """
-
-    named: Literal["all", "last"] | tuple[int, ...]
+    named: Literal["all", "last"] | tuple[int, ...]  # or their numbers in ascending order
 
     @staticmethod
     def of(layers: Any) -> Layers:
-        """The layers that a text, a number or several numbers name.
-
-        Raises:
-            ValueError: Not a specification of layers.
-        """
+        """The layers that a text, a number or several numbers name."""
         if isinstance(layers, Layers):
             return layers
         wrong = f"layers {layers!r}: write all, last, a number, or ranges like 0-2,5"
@@ -73,11 +65,7 @@ class Layers:
         return self.named if isinstance(self.named, str) else ",".join(_ranges(self.named))
 
     def indices(self, n_layers: int) -> tuple[int, ...]:
-        """The layers of a model with ``n_layers`` that are named.
-
-        Raises:
-            InputError: A layer the model does not have.
-        """
+        """The layers of a model with ``n_layers`` that are named."""
         if self.named == "all":
             return tuple(range(n_layers))
         if self.named == "last":

@@ -117,10 +117,7 @@ class Anatomy:
         return self.norm if layer == self.n_layers else self.layers[layer]
 
     def require(self, what: str) -> None:
-        """Refuse what this model cannot do.
-
-        Args:
-            what: A key of :attr:`refusals`, for instance ``sublayers`` or ``logit_lens``.
+        """Refuse what this model cannot do, a key of :attr:`refusals` such as ``sublayers``.
 
         Raises:
             Unsupported: The model cannot, with the reason.

@@ -51,41 +51,23 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found about one model, and held.
-
-    Attributes:
-        model: The model.
-        parts: Its modules.
-        probe: What was run.
-        recording: What happened.
-        image_token_id: Placeholder of images, or None.
-        video_token_id: Placeholder of videos, or None.
-        entry: How visual tokens enter.
-        embedding_scale: What the embedding multiplies its rows by.
-        addends: Per layer what is added; empty when that could not be told.
-        mixer_kinds: Per layer how it mixes tokens.
-        injections: Layers whose input is not the previous layer's output.
-        last_token_layers: Layers that see only the last token when only its logits are asked for.
-        logit_rule: How logits are made.
-        unverified: What was not verified, with the reason.
-        seen_image: Whether the probe held an image.
-    """
+    """What was found about one model, and held."""
 
     model: nn.Module
-    parts: Parts
-    probe: Mapping[str, Tensor]
-    recording: Recording
-    image_token_id: int | None
-    video_token_id: int | None
-    entry: VisualEntry
-    embedding_scale: float
-    addends: tuple[LayerAddends, ...]
-    mixer_kinds: tuple[str, ...]
-    injections: tuple[int, ...]
-    last_token_layers: tuple[int, ...]
-    logit_rule: LogitRule
-    unverified: Mapping[str, str]
-    seen_image: bool
+    parts: Parts  # its modules
+    probe: Mapping[str, Tensor]  # what was run
+    recording: Recording  # what happened
+    image_token_id: int | None  # placeholder of images, or None
+    video_token_id: int | None  # placeholder of videos, or None
+    entry: VisualEntry  # how visual tokens enter
+    embedding_scale: float  # what the embedding multiplies its rows by
+    addends: tuple[LayerAddends, ...]  # per layer what is added; empty when that could not be told
+    mixer_kinds: tuple[str, ...]  # per layer how it mixes tokens
+    injections: tuple[int, ...]  # layers whose input is not the previous layer's output
+    last_token_layers: tuple[int, ...]  # that see only the last token if only its logits count
+    logit_rule: LogitRule  # how logits are made
+    unverified: Mapping[str, str]  # what was not verified, with the reason
+    seen_image: bool  # whether the probe held an image
 
     @property
     def name(self) -> str:

@@ -23,11 +23,7 @@ def image_content(image: Image) -> int:
 
 
 def refuse_repeated(images: Iterable[Image]) -> None:
-    """Refuse an image that is given twice, where every image should count once.
-
-    Raises:
-        InputError: There is one.
-    """
+    """Refuse an image that is given twice, where every image should count once."""
     seen = set()
     for image in images:
         content = image_content(image)
@@ -42,13 +38,9 @@ def refuse_repeated(images: Iterable[Image]) -> None:
 def sample_content(
     ids: Tensor, mask: Tensor, images: tuple[Image, ...], others: Mapping[str, Tensor]
 ) -> int:
-    """A number that stands for a sample: its tokens without the padding, and its pictures.
+    """A number that stands for a sample: its tokens ``[token]`` without padding, and its pictures.
 
-    Args:
-        ids: Its tokens, ``[token]``.
-        mask: 0 where they are padding, ``[token]``.
-        images: Its images, where they are known.
-        others: Tensors of its pictures that are known as tensors only.
+    ``others`` are tensors of pictures that are known as tensors only.
     """
     parts = [ids[mask > 0].cpu().numpy().astype("<i8").tobytes()]
     parts += [image_content(image).to_bytes(16, "big") for image in images]

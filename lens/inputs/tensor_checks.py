@@ -15,11 +15,7 @@ TYPE_IDS = ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
 
 
 def check_form(inputs: Mapping[str, Any], accepts: Collection[str] | None) -> None:
-    """Refuse tensors that are not a left-padded batch.
-
-    Raises:
-        InputError: Says which tensor and why.
-    """
+    """Refuse tensors that are not a left-padded batch."""
     for name in ("input_ids", "attention_mask"):
         if name not in inputs:
             raise InputError(f"a batch needs {name!r} [sample, token]; got {sorted(inputs)}")
@@ -53,11 +49,7 @@ def check_form(inputs: Mapping[str, Any], accepts: Collection[str] | None) -> No
 
 
 def check_pictures(inputs: Mapping[str, Tensor], images: Tensor, videos: Tensor) -> None:
-    """Refuse visual positions without pictures, and pictures without visual positions.
-
-    Raises:
-        InputError: Says which of the two is missing.
-    """
+    """Refuse visual positions without pictures, and pictures without visual positions."""
     for what, positions, named in (("image", images, False), ("video", videos, True)):
         tensors = [
             name

@@ -43,12 +43,8 @@ class Stage(Enum):
 class LoadedModel:
     """A transformers model with all that embedlens knows about it.
 
-    Args:
-        hf: The transformers model.
-        processor: A processor of our own, or None.
-        envoy: The user's nnsight model around it, if there is one.
-        overrides: Arguments for :meth:`Anatomy.of`.
-        checkpoint: Where the model comes from, if it was loaded by name.
+    The processor is our own copy; the envoy the user's nnsight model around it, the checkpoint
+    where it comes from, if any; ``overrides`` are arguments for :meth:`Anatomy.of`.
 
     Attributes:
         hf: The transformers model.
@@ -91,11 +87,7 @@ class LoadedModel:
 
     @property
     def anatomy(self) -> Anatomy:
-        """Where things are in the model.
-
-        Raises:
-            Unsupported: The model is not verified yet.
-        """
+        """Where things are in the model."""
         if self._anatomy is None:
             raise Unsupported(
                 f"{type(self.hf).__name__} could not be verified on text alone ({self._refusal}): "
@@ -131,12 +123,7 @@ class LoadedModel:
         return replace(batch, inputs=self.place(batch.inputs), anatomy=self._anatomy)
 
     def verify_on_inputs(self, inputs: Mapping[str, Tensor]) -> None:
-        """Verify on tensors of the user's, if no image was seen yet and they are of one.
-
-        Raises:
-            InputError: The model is not verified and these are not one prompt with an image, or
-                it cannot run them.
-        """
+        """Verify on tensors of the user's, if no image was seen yet and they are of one."""
         name = type(self.hf).__name__
         if self._anatomy is not None and self._anatomy.seen_image:
             return

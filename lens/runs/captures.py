@@ -26,12 +26,7 @@ from .run import SITES
 def capture_sites(
     anatomy: Anatomy, capture: str | Collection[str], layers: Collection[int] | Literal["all"]
 ) -> list[dict[str, Any]]:
-    """The sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them.
-
-    Raises:
-        InputError: A site or layer that does not exist.
-        Unsupported: A site that this model, or a layer that was named, does not have.
-    """
+    """The sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them."""
     kinds = {capture} if isinstance(capture, str) else set(capture)
     if unknown := kinds - set(SITES):
         raise InputError(f"cannot capture {sorted(unknown)}; there are {', '.join(SITES)}")
@@ -74,11 +69,7 @@ def lowest_layer(wanted: list[dict[str, Any]], n_layers: int) -> int:
 def capture_positions(
     batch: Batch, tokens: str | NDArray[np.bool_]
 ) -> tuple[Int[Tensor, " selected"], Int[Tensor, " selected"]]:
-    """Batch rows and sequence positions of the tokens to keep.
-
-    Raises:
-        InputError: Neither ``visual``, ``all`` nor a mask that fits the batch.
-    """
+    """Batch rows and sequence positions of the tokens to keep."""
     if isinstance(tokens, np.ndarray):
         if tokens.dtype != bool or tokens.shape != (len(batch), batch.length):
             raise InputError(

@@ -34,25 +34,15 @@ Kept = Literal["last", "all"] | None
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What goes into a pass, and what is read in it.
+    """What goes into a pass, and what is read in it."""
 
-    Attributes:
-        inputs: Tensors for the forward.
-        during: The kind of pass.
-        arguments: More arguments of the forward.
-        samples: How many rows come out.
-        sites: Sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them.
-        rows: Batch rows of the tokens to read there.
-        columns: Their sequence positions.
-    """
-
-    inputs: Mapping[str, Tensor]
-    during: Pass
-    arguments: Mapping[str, Any]
-    samples: int
-    sites: list[dict[str, Any]]
-    rows: Int[Tensor, " selected"]
-    columns: Int[Tensor, " selected"]
+    inputs: Mapping[str, Tensor]  # tensors for the forward
+    during: Pass  # the kind of pass
+    arguments: Mapping[str, Any]  # more arguments of the forward
+    samples: int  # how many rows come out
+    sites: list[dict[str, Any]]  # to read, as :func:`.reading.read_sites` takes them
+    rows: Int[Tensor, " selected"]  # batch rows of the tokens to read there
+    columns: Int[Tensor, " selected"]  # their sequence positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,11 +96,7 @@ def run_request(
     logits: Kept,
     remote: bool | str,
 ) -> Request:
-    """What a run reads; arguments as for :meth:`VisualLM.run`.
-
-    Raises:
-        InputError: A site or layer that does not exist.
-    """
+    """What a run reads; arguments as for :meth:`VisualLM.run`."""
     sites = capture_sites(anatomy, capture, layers)
     rows, columns = capture_positions(batch, tokens)
     during = Pass("forward", remote=remote, positions=bool(sites) or logits == "all")
@@ -120,16 +106,7 @@ def run_request(
 
 @torch.no_grad()
 def forward_pass(model: Any, host: Any, request: Request) -> Output:
-    """Trace one pass and read in it what was requested.
-
-    Args:
-        model: The VisualLM.
-        host: Its nnsight model, or a copy of it with a program in force.
-        request: What goes in, and what is read.
-
-    Raises:
-        InputError: Another number of rows came back than went in.
-    """
+    """Trace one pass on the host (its nnsight model, or a copy with a program), and read in it."""
     # The block is sent to a server with all that it names: so it names plain values only.
     nn, sites, samples = model.nn, request.sites, request.samples
     rows, columns = request.rows, request.columns

@@ -47,39 +47,19 @@ Refusals = Iterator[tuple[str, str]]
 
 @dataclass(frozen=True, eq=False)
 class Mode:
-    """What is going to be in force.
+    """What is going to be in force."""
 
-    Attributes:
-        settings: Every setting: the caller's, else the model's own, else transformers'.
-        arguments: What ``generate`` is given besides the batch.
-        longest: Tokens that an answer can have.
-        limited: Whether the caller set a limit.
-        usual: Whether the model writes by transformers' own ``generate``, which returns prompts.
-    """
-
-    settings: GenerationConfig
-    arguments: dict[str, Any]
-    longest: int
-    limited: bool
-    usual: bool
+    settings: GenerationConfig  # the caller's, else the model's own, else transformers'
+    arguments: dict[str, Any]  # what ``generate`` is given besides the batch
+    longest: int  # tokens that an answer can have
+    limited: bool  # whether the caller set a limit
+    usual: bool  # whether the model writes by transformers' own ``generate``, which returns prompts
 
 
 def mode_of(
     model: Any, batch: Batch, given: Mapping[str, Any], *, planned: bool, sent: bool
 ) -> Mode:
-    """Read the mode from what is given and from the model's own configuration.
-
-    Args:
-        model: The VisualLM.
-        batch: The prompts.
-        given: What the caller gave for ``generate``.
-        planned: Whether a plan is in force.
-        sent: Whether it runs on a server.
-
-    Raises:
-        InputError: Settings that do not exist or contradict each other.
-        Unsupported: A mode that is not understood.
-    """
+    """Read the mode from what is given and from the model's own configuration."""
     if twice := sorted(given.keys() & {*batch.inputs, "inputs", "inputs_embeds"}):
         raise InputError(f"generate: the batch says what {', '.join(twice)} are")
     writer, usual = _writer(model.hf)
@@ -126,11 +106,7 @@ def _set(arguments: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _writer(hf: Any) -> tuple[Any, bool]:
-    """The module whose configuration counts, and whether it is the model and writes as usual.
-
-    Raises:
-        Unsupported: The model does not write.
-    """
+    """The module whose configuration counts, and whether it is the model and writes as usual."""
     usual = getattr(type(hf), "generate", None) is GenerationMixin.generate
     if usual:
         return hf, True
@@ -150,13 +126,7 @@ def _said(config: GenerationConfig) -> dict[str, Any]:
 def _settings(writer: Any, batch: Batch | None, arguments: Mapping[str, Any]) -> GenerationConfig:
     """The settings in force, from all that say any.
 
-    Args:
-        writer: The model that writes.
-        batch: The batch, if it goes to ``generate`` as it is.
-        arguments: What ``generate`` is given besides.
-
-    Raises:
-        InputError: Settings that do not exist or contradict each other.
+    A batch is given if it goes to ``generate`` as it is.
     """
     rest = {name: value for name, value in arguments.items() if name not in TAKEN}
     try:
@@ -180,11 +150,7 @@ def _check(
     planned: bool,
     sent: bool,
 ) -> None:
-    """Refuse by name the modes that are not understood.
-
-    Raises:
-        Unsupported: The first of them.
-    """
+    """Refuse by name the modes that are not understood."""
     found = [*_never(settings, arguments)]
     if planned:
         found += _beside_a_plan(settings, arguments, hf, batch.length)
@@ -208,15 +174,11 @@ def _never(settings: GenerationConfig, arguments: Mapping[str, Any]) -> Refusals
         yield "token_healing", "it changes the prompt: leave it out"
     length = getattr(arguments.get("past_key_values"), "get_seq_length", None)
     if length is not None and length():
-        yield (
-            "past_key_values",
-            "the cache holds tokens already, and the batch is all of the prompt",
-        )
+        why = "the cache holds tokens already, and the batch is all of the prompt"
+        yield "past_key_values", why
     if settings.compile_config is not None:
-        yield (
-            "compile_config",
-            "compiled code runs past what reads and changes states: leave it out",
-        )
+        why = "compiled code runs past what reads and changes states: leave it out"
+        yield "compile_config", why
 
 
 def _beside_a_plan(
@@ -252,11 +214,7 @@ def _not_sent(settings: GenerationConfig, arguments: Mapping[str, Any]) -> Refus
 
 
 def _check_stops(settings: GenerationConfig, tokenizer: Any) -> None:
-    """Make sure that transformers can look for stop strings in a tokenizer's words.
-
-    Raises:
-        Unsupported: It cannot.
-    """
+    """Make sure that transformers can look for stop strings in a tokenizer's words."""
     try:
         StopStringCriteria(tokenizer, settings.stop_strings)
     except ValueError:

@@ -36,16 +36,7 @@ def write_run(
     *,
     overwrite: bool,
 ) -> None:
-    """Write a run's fields into one file; see :meth:`Run.save`.
-
-    Args:
-        path: Where to.
-        own: Tensors of the run by their names; None is left out.
-        captured: States by site and layer.
-        batch: What was run.
-        model: Name of the model that was run.
-        overwrite: Replace an older saved run.
-    """
+    """Write a run's fields into one file; see :meth:`Run.save`."""
     if batch is None:
         raise InputError(
             "this run does not know its batch, without which its states are rows without names"
@@ -62,7 +53,7 @@ def write_run(
         "videos_per_row": list(batch.videos_per_row),
         # As text: 128 bits are no number to other readers of JSON.
         "contents": [f"{number:032x}" for number in batch.contents],
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version_of(name) for name in _PACKAGES},
     }
     write_tensor_file(path, _FORMAT, record, tensors, overwrite=overwrite)
 
@@ -147,7 +138,8 @@ def _classes(tensors: Mapping[str, Tensor]) -> TokenClasses | None:
     return TokenClasses(masks, nearest) if masks or nearest is not None else None
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The version of an installed package."""
     try:
         return version(package)
     except PackageNotFoundError:

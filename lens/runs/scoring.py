@@ -69,17 +69,11 @@ def score(
 
 @dataclass(frozen=True, eq=False)
 class AnswerTokens:
-    """The token ids of one answer per sample, padded on the right.
+    """The token ids of one answer per sample, padded on the right."""
 
-    Attributes:
-        ids: ``[sample, answer]``.
-        mask: True where ``ids`` is part of the answer, ``[sample, answer]``.
-        end: Whether each answer's last token stands for its end, whichever token ends it.
-    """
-
-    ids: Int[Tensor, "sample answer"]
-    mask: Bool[Tensor, "sample answer"]
-    end: bool = False
+    ids: Int[Tensor, "sample answer"]  # ``[sample, answer]``
+    mask: Bool[Tensor, "sample answer"]  # where ``ids`` is part of the answer
+    end: bool = False  # whether the last token stands for any that ends an answer
 
     @property
     def length(self) -> int:
@@ -117,12 +111,7 @@ class AnswerTokens:
         return AnswerTokens(ids, mask, end)
 
     def append_to(self, inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
-        """The inputs with the answers behind every sequence, padding masked out.
-
-        Args:
-            inputs: Inputs of the prompts.
-            model: The transformers model, which knows the types of tokens it generates.
-        """
+        """The inputs with the answers behind every sequence, padding masked out."""
         extended = dict(inputs)
         shape = inputs["input_ids"].shape
         for name, tensor in inputs.items():
@@ -144,12 +133,7 @@ class AnswerTokens:
     def scores(
         self, logits: Float[Tensor, "sample kept vocab"], ends: Sequence[int] = ()
     ) -> Scores:
-        """Read the answers' log-probabilities off the last ``length + 1`` positions' logits.
-
-        Args:
-            logits: Of a pass over prompts and answers.
-            ends: Every token that ends an answer.
-        """
+        """Read the answers' log-probabilities off the last ``length + 1`` positions' logits."""
         mask = self.mask.to(logits.device)
         ids = self.ids.to(logits.device)
         predictions = logits[:, -self.length - 1 : -1].float()
@@ -185,11 +169,7 @@ def as_scores(
     plan: Intervention | None,
     remote: bool | str,
 ) -> Scores:
-    """A pass over prompts and answers as users see it.
-
-    Raises:
-        Unsupported: The prompt's tokens see the answer.
-    """
+    """A pass over prompts and answers as users see it."""
     if "bidirectional_image" in model.anatomy.capabilities and model not in _CHECKED:
         alone = run(model, batch, plan, remote=remote).logits
         assert alone is not None
@@ -199,15 +179,9 @@ def as_scores(
 
 
 def _check_unseen(
-    alone: Float[Tensor, "sample vocab"],
-    answered: Float[Tensor, "sample kept vocab"],
-    length: int,
+    alone: Float[Tensor, "sample vocab"], answered: Float[Tensor, "sample kept vocab"], length: int
 ) -> None:
-    """Check that an answer of ``length`` tokens left its prompt's last logits as they were.
-
-    Raises:
-        Unsupported: It did not.
-    """
+    """Check that an answer of ``length`` tokens left its prompt's last logits as they were."""
     before = answered[:, -length - 1].float()
     moved = float((alone.float() - before).abs().nan_to_num(0).max())
     if moved > 1e-2 * float(alone.float().nan_to_num(0, 0, 0).abs().max()):

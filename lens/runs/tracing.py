@@ -17,10 +17,7 @@ from .undisturbed import undisturbed
 class UndisturbedBackend(Backend):  # type: ignore[misc]
     """Runs an nnsight block through another backend, on a model left :func:`undisturbed`.
 
-    Args:
-        inner: The backend that runs the block.
-        model: The model the block runs on.
-        grad: Whether gradients are recorded; nnsight does by default.
+    Gradients are recorded only if asked for; nnsight does by default.
     """
 
     def __init__(self, inner: Backend, model: nn.Module, *, grad: bool) -> None:
@@ -43,16 +40,7 @@ def trace_forward(
     grad: bool = False,
     **forward: Any,
 ) -> Any:
-    """A tracing context of nnsight over one forward pass.
-
-    Args:
-        host: The nnsight model, or a copy of it with edits.
-        model: The transformers model inside.
-        inputs: The inputs.
-        remote: As for :meth:`VisualLM.trace`.
-        grad: Whether gradients are recorded.
-        **forward: More arguments of the forward.
-    """
+    """A tracing context of nnsight over one forward pass of the host, perhaps a copy with edits."""
     settings = {**without_cache(model), **forward}
     remote = destination(model, remote)
     sent = goes_to_server(host, remote)

@@ -4,8 +4,6 @@ Weights that a module returns are a by-product, and writing them changes nothing
 call of the attention function is caught with its queries, keys and values, what it must have
 computed is computed again, and only if that is what it returned are the edited rows replaced. Where
 several steps edit one call, each leaves its weights to the next, which goes on from there.
-
-Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules
@@ -64,15 +62,7 @@ def collapsed(
 
 
 def zero_weights(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
-    """Take the step's keys out of its queries' attention without scaling up what is left.
-
-    Args:
-        model: The traced model.
-        store: What steps leave to one another.
-        step: Path of the mixer, the name of the call inside it, queries and keys; whether it
-            ``takes`` the weights that an earlier step on this call left, and ``leaves`` its own.
-        decoded: Which decoding step this is; 0 for the prompt.
-    """
+    """Take the step's keys out of its queries' attention without scaling up what is left."""
     call = getattr(model.get(step["path"]).source, step["call"])
     args, options = call.inputs
     query, key, value, *rest = args[1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from oracles.selected_tokens import (
     pairs,
     visual,
 )
+from oracles.torch_hooks import attached
 from tolerances import ACCUMULATED, EQUAL, MOVED
 
 N = tiny.LAYERS
@@ -302,14 +304,9 @@ def test_the_papers_layer_0_is_two_operations(twin: Any) -> None:
         mixer.register_forward_pre_hook(lambda *_: inside.append(1)),
         mixer.register_forward_hook(lambda *_: inside.clear()),
     ]
-    torch.nn.functional.softmax = softmax
-    try:
-        with torch.no_grad():
-            expected = copied(**batch.inputs).logits
-    finally:
-        torch.nn.functional.softmax = original
-        for handle in handles:
-            handle.remove()
+    swapped = mock.patch.object(torch.nn.functional, "softmax", softmax)
+    with attached(handles), swapped, torch.no_grad():
+        expected = copied(**batch.inputs).logits
     found = model.run(batch, plan, logits="all").logits
     assert float((found - expected).abs().max()) < EQUAL
 

@@ -29,12 +29,6 @@ N = tiny.LAYERS
 
 
 @pytest.fixture(scope="module")
-def model(twin: Any) -> VisualLM:
-    found: VisualLM = twin().model
-    return found
-
-
-@pytest.fixture(scope="module")
 def batch(model: VisualLM) -> Batch:
     """16 visual tokens in the first sample, 32 in the second."""
     images = [[tiny.image(0)], [tiny.image(1), tiny.image(2)]]

@@ -34,12 +34,6 @@ NAMES = ("visual", "text", "bos", "last", "generated", "sink", "vit-sink", "dead
 
 
 @pytest.fixture
-def model(twin: Any) -> VisualLM:
-    found: VisualLM = twin().model
-    return found
-
-
-@pytest.fixture
 def batch(model: VisualLM) -> Batch:
     """Two prompts of different length, the second with two images; random classes."""
     made = model.encode(
