@@ -13,6 +13,7 @@ from ...lens.inputs.content import image_content
 from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.progress import Progress, silent
+from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..example import Example
 from ..one_image import image_groups
@@ -43,6 +44,7 @@ from .layer_sets import (
 OWN_ANSWER = "the untouched model's own answer"
 
 
+@default_torch()
 def ablation(
     model: VisualLM,
     examples: Sequence[Example],

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
+from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..provenance import provenance
 from ..report_inputs import as_batches
@@ -22,6 +23,7 @@ COMPARISONS = ("entry", "same layer")
 _OVER_IMAGES, _OVER_TOKENS = "95 % over images", "quartiles of tokens"
 
 
+@default_torch()
 def alignment(
     model: VisualLM,
     batch: Batch | Sequence[Batch],

@@ -29,8 +29,21 @@ from .target import Target
 Phase = Literal["prefill", "decode", "all"]
 
 
+def _is_its_text(selector: Selector) -> bool:
+    """Whether the selector's text is read as the same selector, as a plan's text needs."""
+    try:
+        return parse_selector(str(selector)) == selector
+    except InputError:
+        return False
+
+
 def _parsed(tokens: Any) -> Selector:
     if isinstance(tokens, Selector):
+        if not _is_its_text(tokens):
+            raise ValueError(
+                f"{type(tokens).__name__} cannot be written down as text that says the same, so "
+                "neither could a plan with it: use the selector language"
+            )
         return tokens
     if isinstance(tokens, str):
         return parse_selector(tokens.strip())
@@ -87,8 +100,10 @@ class Operation(BaseModel, ABC):
     allow_empty: bool = False
 
     def __init__(self, **fields: Any) -> None:
+        # A number of numpy is that number, and compares and is written like it.
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in fields.items()}
         try:
-            super().__init__(**fields)
+            super().__init__(**plain)
         except ValidationError as error:
             raise InputError(explain(error, type(self), type(self).__name__)) from None
 

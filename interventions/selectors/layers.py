@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
+from numbers import Integral
 from typing import Any, Literal
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -46,11 +47,11 @@ class Layers:
             chosen = {layer for part in text.split(",") for layer in _expand(part)}
         elif isinstance(layers, bool):
             raise ValueError(wrong)
-        elif isinstance(layers, int):
-            chosen = {layers}
+        elif isinstance(layers, Integral):
+            chosen = {int(layers)}
         elif isinstance(layers, Iterable):
             given = list(layers)
-            if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in given):
+            if any(isinstance(layer, bool) or not isinstance(layer, Integral) for layer in given):
                 raise ValueError(f"layers {given}: layers are whole numbers")
             chosen = {int(layer) for layer in given}
         else:

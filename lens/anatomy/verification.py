@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, Unsupported
 from ..opening.placement import device_of
+from ..runs.finite import all_finite, not_finite, says_something
 from ..tolerances import LOGITS
 from .attention_and_ffn import LayerAddends, find_addends
 from .experiments import last_token_layers, rows_that_depend_on_pixels
@@ -96,6 +97,13 @@ def verify(model: nn.Module, inputs: Mapping[str, Tensor] | None, overrides: Ove
         )
     probe = _text_probe(model, parts, claimed) if inputs is None else _one_prompt(inputs)
     recording = record(model, parts, probe, claimed_positions(probe, claimed)[0].cpu())
+    streams = [rows for layer in recording.layers for rows in (layer.entering, layer.leaving)]
+    seen = [rows for rows in (recording.embeds, *streams) if rows is not None]
+    said = recording.logits
+    if not all_finite(seen) or (said is not None and not says_something(said)):
+        names = {module: name for name, module in model.named_modules()}
+        paths = [names[layer] for layer in parts.layers]
+        raise not_finite(model, lambda: model(**probe), probe, paths)
     length = probe["input_ids"].shape[1]
     if recording.embeds is not None and len(recording.embeds) != length:
         raise Unsupported(

@@ -58,7 +58,11 @@ def _listed(prompts: Any) -> list[Any]:
     unordered = (bytes, bytearray, memoryview, Mapping, set, frozenset)
     if isinstance(prompts, unordered) or not isinstance(prompts, Iterable):
         raise InputError(f"{_FORMS}, not {type(prompts).__name__}")
-    return list(prompts)
+    try:
+        return list(prompts)
+    # What only claims to have entries, such as an array without axes, may raise anything.
+    except Exception:
+        raise InputError(f"{_FORMS}, not {type(prompts).__name__}") from None
 
 
 def _chat(messages: Any) -> Chat:

@@ -68,6 +68,11 @@ class Encoder:
         complete = None if processor is None else self._complete
         self.required = RequiredInputs(self.accepts, forward, complete)
 
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer, or None."""
+        return None if self.processor is None else self.processor.tokenizer
+
     @cached_property
     def placeholders(self) -> Placeholders:
         """How the processor is told where an image belongs, found out by experiment."""
@@ -134,7 +139,7 @@ class Encoder:
     ) -> Batch:
         """See :meth:`VisualLM.encode`; ``layout`` as for :func:`embedlens.lens.layout.locate`."""
         tensors, written, nested, clips = self.tensors(images, prompts, videos, template)
-
+        self.anatomy.check_ids(tensors, self.tokenizer)
         again = SameCall(self._adapter, tuple(written), clips)
         has_images, has_videos = any(nested), any(clips)
         if not (has_images or has_videos):
@@ -157,6 +162,7 @@ class Encoder:
         check_form(inputs, self.accepts)
         # Labels are for training: with them the model computes a loss.
         tensors = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+        self.anatomy.check_ids(tensors, self.tokenizer)
         visual_mask: Tensor = self.anatomy.visual_mask(tensors)
         videos = video_positions(tensors, visual_mask, self.config)
         images = visual_mask & ~videos

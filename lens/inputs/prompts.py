@@ -88,7 +88,8 @@ def find_placeholders(
 
 
 def shorten(text: str, limit: int = 60) -> str:
-    """``text``, cut to ``limit`` characters with an ellipsis."""
+    """``text`` as one line, cut to ``limit`` characters with an ellipsis."""
+    text = " ".join(text.splitlines())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError
@@ -27,7 +28,11 @@ def check_form(inputs: Mapping[str, Any], accepts: Collection[str] | None) -> No
                 f"the model's forward takes no {name!r}: leave it out (it takes "
                 f"{', '.join(sorted(names_of_inputs(accepts)))})"
             )
+        if is_picture(name, value) and not bool(value.isfinite().all()):
+            raise InputError(f"{name!r} holds NaN or infinite numbers")
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise InputError(f"input_ids are whole numbers (int64), not {ids.dtype}")
     if ids.ndim != 2 or ids.shape != mask.shape:
         raise InputError(
             f"input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)} must both "

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from nnsight.intervention.envoy import Envoy
 from torch import Tensor
 
 from ..anatomy.anatomy import Anatomy
-from ..anatomy.parts import locate_parts, takes_images
+from ..anatomy.embedded_ids import check_ids
+from ..anatomy.parts import IMAGE_IDS, VIDEO_IDS, locate_parts, takes_images, token_id
 from ..anatomy.recorded_forward import forward_parameters
-from ..errors import InputError, Unsupported
+from ..anatomy.visual_entry import claimed_positions
+from ..errors import EmbedlensError, InputError, NotFinite, Unsupported
 from ..inputs.batch import Batch
 from ..inputs.encoder import Encoder
 from ..inputs.probe_prompt import has_image, probe_inputs
@@ -136,6 +139,8 @@ class LoadedModel:
             )
         try:
             self._verify(self.place(inputs))
+        except EmbedlensError:
+            raise
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
             raise InputError(f"{name} cannot run these tensors: {error}") from error
 
@@ -161,11 +166,27 @@ class LoadedModel:
     def _verify(self, inputs: Mapping[str, Tensor] | None) -> None:
         if self._on_server and inputs is not None:
             inputs = {n: t.float() if t.is_floating_point() else t for n, t in inputs.items()}
-        with undisturbed(self.hf), torch.no_grad():
-            self._anatomy = Anatomy.of(self.hf, inputs, **self._overrides)
+        if inputs is not None:
+            claims = [self._overrides.get(f"{kind}_token_id") for kind in ("image", "video")]
+            claims += [token_id(self.hf, names) for names in (IMAGE_IDS, VIDEO_IDS)]
+            self._check_ids(inputs, tuple(i for i in claims if i is not None))
+        try:
+            with undisturbed(self.hf), torch.no_grad():
+                self._anatomy = Anatomy.of(self.hf, inputs, **self._overrides)
+        except (IndexError, RuntimeError):
+            if inputs is not None:
+                # This model looks its placeholders up, too.
+                self._check_ids(inputs, ())
+            raise
         self.encoder.anatomy = self._anatomy
         if self._on_server and self._anatomy.seen_image:
             self._verify_without_weights(inputs)
+
+    def _check_ids(self, inputs: Mapping[str, Tensor], placeholders: tuple[int, ...]) -> None:
+        """Refuse ids without a row in the embedding, except placeholders."""
+        rows = int(self.hf.get_input_embeddings().weight.shape[0])
+        excepted = partial(claimed_positions, inputs, placeholders)
+        check_ids(inputs["input_ids"], rows, self.encoder.tokenizer, excepted)
 
     def _verify_without_weights(self, inputs: Mapping[str, Tensor] | None) -> None:
         """Make sure that no weight had a say in the anatomy, and let go of the invented ones."""
@@ -185,6 +206,8 @@ class LoadedModel:
     def _verify_on_text(self) -> None:
         try:
             self._verify(None)
+        except NotFinite:
+            raise
         # Whatever a forward raises that cannot do without an image.
         except Exception as error:
             if not takes_images(self.hf):

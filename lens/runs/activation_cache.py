@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..anatomy.anatomy import Anatomy
 from ..errors import InputError, Unsupported
+from ..torch_settings import default_torch
 
 Captured = Mapping[str, Mapping[int, Float[Tensor, "selected d"]]]
 
@@ -28,6 +29,7 @@ Captured = Mapping[str, Mapping[int, Float[Tensor, "selected d"]]]
 TOLERANCE = 1e-3
 
 
+@default_torch()
 def activation_cache(
     captured: Captured, sample: Int[Tensor, " selected"], anatomy: Anatomy | None, model: Any
 ) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import nnsight
 import numpy as np
@@ -17,18 +17,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..anatomy.anatomy import Anatomy
-from ..errors import InputError
+from ..anatomy.embedded_ids import failed_lookup, lookups
+from ..errors import InputError, NotFinite
 from ..inputs.batch import Batch
+from ..torch_settings import default_torch
 from .captures import by_layer, capture_positions, capture_sites
+from .finite import all_finite, not_finite, says_something
 from .program import Intervention, Pass, in_force
 from .reading import read_sites
+from .remote import destination
 from .run import Run, Site
 from .tracing import trace_forward
 
 nnsight.register(read_sites.__module__)
 
-Layers = Collection[int] | Literal["all"]
-Tokens = Literal["visual", "all"] | NDArray[np.bool_]
+Layers = Collection[SupportsIndex] | Literal["all"]
+Tokens = Literal["visual", "all"] | NDArray[np.bool_] | Tensor
 Kept = Literal["last", "all"] | None
 
 
@@ -53,6 +57,7 @@ class Output:
     states: Mapping[str, Float[Tensor, "selected d"]]
 
 
+@default_torch()
 @torch.no_grad()
 def run(
     model: Any,
@@ -81,10 +86,11 @@ def run(
 
     Raises:
         InputError: A site or layer that does not exist.
+        NotFinite: States or logits are NaN or infinite.
     """
     request = run_request(model.anatomy, batch, capture, layers, tokens, logits, remote)
     host = in_force(plan, model, batch, request.during)
-    return as_run(model, batch, request, forward_pass(model, host, request), logits)
+    return as_run(model, batch, plan, request, forward_pass(model, host, request), logits)
 
 
 def run_request(
@@ -113,16 +119,49 @@ def forward_pass(model: Any, host: Any, request: Request) -> Output:
     tracer = trace_forward(
         host, model.hf, request.inputs, remote=request.during.remote, **request.arguments
     )
-    with tracer:
-        states = read_sites(nn, sites, samples, rows, columns).save()  # type: ignore[attr-defined]
-        logits = nn.output.logits.save()
+    with lookups(model.hf) as asked:
+        try:
+            with tracer:
+                read = read_sites(nn, sites, samples, rows, columns)
+                states = read.save()  # type: ignore[attr-defined]
+                logits = nn.output.logits.save()
+        except IndexError as error:
+            raise failed_lookup(asked, model.tokenizer) or error from error
     if len(logits) != samples:
         raise InputError(f"{len(logits)} rows of logits came back for {samples}")
     return Output(logits, states)
 
 
-def as_run(model: Any, batch: Batch, request: Request, output: Output, logits: Kept) -> Run:
-    """A pass as users see it."""
+def refusal(model: Any, batch: Batch, plan: Intervention | None, request: Request) -> NotFinite:
+    """What to raise when a pass returned numbers that are not finite."""
+
+    def again() -> Output:
+        return forward_pass(model, in_force(plan, model, batch, request.during), request)
+
+    sent = destination(model.hf, request.during.remote) not in (False, "local")
+    paths, planned = model.anatomy.layers, plan is not None
+    return not_finite(model.hf, None if sent else again, request.inputs, paths, planned=planned)
+
+
+def as_run(
+    model: Any,
+    batch: Batch,
+    plan: Intervention | None,
+    request: Request,
+    output: Output,
+    logits: Kept,
+) -> Run:
+    """A pass as users see it.
+
+    Raises:
+        NotFinite: What it returned cannot be measured.
+    """
+    mask = request.inputs["attention_mask"].bool().cpu()
+    real = mask[request.rows, request.columns]
+    said = output.logits[mask.to(output.logits.device)] if logits == "all" else output.logits[:, -1]
+    read = (states if real.all() else states[real] for states in output.states.values())
+    if not ((logits is None or says_something(said)) and all_finite(read)):
+        raise refusal(model, batch, plan, request)
     # A clone, so that the other positions' logits are let go.
     last = output.logits[:, -1].clone() if logits == "last" else output.logits
     kept = by_layer(output.states, model.anatomy, batch, model.name)

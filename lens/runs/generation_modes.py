@@ -84,7 +84,7 @@ def mode_of(
             _set(arguments, name, None)
             _set(arguments, counted, max(new, 0))
     settings = _settings(writer, batch if usual else None, arguments)
-    _check(settings, arguments, model.hf, batch, planned=planned, sent=sent)
+    _check(settings, arguments, model, batch, planned=planned, sent=sent)
     if settings.stop_strings is not None:
         _check_stops(settings, arguments.setdefault("tokenizer", model.tokenizer))
     if settings.cache_implementation is not None and settings.disable_compile is None:
@@ -144,7 +144,7 @@ def _settings(writer: Any, batch: Batch | None, arguments: Mapping[str, Any]) ->
 def _check(
     settings: GenerationConfig,
     arguments: Mapping[str, Any],
-    hf: Any,
+    model: Any,
     batch: Batch,
     *,
     planned: bool,
@@ -153,7 +153,7 @@ def _check(
     """Refuse by name the modes that are not understood."""
     found = [*_never(settings, arguments)]
     if planned:
-        found += _beside_a_plan(settings, arguments, hf, batch.length)
+        found += _beside_a_plan(settings, arguments, model, batch)
     if sent:
         found += _not_sent(settings, arguments)
     for name, why in found:
@@ -182,11 +182,14 @@ def _never(settings: GenerationConfig, arguments: Mapping[str, Any]) -> Refusals
 
 
 def _beside_a_plan(
-    settings: GenerationConfig, arguments: Mapping[str, Any], hf: Any, length: int
+    settings: GenerationConfig, arguments: Mapping[str, Any], model: Any, batch: Batch
 ) -> Refusals:
     """What runs the model on something else than the prompt and what follows it."""
     chunk = settings.prefill_chunk_size
-    if chunk is not None and chunk < length:
+    if settings.use_cache is False and model.anatomy.last_token_layers:
+        why = "later layers of this model compute the last token only, and the others never again"
+        yield "use_cache=False", f"{why}: leave it out, or run without a plan"
+    if chunk is not None and chunk < batch.length:
         why = "tokens that a plan takes together would come in several passes"
         yield "prefill_chunk_size", f"{why}: leave it out, or run without a plan"
     guided = any(
@@ -200,7 +203,7 @@ def _beside_a_plan(
         if getattr(settings, name, None):
             yield name, f"the drafts come from the same layers: use {ANOTHER}"
     assistant = arguments.get("assistant_model")
-    if assistant is not None and {*hf.modules()} & {*assistant.modules()}:
+    if assistant is not None and {*model.hf.modules()} & {*assistant.modules()}:
         yield "assistant_model", f"it shares modules with the model: use {ANOTHER}"
 
 

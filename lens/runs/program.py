@@ -57,5 +57,10 @@ class Intervention(Protocol):
 
 
 def in_force(plan: Intervention | None, model: Any, batch: Batch, during: Pass) -> Any:
-    """The nnsight model with a plan in force; as it is for None."""
+    """The nnsight model with a plan in force; as it is for None.
+
+    Raises:
+        InputError: The batch has ids that the model does not know.
+    """
+    model.anatomy.check_ids(batch.inputs, model.tokenizer)
     return model.nn if plan is None else plan.compile(model, batch, during).apply(model.nn)

@@ -21,12 +21,14 @@ from ..errors import InputError
 from ..inputs.batch import Batch
 from ..tensor_file import read_tensor_file, write_tensor_file
 from ..token_classes import MARKER_KINDS, NearestWords, TokenClasses
+from ..torch_settings import default_torch
 from ..visual_tokens import KINDS, VisualTokens
 
 _FORMAT = "embedlens.run"
 _PACKAGES = ("embedlens", "torch", "transformers", "nnsight", "safetensors")
 
 
+@default_torch()
 def write_run(
     path: Path,
     own: Mapping[str, Tensor | None],
@@ -58,6 +60,7 @@ def write_run(
     write_tensor_file(path, _FORMAT, record, tensors, overwrite=overwrite)
 
 
+@default_torch()
 def read_run(path: Path, sites: Sequence[str]) -> dict[str, Any]:
     """The fields of a saved run, states by these sites; see :meth:`Run.load`."""
     if not path.is_file():

@@ -17,10 +17,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutput
 
+from ..anatomy.embedded_ids import check_ids
 from ..errors import InputError, Unsupported
 from ..inputs.batch import Batch
 from ..opening.wrapping import need_processor
-from .forward import Output, Request, forward_pass, run
+from ..torch_settings import default_torch
+from .forward import Output, Request, forward_pass, refusal, run
 from .generation import end_tokens
 from .program import Intervention, Pass, in_force
 from .run import Scores
@@ -31,6 +33,7 @@ Answers = Sequence[str | Sequence[int]]
 _CHECKED: WeakSet[Any] = WeakSet()
 
 
+@default_torch()
 @torch.no_grad()
 def score(
     model: Any,
@@ -64,7 +67,7 @@ def score(
     request = score_request(model, batch, answered, remote)
     host = in_force(plan, model, batch, request.during)
     output = forward_pass(model, host, request)
-    return as_scores(model, batch, answered, output, plan, remote)
+    return as_scores(model, batch, answered, plan, request, output)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,18 +141,32 @@ class AnswerTokens:
         ids = self.ids.to(logits.device)
         predictions = logits[:, -self.length - 1 : -1].float()
         logprobs, best = predictions.log_softmax(-1), predictions.argmax(-1)
+        if int(ids.max()) >= logits.shape[-1]:
+            raise InputError(
+                f"an answer has id {int(ids.max())}, and the model says ids up to "
+                f"{logits.shape[-1] - 1} only"
+            )
         chosen = logprobs.gather(-1, ids[..., None])[..., 0]
         greedy = (best == ids) | ~mask
         if self.end and ends:
             last = torch.arange(self.length, device=mask.device) == mask.sum(1, keepdim=True) - 1
-            known = torch.tensor(ends, device=logits.device)
+            said = [token for token in ends if token < logits.shape[-1]]
+            known = torch.tensor(said, device=logits.device)
             chosen = torch.where(last, logprobs[..., known].logsumexp(-1), chosen)
             greedy |= last & torch.isin(best, known)
         return Scores((chosen * mask).sum(1), mask.sum(1), greedy.all(1))
 
 
 def score_request(model: Any, batch: Batch, answered: AnswerTokens, remote: bool | str) -> Request:
-    """A pass over prompts and answers that returns the answers' logits and reads nothing else."""
+    """A pass over prompts and answers that returns the answers' logits and reads nothing else.
+
+    Raises:
+        InputError: An answer has ids that the model does not know.
+    """
+    check_ids(answered.ids, model.anatomy.vocab_size, model.tokenizer)
+    placeholders = torch.tensor(model.anatomy.visual_ids, dtype=torch.long)
+    if bool(torch.isin(answered.ids[answered.mask], placeholders).any()):
+        raise InputError("an answer holds the placeholder of an image, for which there is none")
     return Request(
         inputs=answered.append_to(batch.inputs, model.hf),
         during=Pass("scoring", answered.length, remote),
@@ -165,17 +182,21 @@ def as_scores(
     model: Any,
     batch: Batch,
     answered: AnswerTokens,
-    output: Output,
     plan: Intervention | None,
-    remote: bool | str,
+    request: Request,
+    output: Output,
 ) -> Scores:
     """A pass over prompts and answers as users see it."""
     if "bidirectional_image" in model.anatomy.capabilities and model not in _CHECKED:
-        alone = run(model, batch, plan, remote=remote).logits
+        alone = run(model, batch, plan, remote=request.during.remote).logits
         assert alone is not None
         _check_unseen(alone, output.logits, answered.length)
         _CHECKED.add(model)
-    return answered.scores(output.logits, end_tokens(model))
+    scores = answered.scores(output.logits, end_tokens(model))
+    # An answer that the model never says has minus infinity.
+    if bool(scores.logprob.isnan().any()):
+        raise refusal(model, batch, plan, request)
+    return scores
 
 
 def _check_unseen(
