@@ -43,6 +43,10 @@ class Result:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        tensors = f", {len(self.tensors)} tensors" * bool(self.tensors)
+        return f"Result({self.name}: {len(self.frame)} rows{tensors}; plot(), frame, save())"
+
     def plot(self) -> Figure:
         """The figure of this analysis, not shown and not known to pyplot.
 

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from ..lens.errors import InputError
 from ..lens.inputs.batch import Batch
-from ..lens.inputs.content import image_content
+from ..lens.inputs.content import image_content, refuse_repeated
 
 
 def image_groups(contents: Sequence[Sequence[int]]) -> Int[np.ndarray, " observation"]:
@@ -51,12 +50,4 @@ def images_of_tokens(batches: Iterable[Batch]) -> Int[np.ndarray, " token"]:
 
 def refuse_repeated_images(batches: Iterable[Batch]) -> None:
     """Refuse an image that is shown twice."""
-    seen = set()
-    for image in (image for batch in batches for row in batch.images for image in row):
-        content = image_content(image)
-        if content in seen:
-            raise InputError(
-                "the same image is given twice: it would count as similar to itself, so give "
-                "each image once"
-            )
-        seen.add(content)
+    refuse_repeated(image for batch in batches for row in batch.images for image in row)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ...lens.errors import InputError
+from ...lens.inputs.content import refuse_repeated
 from ...lens.inputs.encoder import ImageLike, read_image
 from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
@@ -56,8 +56,7 @@ def analyze(
             analysis that is not known or needs what is not known of these images.
     """
     pictures = [read_image(image) for image in images]
-    if len({(picture.size, picture.tobytes()) for picture in pictures}) < len(pictures):
-        raise InputError("the same image is given twice: give each image once")
+    refuse_repeated(pictures)
     progress("finding recurring tokens", 0, 1)
     groups = [pictures[i : i + _AT_ONCE] for i in range(0, len(pictures), _AT_ONCE)]
     batches = [model.encode([[image] for image in g], [prompt] * len(g)) for g in groups]

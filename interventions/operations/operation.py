@@ -29,8 +29,21 @@ from .target import Target
 Phase = Literal["prefill", "decode", "all"]
 
 
+def _is_its_text(selector: Selector) -> bool:
+    """Whether the selector's text is read as the same selector, as a plan's text needs."""
+    try:
+        return parse_selector(str(selector)) == selector
+    except InputError:
+        return False
+
+
 def _parsed(tokens: Any) -> Selector:
     if isinstance(tokens, Selector):
+        if not _is_its_text(tokens):
+            raise ValueError(
+                f"{type(tokens).__name__} cannot be written down as text that says the same, so "
+                "neither could a plan with it: use the selector language"
+            )
         return tokens
     if isinstance(tokens, str):
         return parse_selector(tokens.strip())

@@ -24,6 +24,7 @@ class Target(Scope):
 
     alone: bool = True  # whether the plan has a single operation
     donors: Mapping[str, Donor] = field(default_factory=dict)  # by name what states are taken from
+    vectors: Mapping[str, torch.Tensor] = field(default_factory=dict)  # by name, [layer, d]
     earlier: Donor | None = None  # an earlier pass over the batch, if an operation needs one
     _slots: Iterator[int] = field(default_factory=lambda: count(1))
 

@@ -65,6 +65,11 @@ class Cost:
             parts[f"{name}/clean"] = parts[name] / parts["clean"]
         return parts
 
+    def __repr__(self) -> str:
+        total = self.total
+        shares = (f"{name} {total[name] / total['clean']:.1%}" for name in COLUMNS[1:])
+        return f"Cost({total['clean']:.3g} FLOPs, {', '.join(shares)})"
+
     def __str__(self) -> str:
         shares = {f"{name}/clean": "{:.1%}".format for name in COLUMNS[1:]}
         counts = dict.fromkeys(COLUMNS, "{:.4g}".format)

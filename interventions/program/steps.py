@@ -141,6 +141,19 @@ class Noise(TokenStep):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Add(TokenStep):
+    """Add a vector to states.
+
+    Attributes:
+        values: The vector, ``[1, d]``.
+        factor: Of the vector.
+    """
+
+    values: Tensor = field(metadata=TOKEN)
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Scale(TokenStep):
     """Scale states by a factor, or to the median norms of the states in a slot."""
 

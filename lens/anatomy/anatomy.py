@@ -8,6 +8,7 @@ what they are, and whatever does not add up is refused with its numbers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -95,6 +96,14 @@ class Anatomy:
     residual_error: float
     visual_error: float
     seen_image: bool
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(self.mixer_kinds).items())
+        particular = ", ".join(sorted(self.capabilities)) or "nothing particular"
+        return (
+            f"Anatomy({self.decoder}: {self.n_layers} layers ({kinds}), d={self.hidden_size}, "
+            f"{self.vocab_size} words, {particular}, {len(self.refusals)} refusals)"
+        )
 
     @property
     def n_layers(self) -> int:

@@ -66,8 +66,20 @@ class Batch:
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", frozen(self.inputs))
 
+    def __repr__(self) -> str:
+        alive = "" if self.classes is None else f", {self.classes.mask('alive').mean():.0%} alive"
+        samples = "sample" if len(self) == 1 else "samples"
+        return (
+            f"Batch({len(self)} {samples} × {self.length} tokens, {len(self.visual)} visual{alive})"
+        )
+
     def __len__(self) -> int:
         return int(self.inputs["input_ids"].shape[0])
+
+    def __getitem__(self, samples: int | slice) -> Batch:
+        """One sample, or some, as a batch; see :meth:`subset`."""
+        chosen = range(len(self))[samples]
+        return self.subset([chosen] if isinstance(chosen, int) else chosen)
 
     @property
     def length(self) -> int:

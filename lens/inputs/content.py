@@ -7,17 +7,36 @@ that it depends neither on the sample's place in a batch nor on what else is in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from ..errors import InputError
+
 
 def image_content(image: Image) -> int:
     """A number that stands for the pixels, the size and the mode of an image."""
     return _number(f"{image.mode} {image.size} ".encode(), image.tobytes())
+
+
+def refuse_repeated(images: Iterable[Image]) -> None:
+    """Refuse an image that is given twice, where every image should count once.
+
+    Raises:
+        InputError: There is one.
+    """
+    seen = set()
+    for image in images:
+        content = image_content(image)
+        if content in seen:
+            raise InputError(
+                "the same image is given twice: it would count as similar to itself, so give "
+                "each image once"
+            )
+        seen.add(content)
 
 
 def sample_content(

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..frozen_mapping import frozen
 from ..inputs.batch import Batch
-from ..inputs.read_image import ImageLike
+from ..inputs.content import refuse_repeated
+from ..inputs.read_image import ImageLike, read_image
 from ..model import VisualLM
 from ..readouts.embed_lens import EmbedLens
 from ..tensor_file import read_tensor_file, write_tensor_file
@@ -101,10 +102,11 @@ class Markers:
             seed: For the candidates that are tried as directions.
 
         Raises:
-            InputError: Fewer than two images.
+            InputError: Fewer than two images, or one of them twice.
         """
         if len(images) < 2:
             raise InputError("recurring directions need at least 2 images, better 16 or more")
+        refuse_repeated(map(read_image, images))
         measured = measure_tokens(model, images, prompt, batch_size)
         groups = find_recurring(
             measured.entry, measured.image, threshold, min_image_share, min_separation, seed

@@ -10,6 +10,7 @@ import torch
 from nnsight.tracing.backend import Backend
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .one_at_a_time import refuse_inside_a_trace
 from .remote import ExplainingBackend, destination, goes_to_server
 from .undisturbed import undisturbed
@@ -42,6 +43,13 @@ def trace_forward(
     **forward: Any,
 ) -> Any:
     """A tracing context of nnsight over one forward pass of the host, perhaps a copy with edits."""
+    config: Any = model.config
+    made_by = config.get_text_config()._attn_implementation
+    if forward.get("output_attentions") and made_by != "eager":
+        raise InputError(
+            f"output_attentions=True: {made_by} attention makes no weights, so nothing would be "
+            "returned; load the model with attn_implementation='eager'"
+        )
     refuse_inside_a_trace(host, model)
     settings = {**without_cache(model), **forward}
     remote = destination(model, remote)

@@ -10,6 +10,7 @@ import pytest
 import tiny
 from embedlens import (
     AblateAttention,
+    AddDirection,
     Batch,
     BlockAttention,
     InjectTokens,
@@ -131,6 +132,11 @@ SENTENCES: dict[str, tuple[Any, str]] = {
         "1); entering layer 2, they get the states with which they entered layer 0, each with the "
         "median norm of the others; all others keep their positions.",
     ),
+    "add": (
+        AddDirection(vector="v", factor=-2, layers="1-2"),
+        "-2 times the vector 'v' is added to",
+    ),
+    "written-vector": (ReplaceTokens(by="vector", vector="v"), "is replaced by the vector 'v'"),
     "inject-nothing": (InjectTokens(layer=0), "nothing changes"),
     "inject-scaled": (InjectTokens(layer=0, norm="rescaled"), "one factor per sample"),
 }
