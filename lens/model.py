@@ -19,7 +19,8 @@ from .inputs.encoder import Stated
 from .inputs.images import Images, Videos
 from .loading import Checkpoint, open_checkpoint
 from .opening.loaded_model import LoadedModel, Stage
-from .opening.wrapping import envoy_path, need_processor, origin_of, own_processor, unwrapped
+from .opening.unwrapping import unwrapped
+from .opening.wrapping import envoy_path, need_processor, origin_of, own_processor
 from .runs import forward, generation, many, scoring
 from .runs.program import Intervention, Pass, in_force
 from .runs.remote import need_weights
@@ -37,9 +38,10 @@ class VisualLM:
 
     Args:
         model: A multimodal model of transformers, in memory; an nnsight model around one, which
-            is then used as it is (its weights are loaded if they are not); or a
-            :class:`~embedlens.lens.loading.Checkpoint`, whose weights are loaded when
-            needed.
+            is then used as it is (its weights are loaded if they are not); either of them inside
+            peft, ``torch.compile``, DataParallel or another VisualLM, of which the model in it is
+            taken, with its adapters in force; or a
+            :class:`~embedlens.lens.loading.Checkpoint`, whose weights are loaded when needed.
         processor: Its processor, of which a copy is used; without one the nnsight model's, or
             the one that belongs to the model's ``name_or_path``. A model without any processor
             takes batches made from tensors only.
@@ -69,6 +71,8 @@ class VisualLM:
             self.name = name or model.name
             self._opened = model
         else:
+            if processor is None and isinstance(model, VisualLM):
+                processor = model.processor
             hf, envoy = unwrapped(model)
             self.name = name or origin_of(hf) or type(hf).__name__
             self._processor = own_processor(processor, hf, envoy)
@@ -231,8 +235,9 @@ class VisualLM:
 
     @property
     def embeddings(self) -> Float[Tensor, "vocab d"]:
-        """The input embedding matrix."""
-        return need_weights(self.hf, "embeddings").get_input_embeddings().weight  # type: ignore[no-any-return]
+        """The input embedding matrix, adapters on it included; without what scales its rows."""
+        need_weights(self.hf, "embeddings")
+        return self._loaded.embedding_matrix()
 
     @default_torch()
     def encode(

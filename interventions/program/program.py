@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..engines.engine import engine_of
@@ -33,6 +33,22 @@ class Program:
         """Whether it changes the length of the sequence, which other programs could not share."""
         return any(step.length_after is not None for step in self.steps)
 
+    @property
+    def kinds(self) -> frozenset[Hashable]:
+        """Of every step: what it is, where in which kind of layer, and what of it is set."""
+        layers = (*self.scope.model.anatomy.mixer_kinds, "behind all layers")
+        return frozenset(
+            (
+                type(step),
+                step.site.part,
+                layers[step.site.layer],
+                step.when,
+                step.merges,
+                *_set(step),
+            )
+            for step in self.steps
+        )
+
     def stack(self, others: Sequence[Any]) -> Program:
         """This program and others as one, for the batch repeated once per program."""
         programs = [program.steps for program in (self, *others)]
@@ -46,6 +62,12 @@ class Program:
         TransformerLens a context inside which the program is in force.
         """
         return engine_of(host).apply(self.steps, self.scope, host) if self.steps else host
+
+
+def _set(step: Step) -> tuple[str, ...]:
+    """Names of a step's fields that are set."""
+    held = ((field.name, getattr(step, field.name)) for field in fields(step))
+    return tuple(name for name, value in held if value is not None and value is not False)
 
 
 def handed_on(lowered: Sequence[Sequence[Step]]) -> list[list[Step]]:

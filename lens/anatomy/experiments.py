@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..errors import Unsupported
+from ..opening.placement import when_brought
 from ..runs.undisturbed import undisturbed
 from .parts import Parts
 from .recorded_forward import forward_parameters, record, stream_of
@@ -40,10 +42,19 @@ def entry_depends_on(
     """
     value = model.get_parameter(parameter)
     with _entering_layers(model, parts) as streams:  # all: features may come in between
-        for weights in ({}, {parameter: value.flip(-1)}):
-            torch.func.functional_call(model, weights, kwargs=dict(inputs))
+        model(**inputs)
+        if value.is_meta:
+            path, _, name = parameter.rpartition(".")
+            with when_brought(model.get_submodule(path), partial(_flip, name)):
+                model(**inputs)
+        else:
+            torch.func.functional_call(model, {parameter: value.flip(-1)}, kwargs=dict(inputs))
     half = len(streams) // 2
     return any(not torch.equal(a, b) for a, b in zip(streams[:half], streams[half:], strict=True))
+
+
+def _flip(name: str, owner: nn.Module) -> None:
+    owner._parameters[name] = nn.Parameter(owner.get_parameter(name).flip(-1), requires_grad=False)
 
 
 def rows_that_depend_on_pixels(

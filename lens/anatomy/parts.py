@@ -48,6 +48,11 @@ def locate_parts(
     """Find the parts of a model; names given by the user win over what is found."""
     _refuse_other_architectures(model)
     owner, layers = _decoder(model, decoder)
+    if any(type(layer).__name__ == "OptimizedModule" for layer in layers):
+        raise Unsupported(
+            f"the layers of this {type(model).__name__} are wrapped by torch.compile(layer), which "
+            "hides what is in them: compile them in place, layer.compile()"
+        )
     final = model.get_submodule(norm) if norm else _first_child(owner, FINAL_NORMS)
     embedding = _accessor(model, "get_input_embeddings")
     top = model.get_submodule(head) if head else _head(model, embedding)

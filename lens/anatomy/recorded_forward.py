@@ -99,8 +99,17 @@ class Recording:
 
 
 def forward_parameters(model: nn.Module) -> frozenset[str]:
-    """Names of the arguments that a model's forward takes."""
-    return frozenset(inspect.signature(model.forward).parameters)
+    """Names of the arguments that a model's forward takes.
+
+    A forward put over another says ``**kwargs`` for what it passes on: those below it count too.
+    """
+    below = [vars(kind)["forward"] for kind in type(model).__mro__ if "forward" in vars(kind)]
+    return frozenset(
+        name
+        for forward in (model.forward, *below)
+        for name, one in inspect.signature(forward).parameters.items()
+        if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL) and name not in ("self", "input")
+    )
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -154,7 +163,15 @@ def record(
             stack.enter_context(handle)
         stack.enter_context(_features_of(model, recording))
         # No logits_to_keep: some models then compute only the last token in their later layers.
-        output = model(**inputs, **without_cache(model))
+        try:
+            output = model(**inputs, **without_cache(model))
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            raise Unsupported(
+                f"the forward of this {type(model).__name__} does not take all that the model "
+                f"needs ({error}): give the model without what was put over its forward"
+            ) from error
     recording.logits = output.logits[0, -1].detach()
     wrong = [i for i, layer in enumerate(recording.layers) if layer.calls != 1]
     if wrong:

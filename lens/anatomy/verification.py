@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, Unsupported
-from ..opening.placement import device_of
+from ..opening.placement import brought_weight, device_of
 from ..runs.finite import all_finite, not_finite, says_something
 from ..tolerances import LOGITS
 from .attention_and_ffn import LayerAddends, find_addends
@@ -159,13 +159,17 @@ def _text_probe(model: nn.Module, parts: Parts, visual_ids: tuple[int, ...]) -> 
 def _embedding_scale(parts: Parts) -> float:
     """What the embedding multiplies its rows by, measured on a few words."""
     weight = parts.embedding.weight
-    if weight.device.type == "meta":  # offloaded: its rows cannot be looked at
-        return 1.0
     ids = torch.arange(0, len(weight), max(1, len(weight) // 16))
+    if weight.is_meta:
+        if not hasattr(parts.embedding, "_hf_hook"):
+            return 1.0
+        weight = brought_weight(parts.embedding, ids.to(device_of(parts.embedding)))
     rows = weight[ids.to(weight.device)].detach().to("cpu", torch.float64)
     returned = word_rows(parts, ids)
     ratio = float((rows * returned).sum() / rows.square().sum().clamp_min(1e-30))
-    return 1.0 if abs(ratio - 1) < 1e-3 else ratio
+    # What an adapter adds to the rows is no factor.
+    off = float((returned - ratio * rows).norm() / returned.norm().clamp_min(1e-30))
+    return 1.0 if abs(ratio - 1) < 1e-3 or off > 1e-2 else ratio
 
 
 def _one_prompt(inputs: Mapping[str, Any]) -> dict[str, Tensor]:

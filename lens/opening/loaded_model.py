@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from nnsight.intervention.envoy import Envoy
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..anatomy.anatomy import Anatomy
 from ..anatomy.embedded_ids import check_ids
@@ -31,8 +32,9 @@ from ..runs.remote import WEIGHTS_ON_SERVER
 from ..runs.tracing import without_cache
 from ..runs.undisturbed import undisturbed
 from .invented_weights import same_facts
-from .placement import device_of
-from .wrapping import wrap
+from .placement import brought_weight, device_of, dtype_of, placed, refuse_without_values
+from .present_state import structures_of
+from .wrapping import release, wrap
 
 
 class Stage(Enum):
@@ -51,7 +53,6 @@ class LoadedModel:
 
     Attributes:
         hf: The transformers model.
-        nn: The nnsight model around it.
         encoder: Makes batches for it.
     """
 
@@ -67,9 +68,13 @@ class LoadedModel:
         self._checkpoint = checkpoint
         if self._on_server:
             WEIGHTS_ON_SERVER.add(hf)
+        else:
+            refuse_without_values(hf)
         self._overrides = dict(overrides)
         self._anatomy: Anatomy | None = None
         self._refusal: Exception | None = None
+        # What it was verified on.
+        self._probe: Mapping[str, Tensor] | None = None
         self.encoder = Encoder(
             processor, hf.config, accepts=forward_parameters(hf), forward=self._logits
         )
@@ -78,10 +83,36 @@ class LoadedModel:
             self._verify(self.place(probe))
         else:
             self._verify_on_text()
-        self.nn: Any = wrap(hf, processor) if envoy is None else envoy
-        if checkpoint is not None:
+        self._processor, self._given = processor, envoy is not None
+        self._nn: Any = self._wrapped() if envoy is None else envoy
+        self._structure = structures_of(hf)
+
+    @property
+    def nn(self) -> Any:
+        """The nnsight model; made anew, and verified, where modules have been replaced since.
+
+        Raises:
+            InputError: They have, and the nnsight model is the user's own.
+            Unsupported: What is there now could not be verified.
+        """
+        if self._structure != structures_of(self.hf):
+            if self._given:
+                raise InputError(
+                    f"modules of {type(self.hf).__name__}, or their forward, were replaced after "
+                    "nnsight had wrapped it: wrap it again, and open that with VisualLM"
+                )
+            release(self.hf)
+            self._verify(None if self._probe is None else self.place(self._probe))
+            self._nn = self._wrapped()
+            self._structure = structures_of(self.hf)
+        return self._nn
+
+    def _wrapped(self) -> Any:
+        made = wrap(self.hf, self._processor)
+        if self._checkpoint is not None:
             # A server tells revisions of a model apart.
-            self.nn.revision = checkpoint.revision
+            made.revision = self._checkpoint.revision
+        return made
 
     @property
     def stage(self) -> Stage:
@@ -110,16 +141,29 @@ class LoadedModel:
         """Type in which the model computes: the embedding's, or the model's if quantised."""
         if self._checkpoint is not None and self._checkpoint.dtype is not None:
             return self._checkpoint.dtype
-        held = self.hf.get_input_embeddings().weight.dtype
-        dtype: torch.dtype = held if held.is_floating_point else self.hf.dtype
-        return dtype
+        return dtype_of(self.hf, self.hf.get_input_embeddings())
+
+    @torch.no_grad()
+    def embedding_matrix(self) -> Tensor:
+        """The rows of the input embedding: its weight, or what it returns where that is not all."""
+        module = self.hf.get_submodule(self.anatomy.embedding)
+        held: Tensor = module.weight
+        own = "weight" in module._parameters or is_parametrized(module, "weight")
+        if own and not held.is_meta and held.is_floating_point():
+            return held
+        ids = torch.arange(len(held), device=device_of(module))
+        with undisturbed(module):
+            if own and hasattr(module, "_hf_hook") and held.is_meta:
+                return brought_weight(module, ids[:1])
+            rows: Tensor = module(ids)
+        return rows / self.anatomy.embedding_scale
 
     def place(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs on the model's device, and in its type where they are real numbers."""
-        return {
-            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
-            for name, tensor in inputs.items()
-        }
+        """The inputs on the model's device, and in its types where they are real numbers."""
+        if self._on_server:
+            types = {n: self.dtype for n, tensor in inputs.items() if tensor.is_floating_point()}
+            return {n: tensor.to("cpu", types.get(n)) for n, tensor in inputs.items()}
+        return placed(self.hf, inputs)
 
     def place_batch(self, batch: Batch) -> Batch:
         """The batch with its inputs in place, for this model."""
@@ -178,6 +222,7 @@ class LoadedModel:
                 # This model looks its placeholders up, too.
                 self._check_ids(inputs, ())
             raise
+        self._probe = inputs
         self.encoder.anatomy = self._anatomy
         if self._on_server and self._anatomy.seen_image:
             self._verify_without_weights(inputs)

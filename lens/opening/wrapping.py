@@ -15,14 +15,20 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from contextlib import ExitStack
+from functools import partial
+from types import MethodType
 from typing import Any, NoReturn
 
+import torch
 from nnsight import TransformersModel
 from nnsight.intervention.envoy import Envoy
 from torch import nn
 
 from ..errors import InputError
 from ..loading import load_processor
+from .placement import device_of, is_offloaded
+from .present_state import is_entry
 
 NO_PROCESSOR = (
     "this model came without a processor, so there is nothing to turn images and prompts into "
@@ -41,20 +47,55 @@ class NoProcessor:
         raise InputError(NO_PROCESSOR)
 
 
-def wrap(model: nn.Module, processor: Any) -> Any:
+class Offloaded(TransformersModel):  # type: ignore[misc]
+    """An nnsight model whose weights are elsewhere: inputs go to where the embedding computes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return device_of(self._module.get_input_embeddings())
+
+    def _remoteable_class(self) -> Any:
+        """A server knows this model by the class of nnsight."""
+        return TransformersModel
+
+
+def wrap(model: Any, processor: Any) -> Any:
     """The nnsight model around a transformers model, which stays where it is."""
     mapped = getattr(model, "hf_device_map", None) is not None
     where = {} if mapped else {"device": model.device}
-    with warnings.catch_warnings():
+    offloaded = is_offloaded(model)
+    with warnings.catch_warnings(), ExitStack() as stack:
+        if not mapped and offloaded:
+            # A pipeline moves what has no map, and weights that are elsewhere cannot be moved.
+            model.hf_device_map = {"": device_of(model.get_input_embeddings())}
+            stack.callback(delattr, model, "hf_device_map")
+            where = {}
         # Submodules with a name of nnsight's own: `envoy_path` knows where they are.
         warnings.filterwarnings("ignore", "Module '.*' has a submodule named")
-        return TransformersModel(
+        return (Offloaded if offloaded else TransformersModel)(
             model,
             task="image-text-to-text",
             processor=NoProcessor() if processor is None else processor,
             tokenizer=None if processor is None else processor.tokenizer,
             **where,
         )
+
+
+def release(model: nn.Module) -> None:
+    """Take nnsight's entries off a model again, so that it can be wrapped as it is now."""
+    for module in model.modules():
+        held = vars(module)
+        state = held.pop("__nnsight__", None)
+        if state is None:
+            continue
+        usual = state.original is type(module).forward
+        own = None if usual else partial(state.original, module)
+        for slot in ("forward", "_old_forward"):
+            if slot in held and is_entry(held[slot]):
+                held[slot] = own or MethodType(type(module).forward, module)
+        if usual and isinstance(held.get("forward"), MethodType):
+            del held["forward"]
 
 
 def envoy_path(path: str) -> str:
@@ -65,20 +106,6 @@ def envoy_path(path: str) -> str:
         else name
         for name in path.split(".")
     )
-
-
-def unwrapped(model: Any) -> tuple[Any, Envoy | None]:
-    """The transformers model, and the user's nnsight model around it if there is one."""
-    envoy = model if isinstance(model, Envoy) else None
-    if envoy is not None and getattr(envoy, "dispatched", True) is False:
-        envoy.dispatch()
-    hf = model if envoy is None else envoy._module
-    if not isinstance(hf, nn.Module) or getattr(hf, "config", None) is None:
-        raise InputError(
-            f"VisualLM takes a model of transformers or an nnsight model of one, not "
-            f"{type(hf).__name__}; VisualLM.load takes a name or folder"
-        )
-    return hf, envoy
 
 
 def origin_of(hf: Any) -> str:

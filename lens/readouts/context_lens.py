@@ -6,7 +6,7 @@ states that mean nothing get, random ones or other images' (the alignment analys
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model import VisualLM
+from ..opening.present_state import sample_of_weights, state_of
 from ..torch_settings import default_torch
 from .embedding_rows import rows_of
 from .nearest_rows import NearestRows, refuse_zeros
@@ -108,8 +109,10 @@ class ContextLens:
             self.bank = texts
         else:
             self.bank = TextBank.of(model, texts, layers, max_contexts=max_contexts)
+        self._model = model
         self._tokenizer = model.tokenizer
         self._width = model.anatomy.hidden_size
+        self._seen = _seen_of(model)
         self._nearest: dict[int, NearestRows] = {}
 
     @default_torch()
@@ -126,8 +129,12 @@ class ContextLens:
 
         Raises:
             InputError: A layer the bank does not have; states of another width, not finite or all
-                zero; or k larger than the number of text states.
+                zero; k larger than the number of text states; or a model that has changed since
+                (trained, an adapter toggled), so that the bank's states are not its own any more.
         """
+        if not _same_as(self._seen, now := _seen_of(self._model)):
+            self.bank.check(self._model)
+            self._seen = now
         if layer is not None and layer not in self.bank.states:
             kept = ", ".join(str(n) for n in self.bank.layers)
             raise InputError(f"no layer {layer} in this bank: it has {kept}")
@@ -157,3 +164,11 @@ class ContextLens:
             states = self.bank.states[layer]
             self._nearest[layer] = NearestRows(partial(rows_of, states), len(states))
         return self._nearest[layer]
+
+
+def _seen_of(model: VisualLM) -> tuple[Hashable, Tensor]:
+    return state_of(model.hf), sample_of_weights(model.hf)
+
+
+def _same_as(one: tuple[Hashable, Tensor], other: tuple[Hashable, Tensor]) -> bool:
+    return one[0] == other[0] and torch.equal(one[1], other[1])

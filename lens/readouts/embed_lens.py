@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..model import VisualLM
+from ..opening.placement import device_of
 from ..runs.remote import need_weights
 from ..torch_settings import default_torch
-from .embedding_rows import embedding_rows, listed
+from .embedding_rows import Words, embedding_rows
 from .lens import register_lens
 from .nearest_rows import NearestRows, refuse_zeros
 from .readout import Readout
@@ -35,11 +36,11 @@ class EmbedLens:
     @default_torch()
     def __init__(self, model: VisualLM) -> None:
         self._tokenizer = model.tokenizer
-        self._width, count = model.anatomy.hidden_size, model.anatomy.vocab_size
-        words = listed(model.tokenizer, count)
-        self._choices = int(words.sum())
-        embedding = need_weights(model.hf, "EmbedLens").get_submodule(model.anatomy.embedding)
-        self._nearest = NearestRows(embedding_rows(embedding), count, words)
+        self._width = model.anatomy.hidden_size
+        self._hf = need_weights(model.hf, "EmbedLens")
+        self._embedding = model.anatomy.embedding
+        self._words = Words(model.tokenizer)
+        self._words.among(self._count())
 
     @default_torch()
     def read(self, states: Float[Tensor, "*state d"], k: int = 10) -> Readout:
@@ -49,11 +50,19 @@ class EmbedLens:
             InputError: States of another width, not finite or all zero, or k outside the
                 vocabulary.
         """
-        ids, scores = read_in_blocks(states, self._width, k, self._choices, self._top_k)
+        words = self._words.among(self._count())
+        ids, scores = read_in_blocks(states, self._width, k, int(words.sum()), self._top_k)
         return Readout(ids, scores, self._tokenizer)
 
     def _top_k(
         self, states: Float[Tensor, "state d"], k: int
     ) -> tuple[Int[Tensor, "state k"], Float[Tensor, "state k"]]:
         refuse_zeros(states)
-        return self._nearest.top_k(states.to(self._nearest.device), k)
+        # Whatever module is there now: it may have been replaced since the lens was made.
+        embedding = self._hf.get_submodule(self._embedding)
+        count = self._count()
+        nearest = NearestRows(embedding_rows(embedding), count, self._words.among(count))
+        return nearest.top_k(states.to(device_of(embedding)), k)
+
+    def _count(self) -> int:
+        return len(self._hf.get_submodule(self._embedding).weight)

@@ -3,6 +3,7 @@
 ``.weight`` is not always the matrix in force: quantised, sharded, offloaded and adapter-wrapped
 modules keep something else there, and some embeddings scale what they return. So the weight is used
 only where the module does nothing but look it up or multiply by it; every other module is called.
+And weights change, by training, adapters or a move: so nothing of them is kept between two reads.
 A matrix may be longer than the vocabulary: rows without a word of the tokenizer are padding.
 """
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..opening.placement import device_of
+from ..opening.present_state import is_hooked
 from ..runs.undisturbed import undisturbed
 
 
@@ -26,7 +28,9 @@ def plain_weight(module: nn.Module, kind: type[nn.Module]) -> Tensor | None:
     weight: Any = getattr(module, "weight", None)
     if type(module).forward is not kind.forward or type(weight) not in (Tensor, nn.Parameter):
         return None
-    if weight.is_meta or not weight.is_floating_point():
+    if weight.is_meta or not weight.is_floating_point() or hasattr(module, "_hf_hook"):
+        return None
+    if is_hooked(module):
         return None
     detached: Tensor = weight.detach()
     return detached
@@ -73,3 +77,22 @@ def listed(tokenizer: Any, rows: int) -> Bool[Tensor, " row"]:
     if not bool(words.any()):
         raise InputError(f"the tokenizer has no word among the model's {rows} rows: is it its own?")
     return words
+
+
+class Words:
+    """Which rows are words of a tokenizer, found out once for each number of rows.
+
+    Args:
+        tokenizer: The tokenizer; None when there is none.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[tuple[int, int], Bool[Tensor, " row"]] = {}
+
+    def among(self, rows: int) -> Bool[Tensor, " row"]:
+        """As :func:`listed`; a tokenizer may have grown since."""
+        key = (rows, 0 if self._tokenizer is None else len(self._tokenizer))
+        if key not in self._known:
+            self._known = {key: listed(self._tokenizer, rows)}
+        return self._known[key]

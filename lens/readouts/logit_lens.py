@@ -14,13 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..anatomy.anatomy import Anatomy
 from ..errors import NotFinite
 from ..model import VisualLM
-from ..opening.placement import device_of
+from ..opening.placement import device_of, dtype_of
 from ..runs.finite import all_finite
 from ..runs.remote import need_weights
 from ..torch_settings import default_torch
-from .embedding_rows import listed, output_of, plain_weight
+from .embedding_rows import Words, output_of, plain_weight
 from .lens import register_lens
 from .nearest_rows import LAST, set_columns
 from .readout import Readout
@@ -48,17 +49,11 @@ class LogitLens:
     @default_torch()
     def __init__(self, model: VisualLM) -> None:
         model.anatomy.require("logit_lens")
+        self._hf: Any = need_weights(model.hf, "LogitLens")
         self._anatomy = model.anatomy
         self._tokenizer = model.tokenizer
-        self._norm: Any = need_weights(model.hf, "LogitLens").get_submodule(model.anatomy.norm)
-        self._head: Any = model.hf.get_submodule(model.anatomy.head)
-        self._dtype: torch.dtype = model.hf.dtype
-        self._weight = plain_weight(self._head, nn.Linear)
-        self._count = len(self._weight) if self._weight is not None else self._size_of_output()
-        words = listed(model.tokenizer, self._count)
-        self._choices = int(words.sum())
-        self._unlisted = torch.nonzero(~words)[:, 0]
-        self._masked = torch.tensor(model.anatomy.logit_rule.masked, dtype=torch.long)
+        self._words = Words(model.tokenizer)
+        self._prediction()
 
     @default_torch()
     def read(self, states: Float[Tensor, "*state d"], k: int = 10) -> Readout:
@@ -70,11 +65,31 @@ class LogitLens:
             InputError: States of another width, not finite, or k outside the vocabulary.
             NotFinite: Norm or head make numbers of them that are not.
         """
-        width = self._anatomy.hidden_size
-        ids, scores = read_in_blocks(states, width, k, self._choices, self._top_k)
+        now, width = self._prediction(), self._anatomy.hidden_size
+        ids, scores = read_in_blocks(states, width, k, now.choices, now.top_k)
         return Readout(ids, scores, self._tokenizer)
 
-    def _top_k(
+    def _prediction(self) -> _Prediction:
+        """With the norm and the head that are in the model now."""
+        return _Prediction(self._hf, self._anatomy, self._words)
+
+
+class _Prediction:
+    """Log-probabilities from states, by the modules that a model has at the moment."""
+
+    def __init__(self, hf: Any, anatomy: Anatomy, words: Words) -> None:
+        self._anatomy = anatomy
+        self._norm: Any = hf.get_submodule(anatomy.norm)
+        self._head: Any = hf.get_submodule(anatomy.head)
+        self._dtype = dtype_of(hf, hf.get_submodule(anatomy.embedding))
+        self._weight = plain_weight(self._head, nn.Linear)
+        self._count = len(self._weight) if self._weight is not None else self._size_of_output()
+        listed = words.among(self._count)
+        self.choices = int(listed.sum())
+        self._unlisted = torch.nonzero(~listed)[:, 0]
+        self._masked = torch.tensor(anatomy.logit_rule.masked, dtype=torch.long)
+
+    def top_k(
         self, states: Float[Tensor, "state d"], k: int
     ) -> tuple[Int[Tensor, "state k"], Float[Tensor, "state k"]]:
         if self._weight is None:
@@ -116,22 +131,21 @@ class LogitLens:
         """``head(norm(state))``, some words at a time, before what the model makes of it."""
         normed = self._normed(states)
         if self._weight is None:
-            given = normed.to(device_of(self._head), self._dtype)
+            given = normed.to(device_of(self._head))
             yield slice(0, self._count), output_of(self._head, given).float()
             return
         weight, bias = self._weight, self._head.bias
         rows = normed.to(weight.device, torch.float32)
         del normed
-        for words, scores in products(rows, lambda part: weight[part], self._count):
+        for words, scores, _ in products(rows, lambda part: weight[part], self._count):
             yield words, scores if bias is None else scores.add_(bias[words].detach())
 
     def _normed(self, states: Tensor) -> Tensor:
         # A norm without weights computes wherever its input is.
-        weighted = any(True for _ in self._norm.parameters())
-        device = device_of(self._norm) if weighted else states.device
+        device = device_of(self._norm, states.device)
         return output_of(self._norm, states.to(device, self._dtype))
 
     def _size_of_output(self) -> int:
         row = self._normed(torch.zeros(1, self._anatomy.hidden_size))
-        given = row.to(device_of(self._head), self._dtype)
+        given = row.to(device_of(self._head))
         return int(output_of(self._head, given).shape[-1])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import InputError, NotFinite
 from ..runs.finite import all_finite
-from .top_k import WORDS_AT_ONCE, TopK, products
+from .top_k import TopK, products
 
 # Ranks below every cosine and above a row that is not listed (minus infinity).
 LAST = torch.finfo(torch.float32).min
@@ -39,16 +39,8 @@ class NearestRows:
         listed: Bool[Tensor, " row"] | None = None,
     ) -> None:
         self._block, self._count = block, count
-        spans = (slice(i, min(i + WORDS_AT_ONCE, count)) for i in range(0, count, WORDS_AT_ONCE))
-        norms = torch.cat([block(span).float().norm(dim=1) for span in spans])
-        if not all_finite([norms]):
-            row = int((~norms.isfinite()).nonzero()[0])
-            raise NotFinite(f"row {row} of the {count} that states are compared with is not finite")
-        self._inverse_norms = torch.where(norms > 0, 1 / norms, 0.0)
-        self._last = torch.nonzero(norms == 0)[:, 0]
         unlisted = torch.zeros(count, dtype=torch.bool) if listed is None else ~listed
-        self._unlisted = torch.nonzero(unlisted.to(norms.device))[:, 0]
-        self.device = norms.device
+        self._unlisted = torch.nonzero(unlisted)[:, 0]
 
     def top_k(
         self, states: Float[Tensor, "state d"], k: int
@@ -59,9 +51,16 @@ class NearestRows:
         """
         unit = torch.nn.functional.normalize(states.float(), dim=1, eps=1e-30)
         found = TopK(len(states), k, states.device)
-        for rows, scores in products(unit, self._block, self._count):
-            scores.mul_(self._inverse_norms[rows].to(scores.device))
-            set_columns(scores, rows, self._last, LAST)
+        for rows, scores, part in products(unit, self._block, self._count):
+            # Of the rows that were multiplied just now: norms kept from before would be of others.
+            norms = part.norm(dim=1)
+            if not all_finite([norms]):
+                row = rows.start + int((~norms.isfinite()).nonzero()[0])
+                raise NotFinite(
+                    f"row {row} of the {self._count} that states are compared with is not finite"
+                )
+            scores.mul_(torch.where(norms > 0, 1 / norms, 0.0))
+            set_columns(scores, rows, torch.nonzero(norms == 0)[:, 0] + rows.start, LAST)
             set_columns(scores, rows, self._unlisted, -torch.inf)
             found.update(scores, rows.start)
         return found.ids, found.scores.masked_fill_(found.scores == LAST, -torch.inf)

@@ -74,7 +74,7 @@ class TopK:
 
 def products(
     rows: Float[Tensor, "row d"], block: Callable[[slice], Tensor], columns: int
-) -> Iterator[tuple[slice, Float[Tensor, "row column"]]]:
+) -> Iterator[tuple[slice, Float[Tensor, "row column"], Float[Tensor, "column d"]]]:
     """``rows @ matrix.T`` in float32, some columns at a time, in one buffer that is reused.
 
     Args:
@@ -83,7 +83,8 @@ def products(
         columns: Rows of the matrix.
 
     Yields:
-        Which columns, and their scores; these may be changed in place and are gone with the next.
+        Which columns, their scores, which may be changed in place, and their rows of the matrix,
+        which may not; both are gone with the next.
     """
     n_rows, width = rows.shape
     at_once = min(WORDS_AT_ONCE, columns)
@@ -97,7 +98,7 @@ def products(
                 converted = rows.new_empty(at_once, width)
             part = converted[: len(part)].copy_(part)
         into = scores[: n_rows * len(part)].view(n_rows, len(part))
-        yield words, torch.mm(rows, part.T, out=into)
+        yield words, torch.mm(rows, part.T, out=into), part
 
 
 @torch.no_grad()

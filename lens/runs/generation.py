@@ -14,6 +14,7 @@ from torch import Tensor
 from ..anatomy.embedded_ids import failed_lookup, lookups
 from ..errors import EmbedlensError, InputError
 from ..inputs.batch import Batch
+from ..opening.placement import placed
 from ..opening.wrapping import need_processor
 from ..torch_settings import default_torch
 from .finite import all_finite, largest_logits, not_finite
@@ -159,7 +160,8 @@ def _new_ids(
     refuse_inside_a_trace(host, model.hf)
     remote = destination(model.hf, remote)
     sent = goes_to_server(host, remote)
-    arguments = {**batch.inputs, **mode.arguments, **({"remote": remote} if remote else {})}
+    inputs = batch.inputs if sent else placed(model.hf, batch.inputs)
+    arguments = {**inputs, **mode.arguments, **({"remote": remote} if remote else {})}
     with warnings.catch_warnings(), undisturbed(model.hf):
         # How an operation on every decoding step ends: it waits for one more step.
         warnings.filterwarnings("ignore", "'.*' was never reached: the loop asked for a step")

@@ -6,7 +6,7 @@ sequence, how it stacks with others, and how it is applied. It knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -37,6 +37,11 @@ class Program(Protocol):
     @property
     def changes_length(self) -> bool:
         """Whether it changes the length of the sequence, which other programs could not share."""
+
+    @property
+    def kinds(self) -> frozenset[Hashable]:
+        """The kinds of its steps: of two that are equal, one speaks for how the other is shared."""
+        ...
 
     def __len__(self) -> int:
         """How many steps it has; an empty program changes nothing."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from einops import repeat
@@ -25,12 +24,10 @@ from ..torch_settings import default_torch
 from .forward import Output, Request, forward_pass, refusal, run
 from .generation import end_tokens
 from .program import Intervention, Pass, in_force
+from .proof_record import proven_of
 from .run import Scores
 
 Answers = Sequence[str | Sequence[int]]
-
-# Models whose prompts were seen to see no answer.
-_CHECKED: WeakSet[Any] = WeakSet()
 
 
 @default_torch()
@@ -187,11 +184,13 @@ def as_scores(
     output: Output,
 ) -> Scores:
     """A pass over prompts and answers as users see it."""
-    if "bidirectional_image" in model.anatomy.capabilities and model not in _CHECKED:
+    looks_ahead = "bidirectional_image" in model.anatomy.capabilities
+    proven, kind = proven_of(model.hf), ("answers unseen", model.attn_implementation, len(batch))
+    if looks_ahead and kind not in proven.right:
         alone = run(model, batch, plan, remote=request.during.remote).logits
         assert alone is not None
         _check_unseen(alone, output.logits, answered.length)
-        _CHECKED.add(model)
+        proven.right[kind] = True
     scores = answered.scores(output.logits, end_tokens(model))
     # An answer that the model never says has minus infinity.
     if bool(scores.logprob.isnan().any()):

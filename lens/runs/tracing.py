@@ -11,6 +11,7 @@ from nnsight.tracing.backend import Backend
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..opening.placement import placed
 from .one_at_a_time import refuse_inside_a_trace
 from .remote import ExplainingBackend, destination, goes_to_server
 from .undisturbed import undisturbed
@@ -54,6 +55,9 @@ def trace_forward(
     settings = {**without_cache(model), **forward}
     remote = destination(model, remote)
     sent = goes_to_server(host, remote)
+    if not sent:
+        # The model may have been moved since the batch was made.
+        inputs = placed(model, inputs)
     tracer = host.trace(**inputs, **settings, **({"remote": remote} if remote else {}))
     tracer.backend = (
         ExplainingBackend(tracer.backend)

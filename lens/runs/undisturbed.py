@@ -7,9 +7,12 @@ length they have met, and dropout is alive in a model that somebody is training.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import REFUSED, InputError
@@ -33,13 +36,19 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     and parameters, and stay.
     """
     try:
-        with alone(model), default_torch(), _put_back(model):
+        with alone(model), default_torch(), _eagerly(), _put_back(model):
             yield
     except ValueError as error:
         # Shipped code knows no class of ours.
         if str(error).startswith(REFUSED):
             raise InputError(str(error).removeprefix(REFUSED)) from None
         raise
+
+
+def _eagerly() -> AbstractContextManager[Any]:
+    """What was compiled runs as it was written: compiled code has no places to look into."""
+    compiled = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 @contextmanager

@@ -10,11 +10,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from .repeated_batch import repeat_output
+
+# How far into what a layer is given is looked: a cache has layers, which have tensors.
+DEEPEST = 6
+# What every module has, but for its buffers: hooks come and go with a pass.
+_NOT_STATE = (vars(nn.Module()).keys() - {"_buffers"}) | {
+    *("config", "forward", "__nnsight__", "_hf_hook", "_old_forward")
+}
 
 
 def before_decoder(model: nn.Module, decoder: str, apart: Iterable[str]) -> list[str]:
@@ -68,6 +77,58 @@ def keep_outputs(model: nn.Module, decoder: str, paths: Iterable[str]) -> Iterat
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def watch_layers(model: nn.Module, layers: Iterable[str]) -> Iterator[set[str]]:
+    """Layers that write into what they are given beside the stream, or on themselves.
+
+    Keys that layers share, or a running state: a layer that is skipped would not have written them.
+    """
+    written: set[str] = set()
+    given: dict[str, Any] = {}
+
+    def before(path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        beside = (args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"})
+        given[path] = beside, _marks(beside), _held(layer)
+
+    def after(path: str, layer: nn.Module) -> None:
+        beside, marks, held = given.pop(path)
+        if _marks(beside) != marks or _held(layer) != held:
+            written.add(path)
+
+    handles = []
+    for path in layers:
+        module = model.get_submodule(path)
+        handles.append(module.register_forward_pre_hook(partial(before, path), with_kwargs=True))
+        handles.append(module.register_forward_hook(lambda it, *_, at=path: after(at, it)))
+    try:
+        yield written
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _marks(value: Any, depth: int = 0) -> Any:
+    """What changes when somebody writes into a value, however nested."""
+    if isinstance(value, torch.Tensor):
+        return id(value), 0 if value.is_inference() else value._version
+    if isinstance(value, dict):
+        return [(str(name), _marks(part, depth + 1)) for name, part in value.items()]
+    if isinstance(value, list | tuple):
+        return [_marks(part, depth + 1) for part in value]
+    inside = getattr(value, "__dict__", None)
+    if inside and depth < DEEPEST and not isinstance(value, nn.Module | type):
+        return _marks(inside, depth + 1)
+    return repr(value) if isinstance(value, bool | int | float | str) else id(value)
+
+
+def _held(layer: nn.Module) -> Any:
+    """What is kept on a layer and on the modules in it."""
+    return [
+        _marks({name: part for name, part in vars(module).items() if name not in _NOT_STATE})
+        for module in layer.modules()
+    ]
 
 
 def return_kept(host: Any, outputs: Mapping[str, Any]) -> None:
