@@ -24,7 +24,9 @@ _SURE = 0.05
 def _findings(result: Result) -> list[str]:
     rows = select(result.frame, task="all")
     said = [_everywhere(result, rows)] if rows["scope"].isin(["above", "below"]).any() else []
-    said += [_controls(result, rows), _largest_of_all(result, rows)]
+    said.append(_controls(result, rows))
+    if (rows["operation"] != "none").any():
+        said.append(_largest_of_all(result, rows))
     for operation, name in _OPERATIONS.items():
         single = select(rows, operation=operation, scope="single")
         if not single.empty:
@@ -110,7 +112,7 @@ def _single_layers(result: Result, single: pd.DataFrame, name: str) -> str:
     """The largest change is always told, with its p corrected for the number of layers."""
     row = _largest(single.assign(p=holm(single["difference_p"].tolist())))
     if row["difference"] == 0:
-        return f"Without {name} in a single layer, {_what(result)} stays the same in every one."
+        return f"Without {name} in any single layer, {_what(result)} stays the same."
     largest = (
         f"the largest change, at layer {row['layer']}, is {difference(row)}, {p_value(row['p'])}"
     )

@@ -65,11 +65,7 @@ def check_names(stated: Stated, given: Collection[str]) -> None:
 def bound_vectors(
     stated: Stated, given: Mapping[str, Given], model: Subject
 ) -> dict[str, Float[Tensor, "layer d"]]:
-    """The vectors that are asked for: what is used before each layer, and behind the last.
-
-    Raises:
-        InputError: An operation names one that was not given, or it does not fit the model.
-    """
+    """The vectors that are asked for: what is used before each layer, and behind the last."""
     anatomy, found = model.anatomy, {}
     for by, need in stated:
         if not isinstance(need, Vector):

@@ -23,11 +23,7 @@ def image_content(image: Image) -> int:
 
 
 def refuse_repeated(images: Iterable[Image]) -> None:
-    """Refuse an image that is given twice, where every image should count once.
-
-    Raises:
-        InputError: There is one.
-    """
+    """Refuse an image that is given twice, where every image should count once."""
     seen = set()
     for image in images:
         content = image_content(image)

@@ -139,6 +139,34 @@ def test_the_table_never_contradicts_the_text() -> None:
     assert "Without attention, 1 of 2 tasks lose: count" in said
 
 
+def test_a_loss_that_only_the_number_of_tasks_takes_away_is_not_needed() -> None:
+    """Beside tasks that surely agree its verdict is hardly corrected, its paired test is."""
+    result = ablation(0.0, 0.0, 0.001)
+    here = (result.frame["scope"] == "above") & (result.frame["layer"] == 0)
+    mine = here & (result.frame["task"] == "shape") & (result.frame["operation"] == "attention")
+    result.frame.loc[here, ["difference_p", "agrees_p", "differs_p"]] = [1.0, 1e-5, 1.0]
+    result.frame.loc[mine, ["difference", "difference_p", "agrees_p", "differs_p"]] = [
+        *(-0.2, 0.02, 1.0, 1e-4)
+    ]
+    shape = find("ablation").table(result).query("Task == 'shape' and Zeroed == 'attention'")
+    assert shape["Verdict"].tolist() == ["undecided"]
+    result.frame.loc[mine, "difference_p"] = 0.01
+    shape = find("ablation").table(result).query("Task == 'shape' and Zeroed == 'attention'")
+    assert shape["Verdict"].tolist() == ["needed"]
+
+
+def test_no_claim_differs_by_losses_that_no_paired_test_shows() -> None:
+    result = ablation(-0.2, -0.2)
+    named = "Visual attention inside the language model is redundant for most tasks."
+
+    def verdict() -> str:
+        return next(claim.verdict for claim in claims([result]) if claim.claim == named)
+
+    assert verdict() == "differs"
+    result.frame["difference_p"] = 0.5
+    assert verdict() == "undecided"
+
+
 def test_the_table_of_a_map_has_the_words_of_its_first_image() -> None:
     result = known([True, False, None, None])
     table = find("token_map").table(result)

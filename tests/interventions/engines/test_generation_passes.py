@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from embedlens.interventions.engines.payload.generation_passes import follow, parts_of, pass_of
+from embedlens.interventions.engines.payload.generation_passes import (
+    carry_out_when,
+    follow,
+    parts_of,
+    pass_of,
+)
 
 PROMPT = 7
 CLOCK = {"decoder": "decoder", "samples": 2, "prompt": PROMPT, "dropped": 0, "generated": True}
@@ -191,3 +196,28 @@ def test_a_step_on_all_tokens_acts_in_its_phase_only() -> None:
             found = parts_of(whole, now(2, start, end))
             expected = passes.get((start, end))
             assert [number for _, number in found] == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize(("cached", "acting"), [(True, [0]), (False, [0, 1, 2])])
+def test_a_step_on_the_prompt_acts_again_where_nothing_is_kept(
+    cached: bool, acting: list[int]
+) -> None:
+    lengths = [(7, 0), (1, 7), (1, 8)] if cached else [(7, None), (8, None), (9, None)]
+    passes, acted_in = Passes([entering(*one) for one in lengths]), []
+    store: dict[str, Any] = {}
+
+    class Model:
+        def get(self, path: str) -> Any:
+            seen = store["now"]["end"] if store else 0
+            store["now"] = pass_of(passes.get(path).inputs, CLOCK, seen)
+            return passes.get(path)
+
+    def act(*_: Any) -> None:
+        acted_in.append(passes.made - 1)
+
+    carry_out_when(act, Model(), store, {**step("prefill"), "decoder": "decoder"}, passes)
+    assert acted_in == acting
+    assert passes.made == len(acting)
+    # A step that knows no decoder acts in the one pass there is.
+    carry_out_when(act, None, store, step("prefill"), passes)
+    assert len(acted_in) == len(acting) + 1

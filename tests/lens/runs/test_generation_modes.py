@@ -35,7 +35,7 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.lens.runs.generation import cut_of
-from embedlens.lens.runs.generation_modes import Mode
+from embedlens.lens.runs.generation_modes import Mode, mode_of
 from oracles.selected_tokens import text, visual
 from oracles.whole_sequences import (
     Prompts,
@@ -305,6 +305,37 @@ def test_settings_that_cannot_be_are_one_line(twin: Any, told: dict[str, Any], n
     with pytest.raises(InputError, match=named) as raised, quietly():
         model.generate(batch_of(model, alone=False), **{"do_sample": False, **told})
     assert "\n" not in str(raised.value)
+
+
+def test_chunks_are_refused_from_the_first_that_cuts_the_prompt(twin: Any) -> None:
+    model = twin("llama", "sdpa").model
+    batch, (plan, _) = batch_of(model, alone=True), PLANS["ffn all"]()
+    told = {"max_new_tokens": 1, "do_sample": False}
+    assert model.generate(batch, plan, prefill_chunk_size=batch.length, **told)
+    with pytest.raises(Unsupported, match="prefill_chunk_size"):
+        model.generate(batch, plan, prefill_chunk_size=batch.length - 1, **told)
+
+
+def test_what_is_said_decides_how_long_an_answer_may_be(twin: Any) -> None:
+    model = twin("llama", "sdpa").model
+    batch = batch_of(model, alone=False)
+
+    def mode(**told: Any) -> Mode:
+        return mode_of(model, batch, told, planned=True, sent=False)
+
+    assert mode(max_new_tokens=2, max_length=200).longest == 2
+    assert mode(max_length=batch.length + 4).longest == 4
+    assert mode().longest == 20
+    assert not mode().limited
+    for told in ({"max_length": 200}, {"max_time": 1.0}, {"stopping_criteria": [len]}):
+        assert mode(**told).limited
+    # Compiled code would run past what reads and changes states.
+    assert mode(cache_implementation="static").arguments["disable_compile"]
+    model.hf.config.max_position_embeddings = batch.length + 5
+    try:
+        assert mode().longest == 5
+    finally:
+        del model.hf.config.max_position_embeddings
 
 
 def test_a_cache_that_was_filled_before_is_refused(twin: Any) -> None:
