@@ -6,12 +6,14 @@ from .analyses import (
     ablation,
     alignment,
     class_agreement,
+    directions,
     lens_hits,
     sparsity,
     token_map,
 )
 from .interventions import (
     AblateAttention,
+    AddDirection,
     BlockAttention,
     InjectTokens,
     PatchTokens,
@@ -49,6 +51,7 @@ from .lens import (
 
 __all__ = [
     "AblateAttention",
+    "AddDirection",
     "Anatomy",
     "Answers",
     "Batch",
@@ -85,6 +88,7 @@ __all__ = [
     "alignment",
     "analyses",
     "class_agreement",
+    "directions",
     "interventions",
     "lens",
     "lens_hits",

@@ -131,7 +131,10 @@ def check(
     trust_remote_code: RemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Measure what works on a model, and what does not and why; exit code 0 or 1."""
+    """Measure what works on a model, and what does not and why.
+
+    Exit code 0 if all works or is refused for a reason of its own, 1 if not, 2 without a model.
+    """
     picture = None if image is None else inputs.read_image(image)
     with progress_bar() as progress:
         quiet()

@@ -4,6 +4,7 @@ from .alignment_by_layer import alignment
 from .analysis import Analysis, Result, find, register, registered
 from .claim import Claim
 from .class_agreement_with_truth import class_agreement
+from .directions import directions
 from .example import Example
 from .lens_hits_by_layer import lens_hits
 from .report_inputs import Material, Truth
@@ -20,6 +21,7 @@ __all__ = [
     "ablation",
     "alignment",
     "class_agreement",
+    "directions",
     "find",
     "lens_hits",
     "register",

@@ -43,6 +43,10 @@ class Result:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        tensors = f", {len(self.tensors)} tensors" * bool(self.tensors)
+        return f"Result({self.name}: {len(self.frame)} rows{tensors}; plot(), frame, save())"
+
     def plot(self) -> Figure:
         """The figure of this analysis, not shown and not known to pyplot.
 
@@ -159,11 +163,7 @@ _REGISTERED: dict[str, Analysis] = {}
 
 
 def register(analysis: Analysis) -> None:
-    """Make an analysis known to results, the report and the command line.
-
-    Raises:
-        ValueError: Another analysis has this name.
-    """
+    """Make an analysis known to results, the report and the command line; ValueError if twice."""
     if analysis.name in _REGISTERED:
         raise ValueError(f"there is an analysis named {analysis.name!r} already")
     _REGISTERED[analysis.name] = analysis
@@ -176,11 +176,7 @@ def registered() -> dict[str, Analysis]:
 
 
 def find(name: str) -> Analysis:
-    """The analysis of this name.
-
-    Raises:
-        InputError: There is none.
-    """
+    """The analysis of this name; InputError if there is none."""
     known = registered()
     if name not in known:
         raise InputError(f"no analysis named {name!r}; analyses: {', '.join(known)}")

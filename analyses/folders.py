@@ -17,17 +17,11 @@ RESULT_FILES = "table.parquet", "tensors.safetensors", "result.json"
 
 @dataclass(frozen=True)
 class FolderKind:
-    """What tells a folder of one kind from everybody else's.
+    """What tells a folder of one kind from everybody else's."""
 
-    Attributes:
-        file: A file that every such folder holds.
-        line: Text at its beginning, which no other program writes.
-        holds: Patterns of everything that belongs there; what else lies in it was put there.
-    """
-
-    file: str
-    line: str
-    holds: tuple[str, ...]
+    file: str  # a file that every such folder holds
+    line: str  # text at its beginning, which no other program writes
+    holds: tuple[str, ...]  # patterns of all that belongs there; anything else was put there
 
     def is_on(self, folder: Path) -> bool:
         """Whether the folder is of this kind."""
@@ -45,16 +39,10 @@ class FolderKind:
 
 
 def refuse_existing(target: Path, *, overwrite: bool, mark: FolderKind) -> None:
-    """Check that a folder may be written.
+    """Check that a folder may be written, or raise InputError.
 
-    Args:
-        target: The folder.
-        overwrite: Whether an older folder of the same kind may be replaced.
-        mark: Of that kind. A folder without it was written by somebody else and is never
-            replaced, whatever `overwrite` says; nor is one with other files in it.
-
-    Raises:
-        InputError: Something is in the way.
+    With `overwrite` an older folder of the same kind may be replaced. A folder without its `mark`
+    was written by somebody else and is never replaced; nor is one with other files in it.
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise InputError(f"{target} is in the way and is not a folder: choose another place")
@@ -81,9 +69,6 @@ def written_at_once(target: str | Path, *, overwrite: bool, mark: FolderKind) ->
     """A temporary folder beside `target` that takes its place when the block ends well.
 
     Whatever stops the block, an interrupt included, leaves `target` as it was and nothing else.
-
-    Raises:
-        InputError: See `refuse_existing`.
     """
     target = Path(target)
     refuse_existing(target, overwrite=overwrite, mark=mark)

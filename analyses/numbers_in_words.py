@@ -42,6 +42,11 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
+def counted(n: int, what: str) -> str:
+    """A count with its noun as "1 question" or "23 questions"."""
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
 def listing(items: Iterable[str]) -> str:
     """The items as "a, b and c"."""
     *first, last = list(items)

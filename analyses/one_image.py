@@ -9,17 +9,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from ..lens.errors import InputError
 from ..lens.inputs.batch import Batch
-from ..lens.inputs.content import image_content
+from ..lens.inputs.content import image_content, refuse_repeated
 
 
 def image_groups(contents: Sequence[Sequence[int]]) -> Int[np.ndarray, " observation"]:
     """A number for every observation, the same for those that are about a common image.
 
-    Args:
-        contents: The images of each observation. Two observations that share one of several images
-            belong together, and so do those that share others with them.
+    Two observations that share one of several images belong together, and so do those that share
+    others with them.
     """
     group_of: dict[int, int] = {}
     members: dict[int, set[int]] = {}
@@ -51,17 +49,5 @@ def images_of_tokens(batches: Iterable[Batch]) -> Int[np.ndarray, " token"]:
 
 
 def refuse_repeated_images(batches: Iterable[Batch]) -> None:
-    """Refuse an image that is shown twice.
-
-    Raises:
-        InputError: There is one.
-    """
-    seen = set()
-    for image in (image for batch in batches for row in batch.images for image in row):
-        content = image_content(image)
-        if content in seen:
-            raise InputError(
-                "the same image is given twice: it would count as similar to itself, so give "
-                "each image once"
-            )
-        seen.add(content)
+    """Refuse an image that is shown twice."""
+    refuse_repeated(image for batch in batches for row in batch.images for image in row)

@@ -4,12 +4,12 @@ import shlex
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 from typing import Any
 
 from ..lens.model import VisualLM
+from ..lens.runs.saving import version_of
 
 _PACKAGES = ("embedlens", "torch", "transformers", "nnsight", "numpy", "pandas", "safetensors")
 
@@ -17,14 +17,7 @@ _PACKAGES = ("embedlens", "torch", "transformers", "nnsight", "numpy", "pandas",
 def provenance(
     model: VisualLM, *, seed: int | None = None, plan: str | None = None, **settings: Any
 ) -> dict[str, Any]:
-    """What a reader needs to run the same analysis again, as JSON-able values.
-
-    Args:
-        model: The model that was looked at.
-        seed: The seed of every random choice; None where there was none.
-        plan: The interventions in force, as YAML; None where there were none.
-        **settings: Arguments of the analysis.
-    """
+    """What a reader needs to run the same analysis again, as JSON-able values."""
     return {
         "model": model.name,
         "revision": getattr(model.hf.config, "_commit_hash", None),
@@ -44,7 +37,8 @@ def provenance(
 
 def machine() -> dict[str, Any]:
     """Versions of Python and of the packages that numbers depend on."""
-    return {"python": python_version(), "packages": {name: _version(name) for name in _PACKAGES}}
+    packages = {name: version_of(name) or "not installed" for name in _PACKAGES}
+    return {"python": python_version(), "packages": packages}
 
 
 def provenance_line(meta: Mapping[str, Any]) -> str:
@@ -61,10 +55,3 @@ def provenance_line(meta: Mapping[str, Any]) -> str:
         meta.get("time"),
     ]
     return " · ".join(str(part) for part in parts if part)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -14,6 +14,7 @@ from torch import Tensor, contiguous_format
 
 from ..lens.errors import InputError
 from ..lens.plain_values import from_json, to_json
+from ..lens.torch_settings import default_torch
 from .folders import RESULT_FILES, FolderKind, written_at_once
 
 _FORMAT, _FIRST_FORMAT = "embedlens result 2", "embedlens result 1"
@@ -21,6 +22,7 @@ _TABLE, _TENSORS, _RECORD = RESULT_FILES
 _MARK = FolderKind(_RECORD, '"format": "embedlens result', RESULT_FILES)
 
 
+@default_torch()
 def write_folder(
     folder: Path,
     name: str,
@@ -98,6 +100,7 @@ def _read_table(path: Path, categories: Mapping[str, Any]) -> pd.DataFrame:
     return frame
 
 
+@default_torch()
 def read_folder(folder: Path) -> tuple[str, pd.DataFrame, dict[str, Tensor], dict[str, Any]]:
     """Name, table, tensors and meta that `write_folder` wrote; see `Result.load`."""
     if not folder.is_dir():

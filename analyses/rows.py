@@ -14,11 +14,7 @@ def select(frame: pd.DataFrame, **where: object) -> pd.DataFrame:
 
 
 def one(frame: pd.DataFrame, **where: object) -> dict[str, Any]:
-    """The only row with the given values, as a dictionary.
-
-    Raises:
-        LookupError: No such row, or several.
-    """
+    """The only row with the given values, as a dictionary; LookupError unless there is one."""
     found = select(frame, **where)
     if len(found) != 1:
         raise LookupError(f"{len(found)} rows with {where}")

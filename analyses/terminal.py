@@ -67,14 +67,9 @@ def show_checks(found: CheckReport) -> None:
 
 
 # Arguments of Python that a message may name, and the options that they are here.
-_OPTIONS = {
-    "overwrite": "--overwrite",
-    "trust_remote_code": "--trust-remote-code",
-    "attn_implementation": "--attention",
-    "dtype": "--dtype",
-    "device": "--device",
-    "revision": "--revision",
-}
+_NAMES = ("overwrite", "trust_remote_code", "dtype", "device", "revision")
+_OPTIONS = {name: f"--{name.replace('_', '-')}" for name in _NAMES}
+_OPTIONS["attn_implementation"] = "--attention"
 _OF_PYTHON = re.compile(rf"\b({'|'.join(_OPTIONS)})=(True|[\w.:]+|'[^']*')")
 
 

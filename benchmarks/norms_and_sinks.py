@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from embedlens.analyses.figures.style import ACCENT, SECOND, new_figure, style, tidy
-from embedlens.analyses.report.analyze import everyday_sentences
+from embedlens.analyses.report.sentences import everyday_sentences
 
 # Massive activations as Sun et al. define them (arXiv 2402.17762).
 LEAST, TIMES = 100, 1000
@@ -87,11 +88,12 @@ def markdown(table: pd.DataFrame) -> str:
         *("massive dimensions", "attention to the first token"),
     )
     head = f"| {' | '.join(names)} |\n|{'---|' * len(names)}\n"
+    shares = ["" if isnan(x) else f"{100 * x:.0f} %" for x in table["attention"]]
     lines = [
-        f"| {row.layer} | {row.first:.1f} | {row.rest:.1f} ({row.low:.1f} to {row.high:.1f}) "
-        f"| {row.largest:.0f} | {row.largest_rest:.0f} | {', '.join(map(str, row.dims)) or 'none'} "
-        f"| {'' if pd.isna(row.attention) else f'{100 * row.attention:.0f} %'} |\n"
-        for row in table.itertuples()
+        f"| {row['layer']} | {row['first']:.1f} | {row['rest']:.1f} "
+        f"({row['low']:.1f} to {row['high']:.1f}) | {row['largest']:.0f} "
+        f"| {row['largest_rest']:.0f} | {', '.join(map(str, row['dims'])) or 'none'} | {share} |\n"
+        for row, share in zip(table.to_dict("records"), shares, strict=True)
     ]
     return head + "".join(lines)
 
@@ -124,7 +126,7 @@ def load(name: str) -> tuple[Any, Any]:
     path, given = Path(name), {}
     if path.suffix == ".gguf":
         name, given = str(path.parent), {"gguf_file": path.name}
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         name, dtype=torch.float32, attn_implementation="eager", **given
     )
     return model.eval(), AutoTokenizer.from_pretrained(name, **given)

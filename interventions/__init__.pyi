@@ -1,6 +1,7 @@
 # What `lazy_loader` imports from here when it is used, and what type checkers see.
 from .operations import (
     AblateAttention,
+    AddDirection,
     BlockAttention,
     InjectTokens,
     Operation,
@@ -27,6 +28,7 @@ from .selectors import (
 
 __all__ = [
     "AblateAttention",
+    "AddDirection",
     "BlockAttention",
     "Box",
     "Control",

@@ -18,3 +18,7 @@ class RemoteRunFailed(EmbedlensError):
 
 class Unsupported(EmbedlensError):
     """This model cannot do what was asked, for the reason in the message."""
+
+
+class NotFinite(Unsupported):
+    """Numbers became NaN or infinite; the message says where, and what helps."""

@@ -28,32 +28,23 @@ from .errors import InputError, Unsupported
 from .opening.invented_weights import with_invented_weights
 
 SHIPPED = Path(__file__).parent / "shipped"
+_FAILURES = (AttributeError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model whose configuration and processor have been read, and whose weights have not.
+    """A model whose configuration and processor have been read, and whose weights have not."""
 
-    Attributes:
-        name: What the user calls it.
-        config: Its configuration.
-        processor: Its processor.
-        load: Loads the weights: the transformers model, in place and ready.
-        revision: Revision of the hub repository, if one was named.
-        load_other: Where the weights are on a server, and those that are loaded are invented: the
-            same model with others.
-        dtype: Type that a server is taken to compute in; None where weights are loaded here.
-    """
-
-    name: str
-    config: Any
+    name: str  # what the user calls it
+    config: Any  # its configuration
     processor: Any
-    load: Callable[[], Any]
-    revision: str | None = None
+    load: Callable[[], Any]  # loads the weights: the transformers model, in place and ready
+    revision: str | None = None  # revision of the hub repository, if one was named
+    # Where the weights are on a server: the same model with other invented ones
     load_other: Callable[[], Any] | None = None
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | None = None  # what a server computes in; None where weights are here
 
 
 def open_checkpoint(
@@ -184,16 +175,7 @@ def _attempt(source: str, step: Callable[[], T]) -> T:
     """Run one loading step, turning what goes wrong with the user's model into one line."""
     try:
         return step()
-    except (
-        AttributeError,
-        ImportError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        SafetensorError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (*_FAILURES, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise InputError(
                 f"{source!r} brings its own Python code, which stays off: read that code, and if "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +24,7 @@ from .runs import forward, generation, many, scoring
 from .runs.program import Intervention, Pass, in_force
 from .runs.remote import need_weights
 from .runs.tracing import trace_forward
+from .torch_settings import default_torch
 
 
 class VisualLM:
@@ -51,6 +53,7 @@ class VisualLM:
             parts could not be found and verified.
     """
 
+    @default_torch()
     def __init__(
         self,
         model: Any,
@@ -72,6 +75,7 @@ class VisualLM:
             self._opened = LoadedModel(hf, self._processor, envoy, self._overrides)
 
     @classmethod
+    @default_torch()
     def load(
         cls,
         name: str | Path | None = None,
@@ -132,10 +136,37 @@ class VisualLM:
             f"{self.attn_implementation})"
         )
 
+    def __copy__(self) -> VisualLM:
+        """Another handle on the same model."""
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        return made
+
+    @default_torch()
+    def __deepcopy__(self, memo: dict[int, Any]) -> VisualLM:
+        """The same with weights of its own, opened anew; weights that are not loaded stay so.
+
+        Raises:
+            Unsupported: The weights are on a server, or cannot be copied.
+        """
+        if self._stage is Stage.UNLOADED:
+            return copy.copy(self)
+        hf = need_weights(self.hf, "copy.deepcopy")
+        try:
+            made = copy.deepcopy(hf, memo)
+        # Whatever quantised and offloaded weights raise.
+        except Exception as error:
+            raise Unsupported(
+                f"the weights of {type(hf).__name__} cannot be copied "
+                f"({type(error).__name__}: {error}): load the model again"
+            ) from error
+        return type(self)(made, self._processor, name=self.name, anatomy=self._overrides)
+
     def __reduce__(self) -> NoReturn:
         raise Unsupported(
-            "a VisualLM does not travel with a remote run: write `layers = model.layers` or "
-            "`nn = model.nn` before the block and use that inside it"
+            "a VisualLM does not travel to other processes, nor with a remote run: a worker calls "
+            "VisualLM.load itself; for a remote block write `layers = model.layers` or "
+            "`nn = model.nn` before it and use that inside"
         )
 
     @property
@@ -203,6 +234,7 @@ class VisualLM:
         """The input embedding matrix."""
         return need_weights(self.hf, "embeddings").get_input_embeddings().weight  # type: ignore[no-any-return]
 
+    @default_torch()
     def encode(
         self,
         images: Images | None,
@@ -243,6 +275,7 @@ class VisualLM:
         loaded.verify_on_batch(batch)
         return loaded.place_batch(batch)
 
+    @default_torch()
     def batch(self, inputs: Mapping[str, Tensor], *, layout: Stated | None = None) -> Batch:
         """A batch from tensors as the model's processor returns them, padded on the left.
 
@@ -258,6 +291,7 @@ class VisualLM:
             batch = loaded.encoder.batch(inputs, layout)
         return loaded.place_batch(batch)
 
+    @default_torch()
     def trace(
         self,
         batch: Batch,
@@ -304,6 +338,7 @@ class VisualLM:
     def _loaded(self) -> LoadedModel:
         """The model in memory; loads the weights of a checkpoint, once."""
         if isinstance(self._opened, Checkpoint):
-            hf, checkpoint = self._opened.load(), self._opened
-            self._opened = LoadedModel(hf, self._processor, None, self._overrides, checkpoint)
+            with default_torch():
+                hf, checkpoint = self._opened.load(), self._opened
+                self._opened = LoadedModel(hf, self._processor, None, self._overrides, checkpoint)
         return self._opened

@@ -15,15 +15,7 @@ _TUPLE, _MAPPING = "__tuple__", "__mapping__"
 
 
 def to_json(value: Any, where: str) -> Any:
-    """The value in a form for ``json.dumps``.
-
-    Args:
-        value: None, a bool, a number, text, or lists, tuples and mappings of these.
-        where: What to call it in an error.
-
-    Raises:
-        InputError: Something in it is none of these.
-    """
+    """The value in a form for ``json.dumps``."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):

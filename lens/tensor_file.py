@@ -31,18 +31,7 @@ def write_tensor_file(
     *,
     overwrite: bool,
 ) -> None:
-    """Write a file of one kind.
-
-    Args:
-        path: Where to; its folder must be there.
-        kind: Such as ``embedlens.run``.
-        record: What is no tensor, see :func:`to_json`.
-        tensors: By their names.
-        overwrite: Replace an older file of this kind.
-
-    Raises:
-        InputError: Something else is in the way, or a value of the record cannot be written.
-    """
+    """Write a file of one kind, such as ``embedlens.run``; its folder must be there."""
     target = Path(path)
     named = repr(str(target))
     if target.is_dir() or not target.parent.is_dir():
@@ -77,14 +66,8 @@ def read_tensor_file(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Record and tensors of a file of one kind.
 
-    Args:
-        path: The file.
-        kind: Such as ``embedlens.run``.
-        what: The object in words, such as "a run".
-        cannot: What to say of a file that is damaged, with ``{}`` for its name.
-
-    Raises:
-        InputError: No such file, one of another kind, or one that was changed.
+    ``what`` is the object in words, such as "a run"; ``cannot`` what to say of a file that is
+    damaged, with ``{}`` for its name. InputError also for one of another kind.
     """
     named = repr(str(path))
     try:

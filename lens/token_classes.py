@@ -18,22 +18,13 @@ MARKER_KINDS = (*SINK_KINDS, "dead")
 
 @dataclass(frozen=True, eq=False)
 class NearestWords:
-    """The vocabulary ids nearest to every visual token of a batch: what the paper's ids refer to.
+    """The vocabulary ids nearest to every visual token of a batch: the ids of the paper."""
 
-    Attributes:
-        ids: ``[token, k]``, in the order of the batch's visual tokens.
-        vocabulary: Number of ids there are.
-    """
-
-    ids: NDArray[np.int64]
-    vocabulary: int
+    ids: NDArray[np.int64]  # ``[token, k]``, in the order of the batch's visual tokens
+    vocabulary: int  # number of ids there are
 
     def mask(self, word: int) -> NDArray[np.bool_]:
-        """Tokens that have one id among their nearest, ``[token]``.
-
-        Raises:
-            InputError: An id outside the vocabulary.
-        """
+        """Tokens that have one id among their nearest, ``[token]``."""
         if not 0 <= word < self.vocabulary:
             raise InputError(f"id {word} lies outside the vocabulary of {self.vocabulary} entries")
         found: NDArray[np.bool_] = (self.ids == word).any(1)

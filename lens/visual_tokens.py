@@ -7,6 +7,7 @@ known; nothing here is ever filled in by a guess.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -60,6 +61,12 @@ class VisualTokens:
             expected = (n, 4) if field.name == "box" else (n,)
             if array.shape != expected:
                 raise ValueError(f"VisualTokens.{field.name}: {array.shape}, expected {expected}")
+
+    def __repr__(self) -> str:
+        images = len(np.unique(np.stack([self.sample, self.image]), axis=1).T)
+        kinds = dict(Counter(self.kind.tolist()))
+        told = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+        return f"VisualTokens({len(self)} tokens of {images} images: {told or 'none'})"
 
     def __len__(self) -> int:
         return len(self.sample)

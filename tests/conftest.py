@@ -69,6 +69,12 @@ def twin() -> Callable[..., Twin]:
 
 
 @pytest.fixture(scope="session")
+def model(twin: Callable[..., Twin]) -> VisualLM:
+    """The random model as embedlens opens it."""
+    return twin().model
+
+
+@pytest.fixture(scope="session")
 def shipped() -> VisualLM:
     """The trained model that comes with the package."""
     return VisualLM.load(device="cpu")

@@ -299,9 +299,10 @@ def test_every_citation_of_the_method_names_a_section_that_is_there() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_files_named_in_the_readme_are_there() -> None:
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_files_named_in_a_page_are_there(page: str) -> None:
     rooms = "|".join((*ROOMS, "docs", "examples", "benchmarks", "tests"))
-    named = re.findall(rf"`((?:{rooms})/[\w/.]+)`", (ROOT / "README.md").read_text())
+    named = re.findall(rf"`((?:{rooms})/[\w/.]+)`", (ROOT / page).read_text())
     assert named
     assert not [name for name in named if not (ROOT / name).exists()]
 

@@ -10,6 +10,7 @@ from ..analysis import Result
 from ..figures.curves import curve, layer_axis, percent_axis
 from ..figures.style import ACCENT, CHANCE, INK, MUTED, SECOND, new_figure, style, tidy
 from ..rows import one, select
+from .layer_sets import in_all_layers
 from .measure import OWN_ANSWER
 
 _SCOPES = {
@@ -25,7 +26,8 @@ def draw_ablation(result: Result) -> Figure:
     rows = select(result.frame, task="all")
     operations = [name for name in _OPERATIONS if (rows["operation"] == name).any()]
     scopes = [name for name in _SCOPES if (rows["scope"] == name).any()]
-    tasks = result.meta["tasks"] if "above" in scopes and len(result.meta["tasks"]) > 1 else []
+    many = len(result.meta["tasks"]) > 1 and {"above", "below"} & set(scopes)
+    tasks = result.meta["tasks"] if many else []
     what = "same answer (%)" if result.meta["reference"] == OWN_ANSWER else "exact match (%)"
     below = 0.75 + 0.24 * len(tasks) if tasks else 0.0
     above = 0.8 + 1.6 * len(operations)
@@ -67,7 +69,7 @@ def _of_tasks(
     axes.axvline(0, color=INK, linewidth=0.8)
     for i, operation in enumerate(operations):
         label, color = _OPERATIONS[operation]
-        rows = select(result.frame, operation=operation, scope="above", layer=0)
+        rows = in_all_layers(result.frame, operation)
         for y, task in enumerate(tasks):
             row, at = one(rows, task=task), y + (i - (len(operations) - 1) / 2) * 0.3
             ends = (100 * row["difference_low"], 100 * row["difference_high"])

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from ...interventions import AblateAttention, Plan, ZeroFFN
+from ..rows import select
 
 OperationName = Literal["attention", "ffn"]
 Scope = Literal["single", "below", "above"]
@@ -62,6 +64,13 @@ def layer_sets(scope: str, n_layers: int) -> list[tuple[int, tuple[int, ...]]]:
     if scope == "below":
         return [(m, tuple(range(m))) for m in range(1, n_layers + 1)]
     return [(m, tuple(range(m, n_layers))) for m in range(n_layers)]
+
+
+def in_all_layers(rows: pd.DataFrame, operation: str) -> pd.DataFrame:
+    """The rows of an operation in all layers at once; none where no scope goes so far."""
+    above = select(rows, operation=operation, scope="above", layer=0)
+    below = select(rows, operation=operation, scope="below")
+    return above if len(above) else below[below["layer"] == below["layer"].max()]
 
 
 def wrong_images(contents: Sequence[tuple[int, ...]], seed: int) -> list[int | None]:

@@ -6,12 +6,14 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool
 
 from ...lens.errors import InputError
 from ...lens.inputs.content import image_content
 from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.progress import Progress, silent
+from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..example import Example
 from ..one_image import image_groups
@@ -42,6 +44,7 @@ from .layer_sets import (
 OWN_ANSWER = "the untouched model's own answer"
 
 
+@default_torch()
 def ablation(
     model: VisualLM,
     examples: Sequence[Example],
@@ -69,11 +72,12 @@ def ablation(
     the untouched model writes, compared as ids: no accuracy, and 1 for the untouched model.
     Controls: the untouched model (``clean``), and the untouched model shown another example's
     images, none of its own among them (``wrong image``): what the answers are worth without
-    seeing. Intervals are over images (docs/statistics.md); differences to clean are paired.
+    seeing. Intervals are over images (docs/statistics.md); differences to clean are paired. A
+    question that is asked again about the same images counts once, in a task and in all.
 
     Args:
         model: The model.
-        examples: Questions; all with an answer or all without.
+        examples: Questions; all with an answer or all without, none with two.
         operations: Which outputs to zero.
         scopes: In which sets of layers.
         tokens: Where, in the selector language.
@@ -96,14 +100,16 @@ def ablation(
         order of ``meta["conditions"]``.
 
     Raises:
-        InputError: No examples, answers for some only, an unknown operation or scope, a batch
-            in which no token is selected, or an answer without tokens.
+        InputError: No examples, answers for some only, two answers to one question, an unknown
+            operation or scope, a batch in which no token is selected, or an answer without tokens.
     """
     _check(examples, operations, scopes, batch_size)
     pictures = [example.read() for example in examples]
     contents = [tuple(image_content(image) for image in row) for row in pictures]
     wrong = wrong_images(contents, seed)
     questions = Questions(examples, pictures, wrong)
+    asked = [(images, e.prompt) for images, e in zip(contents, examples, strict=True)]
+    _refuse_two_answers(asked, examples)
     conditions = [CLEAN, WRONG_IMAGE, *zeroed(operations, scopes, model.n_layers)]
     answered = score_all(
         model, questions, conditions, tokens, markers, batch_size, max_new_tokens, progress
@@ -115,7 +121,7 @@ def ablation(
         plan=" | ".join(f"{name} at {tokens}" for name in operations),
         tokens=tokens,
         batch_size=batch_size,
-        examples=len(examples),
+        examples=len(set(asked)),
         images=len({image for row in contents for image in row}),
         margin=margin,
         reference=OWN_ANSWER if questions.own_answers else "the given answers",
@@ -129,7 +135,7 @@ def ablation(
         "right": torch.from_numpy(answered.right).float(),
         "logprob": torch.from_numpy(answered.logprob).float(),
     }
-    frame = _frame(conditions, answered, tasks, contents, margin, seed)
+    frame = _frame(conditions, answered, tasks, asked, margin, seed)
     return Result("ablation", frame, tensors, meta)
 
 
@@ -150,6 +156,31 @@ def _check(
             raise InputError(f"no {what} {unknown[0]!r}; there are {', '.join(known)}")
 
 
+_Question = tuple[tuple[int, ...], str]
+"""The images of an example, by content, and its prompt."""
+
+
+def _refuse_two_answers(asked: Sequence[_Question], examples: Sequence[Example]) -> None:
+    """Of two right answers to one question the model can give one only."""
+    answers: dict[_Question, str | None] = {}
+    for question, example in zip(asked, examples, strict=True):
+        if answers.setdefault(question, example.answer) != example.answer:
+            raise InputError(
+                f"{example.prompt!r} is asked twice about the same image, with the answers "
+                f"{answers[question]!r} and {example.answer!r}: give one"
+            )
+
+
+def _first(asked: Sequence[_Question], among: Sequence[bool]) -> Bool[np.ndarray, " example"]:
+    """Which examples are meant and ask what none before them asks: a repeated one counts once."""
+    seen: set[_Question] = set()
+    found = []
+    for question, meant in zip(asked, among, strict=True):
+        found.append(meant and question not in seen)
+        seen |= {question} if meant else set()
+    return np.array(found)
+
+
 def _interval(estimate: Callable[..., Estimate]) -> Interval:
     return lambda level, times: estimate(level=level, times=times)
 
@@ -158,7 +189,7 @@ def _frame(
     conditions: Sequence[Zeroing],
     answered: Answered,
     tasks: Sequence[str],
-    contents: Sequence[tuple[int, ...]],
+    asked: Sequence[_Question],
     margin: float,
     seed: int,
 ) -> pd.DataFrame:
@@ -167,8 +198,8 @@ def _frame(
     clean = np.broadcast_to(right[:, [conditions.index(CLEAN)]], right.shape)
     rows = []
     for task in ("all", *dict.fromkeys(tasks)):
-        here = np.array([task in ("all", name) for name in tasks])
-        own = [images for images, mine in zip(contents, here, strict=True) if mine]
+        here = _first(asked, [task in ("all", name) for name in tasks])
+        own = [images for (images, _), mine in zip(asked, here, strict=True) if mine]
         groups, n_images = image_groups(own), len({image for row in own for image in row})
         difference = partial(paired_difference, right[here], clean[here], groups)
         measures = {

@@ -1,6 +1,7 @@
 """What an ablation says: what is lost without attention and without the FFN, and in which tasks."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import isnan, nan
 from typing import Any
 
@@ -8,11 +9,12 @@ import pandas as pd
 
 from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, Claim
-from ..numbers_in_words import difference, listing, p_value, percent, points, share
+from ..numbers_in_words import counted, difference, listing, p_value, percent, points, share
 from ..rows import one, select
 from ..statistics import Evidence, holm
 from .answers import DOING
 from .figure import draw_ablation
+from .layer_sets import in_all_layers
 from .measure import OWN_ANSWER, ablation
 
 _OPERATIONS = {"attention": "attention", "ffn": "the FFN"}
@@ -21,12 +23,12 @@ _SURE = 0.05
 
 def _findings(result: Result) -> list[str]:
     rows = select(result.frame, task="all")
-    said = [_everywhere(result, rows)] if (rows["scope"] == "above").any() else []
-    said.append(_controls(result, rows))
+    said = [_everywhere(result, rows)] if rows["scope"].isin(["above", "below"]).any() else []
+    said += [_controls(result, rows), _largest_of_all(result, rows)]
     for operation, name in _OPERATIONS.items():
         single = select(rows, operation=operation, scope="single")
         if not single.empty:
-            said.append(_single_layers(single, name))
+            said.append(_single_layers(result, single, name))
     return said + _tasks(result)
 
 
@@ -34,33 +36,52 @@ def _own(result: Result) -> bool:
     return bool(result.meta["reference"] == OWN_ANSWER)
 
 
+def _what(result: Result) -> str:
+    return "agreement with the model’s own answers" if _own(result) else "accuracy"
+
+
 def _everywhere(result: Result, rows: pd.DataFrame) -> str:
     parts = [
-        f"{_effect(result, one(found))} without {name}"
+        f"by {_effect(result, one(found), name)}"
         for operation, name in _OPERATIONS.items()
-        if len(found := _in_any_layer(rows, operation))
+        if len(found := in_all_layers(rows, operation))
     ]
-    what = "agreement with the model’s own answers" if _own(result) else "accuracy"
-    return f"Zeroed at the visual positions of all layers, {what} changes by {listing(parts)}."
+    changes = f"{_what(result)} changes {', and '.join(parts)}"
+    return f"Zeroed at the visual positions of all layers, {changes}."
 
 
-def _in_any_layer(rows: pd.DataFrame, operation: str) -> pd.DataFrame:
-    """The rows of an operation in all layers at once."""
-    return select(rows, operation=operation, scope="above", layer=0)
-
-
-def _effect(result: Result, row: Mapping[str, Any]) -> str:
+def _effect(result: Result, row: Mapping[str, Any], name: str) -> str:
     """The change, and what its interval shows."""
-    margin = points(result.meta["margin"]).removeprefix("+")
+    margin, change = points(result.meta["margin"]).removeprefix("+"), difference(row)
     if Evidence.from_row(row).verdict() == "agrees":
-        return f"{difference(row)}, no loss of more than {margin},"
+        return f"{change} without {name}, no loss of more than {margin}"
     if row["difference_high"] < 0:
-        return f"{difference(row)}, a loss,"
+        return f"{change} without {name}, a loss"
     if row["difference_low"] > 0:
-        return f"{difference(row)}, a gain,"
+        return f"{change} without {name}, a gain"
     if isnan(row["difference_low"]):
-        return f"{difference(row)}, of too few images to say more,"
-    return f"{difference(row)}, which shows neither a loss nor that there is none of {margin},"
+        return f"{change} without {name}, of too few images to say more"
+    return f"{change} without {name}, which neither shows a loss nor rules out one of {margin}"
+
+
+def _largest(rows: pd.DataFrame) -> dict[Any, Any]:
+    """The row of the largest change; of equally large ones that of the least p, then the first."""
+    records = rows.to_dict("records")
+    return min(records, key=lambda row: (-round(abs(row["difference"]), 9), row["difference_p"]))
+
+
+def _largest_of_all(result: Result, rows: pd.DataFrame) -> str:
+    """The largest change of any condition, whichever scope it is in."""
+    rows = rows[rows["operation"] != "none"].drop_duplicates(["operation", "layers"])
+    row = _largest(rows.assign(p=holm(rows["difference_p"].tolist())))
+    if row["difference"] == 0:
+        return f"None of the {len(rows)} conditions changes {_what(result)}."
+    layers = row["layers"].replace("-", " to ")
+    return (
+        f"The largest change of all {len(rows)} conditions is {difference(row)}, without "
+        f"{_OPERATIONS[row['operation']]} in layer{'s' * (' ' in layers)} {layers}, "
+        f"{p_value(row['p'])}, corrected for all of them."
+    )
 
 
 def _controls(result: Result, rows: pd.DataFrame) -> str:
@@ -85,13 +106,14 @@ def _controls(result: Result, rows: pd.DataFrame) -> str:
     return f"{said}."
 
 
-def _single_layers(single: pd.DataFrame, name: str) -> str:
+def _single_layers(result: Result, single: pd.DataFrame, name: str) -> str:
     """The largest change is always told, with its p corrected for the number of layers."""
-    single = single.assign(p=holm(single["difference_p"].tolist()))
-    size = single["difference"].abs()
-    layer = single.loc[size.sort_values(ascending=False, kind="stable").index, "layer"].iloc[0]
-    row = one(single, layer=layer)
-    largest = f"the largest change, at layer {layer}, is {difference(row)}, {p_value(row['p'])}"
+    row = _largest(single.assign(p=holm(single["difference_p"].tolist())))
+    if row["difference"] == 0:
+        return f"Without {name} in a single layer, {_what(result)} stays the same in every one."
+    largest = (
+        f"the largest change, at layer {row['layer']}, is {difference(row)}, {p_value(row['p'])}"
+    )
     if row["p"] <= _SURE and row["difference"] < 0:
         return f"Some single layers need {name}: {largest}, corrected for {len(single)} layers."
     return f"No single layer clearly needs {name}: {largest}, corrected for {len(single)} layers."
@@ -103,7 +125,7 @@ def by_task(result: Result) -> pd.DataFrame:
         row
         for operation in _OPERATIONS
         for task in result.meta["tasks"]
-        if len(found := _in_any_layer(select(result.frame, task=task), operation))
+        if len(found := in_all_layers(select(result.frame, task=task), operation))
         for row in [one(found)]
     ]
     columns = ["task", "operation", "examples", "images", "clean", "accuracy"]
@@ -112,12 +134,21 @@ def by_task(result: Result) -> pd.DataFrame:
         return table
     clean = select(result.frame, scope="clean").set_index("task")["accuracy"]
     table = table.assign(clean=table["task"].map(clean), p=holm(table["difference_p"].tolist()))
-    ps = holm([Evidence.from_row(row).p for row in rows])
+    ps = holm([_of_one_task(row).p for row in rows])
+    verdicts = [_of_one_task(row).verdict(p) for row, p in zip(rows, ps, strict=True)]
+    # What the text does not call a loss is not needed in the table either.
     table["verdict"] = [
-        _PER_TASK[Evidence.from_row(row).verdict(p)] for row, p in zip(rows, ps, strict=True)
+        "undecided" if verdict == "differs" and p > _SURE else _PER_TASK[verdict]
+        for verdict, p in zip(verdicts, table["p"], strict=True)
     ]
-    columns += ["difference", "difference_low", "difference_high", "p", "verdict"]
+    columns += ["difference", "difference_low", "difference_high", "difference_p", "p", "verdict"]
     return table[columns]
+
+
+def _of_one_task(row: Mapping[str, Any]) -> Evidence:
+    """Evidence from a row; a loss has to be shown by the paired test too."""
+    found = Evidence.from_row(row)
+    return replace(found, differs=max(found.differs, row["difference_p"]))
 
 
 _PER_TASK = {"agrees": "redundant", "differs": "needed", "undecided": "undecided"}
@@ -133,25 +164,28 @@ def _tasks(result: Result) -> list[str]:
         if rows.empty:
             continue
         lost = rows[(rows["p"] <= _SURE) & (rows["difference"] < 0)]
-        if lost.empty:
-            most = rows["difference"].abs().sort_values(ascending=False, kind="stable").index[0]
-            told = _of_task(rows.loc[most].to_dict())
+        if not rows["difference"].any():
+            said.append(f"Without {name}, {_what(result)} stays the same in every task.")
+        elif lost.empty:
+            told = _of_task(_largest(rows))
             said.append(f"No task clearly loses without {name}; the largest change is in {told}.")
         else:
             lost = lost.sort_values("difference", kind="stable")
             losers = listing(_of_task(row) for row in lost.to_dict("records"))
             said.append(f"Without {name}, {len(lost)} of {len(rows)} tasks lose: {losers}.")
     if said:
-        said.append(f"The p are of paired tests, corrected for {len(table)} (Holm).")
+        said.append(f"These p are of paired tests, corrected for all {len(table)} (Holm).")
     full = [task for task in result.meta["tasks"] if _clean(result, task) == 1]
     if full and not _own(result):
-        said.append(f"At its ceiling the untouched model is in {listing(full)}.")
+        where = "every task" if len(full) == len(result.meta["tasks"]) else listing(full)
+        said.append(f"The untouched model is at its ceiling in {where}.")
     return said
 
 
 def _of_task(row: Mapping[Any, Any]) -> str:
     return (
-        f"{row['task']} ({difference(dict(row))}, {row['examples']} questions, {p_value(row['p'])})"
+        f"{row['task']} ({difference(dict(row))}, {counted(row['examples'], 'question')}, "
+        f"{p_value(row['p'])})"
     )
 
 
@@ -166,11 +200,11 @@ def _claims(result: Result) -> list[Claim]:
             f"Visual {name} inside the language model is redundant for most tasks.",
             ABSTRACT,
             _counted(table, one(found)),
-            evidence=_most([Evidence.from_row(one(_in_any_layer(rows, operation))) for rows in of]),
+            evidence=_most([_of_one_task(one(in_all_layers(rows, operation))) for rows in of]),
             agrees_if=f"in more than half of the tasks the loss is less than {margin}",
         )
         for operation, name in (("attention", "attention"), ("ffn", "FFN"))
-        if len(found := _in_any_layer(select(result.frame, task="all"), operation))
+        if len(found := in_all_layers(select(result.frame, task="all"), operation))
         for table in [by_task(result).query("operation == @operation")]
         for of in [[select(result.frame, task=task) for task in result.meta["tasks"]]]
     ]
@@ -180,7 +214,7 @@ def _counted(table: pd.DataFrame, overall: Mapping[str, Any]) -> str:
     kinds = [
         f"{(table['verdict'] == kind).sum()} {kind}" for kind in dict.fromkeys(_PER_TASK.values())
     ]
-    tasks = f"{len(table)} tasks" if len(table) != 1 else "one task"
+    tasks = counted(len(table), "task")
     return f"of {tasks} {listing(kinds)}; {difference(overall)} in all, without it in any layer"
 
 
@@ -238,8 +272,9 @@ ABLATION = Analysis(
     heading="What are visual attention and the FFN worth?",
     method="What attention or the FFN would add to the residual stream is set to zero at the "
     "visual positions, in some layers; their keys and values stay readable. An answer counts when "
-    "greedy decoding writes exactly it. A task is redundant when the whole interval of its change "
-    "lies above the margin, needed when it lies below, and undecided otherwise.",
+    "greedy decoding writes exactly it, and a question counts once. A task is redundant when the "
+    "whole interval of its change lies above the margin, needed when it lies below and a paired "
+    "test shows a loss, and undecided otherwise.",
     caption="Exact matches when the output of attention or the FFN is zeroed at visual positions "
     "of some layers; bands are 95 % intervals over images, the lines show the untouched model with "
     "the right and with a wrong image. Last panel: change in every task when it is zeroed in all "

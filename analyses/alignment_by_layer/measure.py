@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
+from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..provenance import provenance
 from ..report_inputs import as_batches
@@ -35,6 +36,7 @@ _OVER_TOKENS = "quartiles of tokens"
 _COLUMNS = "measure comparison states by centred of_layer layer value low high band".split()
 
 
+@default_torch()
 def alignment(
     model: VisualLM,
     batch: Batch | Sequence[Batch],

@@ -18,6 +18,7 @@ from ...lens.inputs.read_image import ImageLike, read_image
 from ...lens.model import VisualLM
 from ...lens.opening.wrapping import NO_PROCESSOR
 from ...lens.progress import Progress, silent
+from ...lens.torch_settings import default_torch
 from ..provenance import machine, provenance
 from .findings import CheckReport, Finding, Outcome
 from .inputs import INPUT_CHECKS, prompt_for
@@ -30,6 +31,7 @@ Check = Callable[[VisualLM, Batch, Image], Iterable[tuple[str, str]]]
 CHECKS: Mapping[str, Check] = {**INPUT_CHECKS, **PASS_CHECKS, **PLAN_CHECKS}
 
 
+@default_torch()
 def check_model(
     model: VisualLM, image: ImageLike | None = None, *, progress: Progress = silent
 ) -> CheckReport:

@@ -15,33 +15,22 @@ Outcome = Literal["ok", "refused", "failed"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked.
+    """One thing that was checked."""
 
-    Attributes:
-        name: What was checked.
-        verdict: ``ok``, ``refused`` (this model cannot, for a reason that is known), or
-            ``failed`` (it should, and does not).
-        detail: Measured numbers, or the reason.
-    """
-
-    name: str
+    name: str  # what was checked
+    # ``ok``, ``refused`` (this model cannot, for a reason that is known), or ``failed`` (it should,
+    # and does not)
     verdict: Outcome
-    detail: str
+    detail: str  # measured numbers, or the reason
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Everything that was found out about one model.
+    """Everything that was found out about one model."""
 
-    Attributes:
-        findings: In the order of the checks.
-        about: Model, settings and versions.
-        usable: Whether the model can be worked with at all.
-    """
-
-    findings: tuple[Finding, ...]
-    about: Mapping[str, Any]
-    usable: bool = True
+    findings: tuple[Finding, ...]  # in the order of the checks
+    about: Mapping[str, Any]  # model, settings and versions
+    usable: bool = True  # whether the model can be worked with at all
 
     @property
     def passed(self) -> bool:

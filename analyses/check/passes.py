@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -42,12 +42,10 @@ def logits_of(
 @contextmanager
 def hooked(hooks: Iterable[Any]) -> Iterator[None]:
     """Torch hooks that are removed when the block ends, however it ends."""
-    placed = list(hooks)
-    try:
+    with ExitStack() as stack:
+        for hook in hooks:
+            stack.enter_context(hook)
         yield
-    finally:
-        for hook in placed:
-            hook.remove()
 
 
 def forward(model: VisualLM, batch: Batch, _: Image) -> Iterator[tuple[str, str]]:

@@ -14,11 +14,7 @@ class Differs(Exception):
 
 
 def agree(found: Tensor, expected: Tensor) -> str:
-    """Say how well two tensors agree; minus infinities must stand at the same places.
-
-    Raises:
-        Differs: They do not agree.
-    """
+    """Say how well two tensors agree, or raise `Differs`; minus infinities must match in place."""
     if found.shape != expected.shape:
         raise Differs(f"shapes {tuple(found.shape)} and {tuple(expected.shape)} differ")
     left, right = found.double().cpu(), expected.double().cpu()
@@ -34,11 +30,7 @@ def agree(found: Tensor, expected: Tensor) -> str:
 
 
 def same(found: Tensor, expected: Tensor) -> str:
-    """Say that two tensors are equal bit by bit.
-
-    Raises:
-        Differs: They are not.
-    """
+    """Say that two tensors are equal bit by bit, or raise `Differs`."""
     if not torch.equal(found, expected):
         error = float((found.double() - expected.double()).abs().nan_to_num(0).max())
         raise Differs(f"not bit by bit the same, largest difference {error:.2g}")

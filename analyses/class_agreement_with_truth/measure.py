@@ -9,12 +9,14 @@ from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
 from ...lens.token_classes import CLASS_NAMES
+from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..one_image import images_of_tokens
 from ..provenance import provenance
 from ..statistics import proportion
 
 
+@default_torch()
 def class_agreement(
     model: VisualLM, batch: Batch, shown: Sequence[str], *, seed: int = 0
 ) -> Result:

@@ -13,12 +13,14 @@ from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
 from ...lens.readouts import LENSES, Lens
+from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..one_image import images_of_tokens
 from ..provenance import provenance
 from ..statistics import bootstrap_mean, proportion
 
 
+@default_torch()
 def lens_hits(
     model: VisualLM,
     batch: Batch,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ...lens.errors import InputError
+from ...lens.inputs.content import refuse_repeated
 from ...lens.inputs.encoder import ImageLike, read_image
 from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
@@ -56,8 +56,7 @@ def analyze(
             analysis that is not known or needs what is not known of these images.
     """
     pictures = [read_image(image) for image in images]
-    if len({(picture.size, picture.tobytes()) for picture in pictures}) < len(pictures):
-        raise InputError("the same image is given twice: give each image once")
+    refuse_repeated(pictures)
     progress("finding recurring tokens", 0, 1)
     groups = [pictures[i : i + _AT_ONCE] for i in range(0, len(pictures), _AT_ONCE)]
     batches = [model.encode([[image] for image in g], [prompt] * len(g)) for g in groups]
@@ -81,14 +80,7 @@ def analyze(
 def analysis_report(
     results: Sequence[Result], *, prompt: str, images: int, own_texts: bool
 ) -> Report:
-    """The results as a report.
-
-    Args:
-        results: What `analyze` returned.
-        prompt: What was asked about the images.
-        images: How many there were.
-        own_texts: Whether the user gave the sentences for the alignment.
-    """
+    """The results as a report."""
     limitations = [
         "How classes are found (directions that recur from image to image) is our recipe; the "
         "paper’s rule names vocabulary entries of one checkpoint.",

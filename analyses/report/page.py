@@ -30,19 +30,12 @@ _FACTS = (
 
 @dataclass(frozen=True)
 class Report:
-    """Results, and what has to be said about them as a whole.
+    """Results, and what has to be said about them as a whole."""
 
-    Attributes:
-        title: Of the page.
-        data: What the model was shown, in a sentence or two.
-        limitations: What was not done, and what the numbers do not show.
-        results: In the order of the sections.
-    """
-
-    title: str
-    data: str
-    limitations: Sequence[str]
-    results: Sequence[Result]
+    title: str  # of the page
+    data: str  # what the model was shown, in a sentence or two
+    limitations: Sequence[str]  # what was not done, and what the numbers do not show
+    results: Sequence[Result]  # in the order of the sections
 
     @property
     def headlines(self) -> list[str]:
@@ -104,7 +97,9 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
         lstrip_blocks=True,
         finalize=_unbroken,
     )
-    meta = _common(report.results)
+    # What the results say of how they came about, the last one first.
+    said = ({k: v for k, v in r.meta.items() if v is not None} for r in reversed(report.results))
+    meta = ChainMap(*said)
     return environment.get_template("report.html.j2").render(
         report=report,
         parts=[
@@ -121,12 +116,6 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
 def _unbroken(value: object) -> object:
     """Text whose percent signs stay beside their numbers when lines break."""
     return value.replace(" %", "\N{NO-BREAK SPACE}%") if type(value) is str else value
-
-
-def _common(results: Sequence[Result]) -> Mapping[str, Any]:
-    """What the results say of how they came about, the last one first."""
-    said = ({k: v for k, v in r.meta.items() if v is not None} for r in reversed(results))
-    return ChainMap(*said)
 
 
 def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:

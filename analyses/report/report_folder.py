@@ -13,9 +13,5 @@ REPORT = FolderKind(
 
 
 def check_folder(folder: str | Path, *, overwrite: bool) -> None:
-    """Say now what `write_report` would refuse in the end.
-
-    Raises:
-        InputError: The folder exists and is not to be overwritten.
-    """
+    """Say now what `write_report` would refuse in the end: an InputError."""
     refuse_existing(Path(folder), overwrite=overwrite, mark=REPORT)

@@ -8,11 +8,7 @@ from ..report_inputs import Material
 
 
 def run_all(material: Material, names: Sequence[str] | None = None) -> list[Result]:
-    """The results of the named analyses, or of all whose needs the material meets.
-
-    Raises:
-        InputError: There is no such analysis, or it needs what the material does not have.
-    """
+    """The results of the named analyses, or of all whose needs the material meets."""
     known = registered().values()
     if names is None:
         analyses = [analysis for analysis in known if not analysis.lacks(material)]

@@ -6,11 +6,7 @@ from ...lens.errors import InputError
 
 
 def read_sentences(path: Path) -> list[str]:
-    """A text bank from a file, one sentence a line.
-
-    Raises:
-        InputError: No such file, no plain text, or nothing in it.
-    """
+    """A text bank from a file, one sentence a line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:

@@ -14,6 +14,7 @@ from ...lens.inputs.batch import Batch
 from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.token_classes import CLASS_NAMES
+from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..one_image import refuse_repeated_images
 from ..provenance import provenance
@@ -34,6 +35,7 @@ class _Image:
     stability: Float[np.ndarray, "layer class"]
 
 
+@default_torch()
 def sparsity(
     model: VisualLM,
     batch: Batch | Sequence[Batch],

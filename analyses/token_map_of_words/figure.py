@@ -23,10 +23,11 @@ from ..figures.style import CLASS_COLORS, INK, MUTED, THIRD, WIDTH, new_figure, 
 from .labels import Label, place_labels
 
 _MOST_PANELS = 6
+_MOST_WORDS = 3
 _FINEST_GRID_WITH_A_WORD_PER_PATCH = 12
 _HIT: dict[str, Any] = {
     "marker": "o",
-    "markersize": 3.2,
+    "markersize": 4.5,
     "linestyle": "none",
     "color": THIRD,
     "markeredgecolor": "white",
@@ -41,9 +42,9 @@ Picture = tuple[int, int]
 
 @dataclass(frozen=True)
 class _Cell:
-    """One visual token's place in its picture, its class ("" if unknown) and its first word.
+    """One visual token's place in its picture, its class ("" if unknown) and its first words.
 
-    ``hit``: whether one of its words is right.
+    ``hit``: whether one of all its words is right.
     """
 
     picture: Picture
@@ -53,8 +54,13 @@ class _Cell:
     right: float
     bottom: float
     name: str
-    word: str
+    words: tuple[str, ...]
     hit: bool
+
+    @property
+    def word(self) -> str:
+        """The nearest one."""
+        return self.words[0]
 
     @property
     def center(self) -> tuple[float, float]:
@@ -77,8 +83,9 @@ def draw_token_map(result: Result) -> Figure:
     Tokens without a place in the image are not drawn. An image of which the model has several
     views (a thumbnail and tiles, say) has one panel per view.
 
-    On coarse grids every alive patch gets its word. On fine ones neighbours that say the same
-    share one word, and words that would cover another are left out; the title says how many.
+    On coarse grids every alive patch gets its nearest word, and below it the next two where there
+    is room. On fine ones neighbours that say the same share one word, and words that would cover
+    another are left out; the title says how many.
     """
     by_picture = groupby(sorted(_cells(result), key=lambda c: c.picture), lambda c: c.picture)
     views = {picture: _views(picture, list(cells)) for picture, cells in by_picture}
@@ -119,7 +126,8 @@ def _cells(result: Result) -> Iterator[_Cell]:
     pictures = zip(frame["sample"].tolist(), frame["image"].tolist(), strict=True)
     places = [frame[name].tolist() for name in ("tile", "left", "top", "right", "bottom")]
     hits = frame["hit"].fillna(False).astype(bool) if "hit" in frame else [False] * len(frame)
-    told = (names, frame["word_1"], hits)
+    words = [name for name in frame.columns if "word_" in name][:_MOST_WORDS]
+    told = (names, frame[words].itertuples(index=False, name=None), hits)
     for fields in zip(pictures, *places, *told, strict=True):
         if "{}/{}".format(*fields[0]) in result.meta["image_sizes"]:
             yield _Cell(*fields)
@@ -169,15 +177,9 @@ def _draw_patches(axes: Axes, result: Result, view: _View) -> None:
     width, height = _size(result, view.picture)
     pixels = result.tensors["image/{}/{}".format(*view.picture)].numpy()
     axes.imshow(pixels, extent=(0, width, height, 0), interpolation="nearest")
-    for cell in (cell for cell in view.cells if cell.name):
-        corner, across, down = (cell.left, cell.top), cell.right - cell.left, cell.bottom - cell.top
-        color = CLASS_COLORS[cell.name]
-        axes.add_patch(
-            Rectangle(corner, across, down, facecolor=color, alpha=_TINT[cell.name], linewidth=0)
-        )
-        if cell.name != "dead":
-            edge = Rectangle(corner, across, down, facecolor="none", edgecolor=color, linewidth=0.9)
-            axes.add_patch(edge)
+    for cell in view.cells:
+        if cell.name:
+            _draw_class(axes, cell)
         if cell.hit:
             axes.plot(*_corner(cell), **_HIT)
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
@@ -192,6 +194,16 @@ def _draw_patches(axes: Axes, result: Result, view: _View) -> None:
             f": {alive} of {len(view.cells)} alive" if alive else ": no token is alive, no words"
         )
     axes.set_title(title)
+
+
+def _draw_class(axes: Axes, cell: _Cell) -> None:
+    corner, across, down = (cell.left, cell.top), cell.right - cell.left, cell.bottom - cell.top
+    color = CLASS_COLORS[cell.name]
+    tint = _TINT[cell.name]
+    axes.add_patch(Rectangle(corner, across, down, facecolor=color, alpha=tint, linewidth=0))
+    if cell.name != "dead":
+        edge = Rectangle(corner, across, down, facecolor="none", edgecolor=color, linewidth=0.9)
+        axes.add_patch(edge)
 
 
 def _corner(cell: _Cell) -> tuple[list[float], list[float]]:
@@ -211,7 +223,9 @@ def _labels(cells: list[_Cell]) -> Iterator[Label]:
         # Words of neighbours go up and down in turn, so that each has two patches' width.
         step = tall * (0.2 if sum(places[cell]) % 2 else -0.2)
         offsets = (0.0, tall, -tall) if fine else (step, -step, 0.0, 1.7 * step, -1.7 * step)
-        yield Label(printable(cell.word), [(x, y + offset) for offset in offsets])
+        more = [] if fine else [printable(word) for word in cell.words[1:]]
+        at = [(x, y + offset) for offset in offsets]
+        yield Label(printable(cell.word), at, more, cell.top, cell.bottom)
 
 
 def _raster(cells: Sequence[_Cell]) -> dict[_Cell, tuple[int, int]]:

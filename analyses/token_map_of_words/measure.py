@@ -13,6 +13,7 @@ from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
 from ...lens.readouts.embed_lens import EmbedLens
 from ...lens.token_classes import CLASS_NAMES
+from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..provenance import provenance
 from ..report_inputs import as_batches
@@ -20,6 +21,7 @@ from ..report_inputs import as_batches
 _LONGEST_SIDE = 640  # pixels kept of an image for the figure
 
 
+@default_torch()
 def token_map(
     model: VisualLM,
     batch: Batch | Sequence[Batch],

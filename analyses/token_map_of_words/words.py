@@ -93,8 +93,9 @@ TOKEN_MAP = Analysis(
     "row of the input embedding matrix (EmbedLens); the nearest row is its first "
     "word.",
     caption="Every cell is one visual token, tinted by its class. Alive tokens carry their nearest "
-    "word; a dot marks those with a word for what the patch shows among all words that were read, "
-    "where that is known. The table has three words of the alive tokens of the first image.",
+    "word and, on coarse grids, the next two below it where there is room; a dot marks those with "
+    "a word for what the patch shows among all words that were read, where that is known. The "
+    "table has three words of every alive token of the first image that has one.",
     table=_table,
     findings=_findings,
     headline=False,

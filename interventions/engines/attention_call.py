@@ -23,12 +23,8 @@ _OPERATION = re.compile(rf"{NAME}_\d+")
 def attention_call(mixer: Any, names: tuple[str, ...]) -> str:
     """Nnsight's name for the call of the attention function in a mixer's forward.
 
-    Args:
-        mixer: The module of transformers.
-        names: What ``.source`` finds in its forward, in the order of the code.
-
-    Raises:
-        Unsupported: There is no such call, or not exactly one that every pass reaches; the reason.
+    ``names`` is what ``.source`` finds there, in the order of the code. Unsupported, with the
+    reason, unless there is exactly one such call and every pass reaches it.
     """
     # The name is bound first and called last.
     found = [name for name in names if _OPERATION.fullmatch(name)]

@@ -15,20 +15,10 @@ from ...lens.errors import Unsupported
 from ...lens.opening.wrapping import envoy_path
 from ..program.scope import Scope
 from ..program.site import Site
-from ..program.steps import (
-    Hide,
-    Noise,
-    PairStep,
-    Read,
-    Scale,
-    Step,
-    TokenStep,
-    Write,
-    Zero,
-)
+from ..program.steps import Add, Hide, Noise, PairStep, Read, Scale, Step, TokenStep, Write, Zero
 from .mask_kinds import mask_kind
 from .payload.attention_masks import block
-from .payload.carry_out import add_noise, read, scale, write, zero
+from .payload.carry_out import add, add_noise, read, scale, write, zero
 
 # Takes the traced model, what steps leave to one another, a plain step, the decoding step.
 Action = Callable[[Any, dict[str, Any], dict[str, Any], int], None]
@@ -38,17 +28,14 @@ ACTIONS: dict[type[Step], Action] = {
     Read: read,
     Write: write,
     Noise: add_noise,
+    Add: add,
     Scale: scale,
     Hide: block,
 }
 
 
 def module_of(site: Site, anatomy: Anatomy) -> str:
-    """Path, in transformers' words, of the module at a site.
-
-    Raises:
-        Unsupported: The layer has no such part.
-    """
+    """Path, in transformers' words, of the module at a site."""
     if site.part == "decoder":
         return anatomy.decoder
     if site.part == "entry":

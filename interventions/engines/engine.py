@@ -27,26 +27,12 @@ class Engine(ABC):
 
     @abstractmethod
     def apply(self, steps: Sequence[Step], scope: Scope, host: Any) -> Any:
-        """The host with the steps in force, or a context inside which they are.
-
-        Raises:
-            Unsupported: A step of a kind that has no form here.
-        """
+        """The host with the steps in force, or a context inside which they are."""
 
     def check_attention(
         self, edit: Literal["mask", "weights"], layer: int, model: Subject, by: str
     ) -> None:
-        """Refuse, while a plan is compiled, an edit of attention that has no form in a layer.
-
-        Args:
-            edit: What is edited: the mask over keys, or the weights behind the softmax.
-            layer: The layer.
-            model: The model.
-            by: The operation, for messages.
-
-        Raises:
-            Unsupported: By default always.
-        """
+        """Refuse, while a plan is compiled, an edit of attention that has no form in a layer."""
         raise Unsupported(f"{by}: edits of attention have no form in {type(self).__name__}")
 
 
@@ -63,11 +49,7 @@ def engine(kind: Kind) -> Kind:
 
 
 def engine_of(host: Any) -> Engine:
-    """The engine whose host this is.
-
-    Raises:
-        Unsupported: There is none.
-    """
+    """The engine whose host this is."""
     _find()
     for found in ENGINES.values():
         if found.hosts(host):

@@ -18,16 +18,7 @@ WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attentio
 
 
 def mask_kind(by: str, model: Subject, layer: int) -> dict[str, Any]:
-    """Whether a layer's mask is boolean, its attention causal, and over which window (0: none).
-
-    Args:
-        by: The operation, for messages.
-        model: The model.
-        layer: The layer.
-
-    Raises:
-        Unsupported: It has no mask over keys, or one that is not understood.
-    """
+    """Whether a layer's mask is boolean, its attention causal, and over which window (0: none)."""
     anatomy = model.anatomy
     anatomy.require(f"knockout:{layer}")
     path = anatomy.mixer[layer]

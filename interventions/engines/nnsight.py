@@ -32,23 +32,14 @@ from .payload.generation_passes import carry_out_when, follow
 from .payload.shorter_tensors import taken
 from .payload.written_values import noise
 
-nnsight.register(drop_between_layers.__module__)
-nnsight.register(block.__module__)
-nnsight.register(drop_before_decoder.__module__)
-nnsight.register(taken.__module__)
-nnsight.register(noise.__module__)
-nnsight.register(zero_weights.__module__)
-nnsight.register(zero.__module__)
+for _sent in (block, zero_weights, zero, drop_before_decoder, drop_between_layers, taken, noise):
+    nnsight.register(_sent.__module__)
 nnsight.register(carry_out_when.__module__)
 
 
 @singledispatch
 def bound(step: Step, scope: Scope) -> tuple[Action, dict[str, Any]]:
-    """What is carried out for a step, and the plain dict it is given.
-
-    Raises:
-        Unsupported: A step of a kind that is not known here.
-    """
+    """What is carried out for a step, and the plain dict it is given."""
     raise Unsupported(f"the step {type(step).__name__!r} at the {step.site} has no form in nnsight")
 
 
@@ -145,13 +136,7 @@ def store_edits(
     actions: Sequence[tuple[Action, dict[str, Any]]],
     clock: dict[str, Any] | None = None,
 ) -> Any:
-    """A copy of an nnsight model that carries out functions with the dicts they are given.
-
-    Args:
-        envoy: The nnsight model.
-        actions: The functions, each with its dict.
-        clock: For a generation, how its passes are told apart.
-    """
+    """A copy of an nnsight model that carries out functions with the dicts they are given."""
     edited = envoy._shallow_copy()
     store: dict[str, Any] = {}
     if clock is not None:

@@ -11,7 +11,7 @@ traced module.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial, singledispatch
 from types import SimpleNamespace
@@ -52,15 +52,7 @@ _live: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 @dataclass(frozen=True, eq=False)
 class BridgeModel:
-    """A bridge as what plans are compiled for: its model, and where the batch says things are.
-
-    Args:
-        bridge: The TransformerBridge.
-        batch: A batch that a VisualLM of the same model made.
-
-    Raises:
-        InputError: The batch does not know its model, or the bridge is of another one.
-    """
+    """A bridge as what plans are compiled for: its model, and where the batch says things are."""
 
     bridge: Any
     batch: Batch
@@ -102,11 +94,7 @@ class BridgeModel:
         return str(self.hf.config.get_text_config()._attn_implementation)
 
     def component(self, path: str) -> Any:
-        """The bridge's component around one module of the transformers model.
-
-        Raises:
-            InputError: There is none, so the bridge is of another model.
-        """
+        """The bridge's component around one module of the transformers model."""
         try:
             found = self.hf.get_submodule(path)
         except AttributeError:
@@ -119,11 +107,7 @@ class BridgeModel:
         return found
 
     def hook_name(self, path: str, side: Side) -> str:
-        """The name by which ``run_with_hooks`` knows one side of a component.
-
-        Raises:
-            Unsupported: The bridge has no such hook point, or throws away what is written there.
-        """
+        """The name by which ``run_with_hooks`` knows one side of a component."""
         point = getattr(self.component(path), side)
         names: list[str] = [name for name, known in self.bridge.hook_dict.items() if known is point]
         if not names:
@@ -171,11 +155,7 @@ def bridge_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
 
 @singledispatch
 def bound(step: Step) -> tuple[Action, Side]:
-    """What is carried out for a step, and where on a component of the bridge.
-
-    Raises:
-        Unsupported: A step of a kind that has no form here.
-    """
+    """What is carried out for a step, and where on a component of the bridge."""
     raise Unsupported(
         f"the edit {type(step).__name__!r} at the {step.site} has no form in TransformerLens: run "
         "the plan with VisualLM"
@@ -251,17 +231,13 @@ def _attached(steps: Sequence[Step], scope: Scope) -> Iterator[None]:
     masked = [step for step in steps if bound(step)[1] == "module"]
     hooks = _hooks([step for step in steps if step not in masked], scope)
     model: Any = scope.model
-    handles = []
-    try:
+    with ExitStack() as stack:
         for step in masked:
             component = model.component(module_of(step.site, model.anatomy))
             hook = _module_hook(step, scope)
-            handles.append(component.register_forward_pre_hook(hook, with_kwargs=True))
-        with model.bridge.hooks(fwd_hooks=hooks):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+            stack.enter_context(component.register_forward_pre_hook(hook, with_kwargs=True))
+        stack.enter_context(model.bridge.hooks(fwd_hooks=hooks))
+        yield
 
 
 def _hooks(steps: Sequence[Step], scope: Scope) -> list[Hook]:
@@ -316,16 +292,7 @@ def _module_hook(step: Step, scope: Scope) -> Callable[..., Any]:
 
 
 def _pass_over(tokens: int, seen: int, scope: Scope) -> dict[str, Any]:
-    """What a pass over so many tokens of each sample is over, as a payload takes it.
-
-    Args:
-        tokens: Of each sample.
-        seen: Position behind the last token of the pass before.
-        scope: The batch, and whether it is continued.
-
-    Raises:
-        InputError: A pass over something else than the batch.
-    """
+    """What a pass over so many tokens of each sample is over, as a payload takes it."""
     length = scope.batch.length
     generating = scope.during.kind == "generation"
     # A bridge without a cache computes the whole sequence again.
@@ -341,11 +308,7 @@ def _pass_over(tokens: int, seen: int, scope: Scope) -> dict[str, Any]:
 
 
 def _check_live(model: BridgeModel, names: Collection[str], batch: Batch) -> None:
-    """Make sure that what is written at hook points reaches the logits.
-
-    Raises:
-        Unsupported: It does not at some of them.
-    """
+    """Make sure that what is written at hook points reaches the logits."""
     known = _live.setdefault(model.bridge, set())
     if not (untried := sorted(set(names) - known)):
         return

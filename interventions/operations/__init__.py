@@ -1,6 +1,7 @@
 """What is declared: operations, each of which lowers itself to steps on one model and batch."""
 
 from .ablate_attention import AblateAttention
+from .add_direction import AddDirection
 from .block_attention import BlockAttention
 from .inject_tokens import InjectTokens
 from .operation import OPERATIONS, Operation, operation
@@ -14,6 +15,7 @@ from .zero_ffn import ZeroFFN
 __all__ = [
     "OPERATIONS",
     "AblateAttention",
+    "AddDirection",
     "BlockAttention",
     "InjectTokens",
     "Operation",

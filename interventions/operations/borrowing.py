@@ -84,19 +84,11 @@ class Borrower(TokenOperation, ABC):
         *,
         one_for_all: bool = True,
     ) -> Places:
-        """A source for every wanted token: in order within the sample, or one for all.
+        """A source for every wanted token: in order within the sample, or one for all if allowed.
 
-        Args:
-            wanted: Tokens to be written, ``[sample, token]``.
-            sources: Tokens to be read, ``[sample or 1, token]``.
-            whose: What to call the source.
-            one_for_all: Whether a single source token of a sample may be used for all its tokens.
-
-        Returns:
-            Samples and positions of the sources, in the order of ``wanted``.
-
-        Raises:
-            InputError: Another number of samples, or of tokens in a sample.
+        Wanted are ``[sample, token]``, sources ``[sample or 1, token]``; returns samples and
+        positions of the sources in the order of ``wanted``. ``whose`` is what errors call the
+        source.
         """
         if len(sources) not in (1, len(wanted)):
             raise InputError(

@@ -27,27 +27,34 @@ Places = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
 @dataclass(frozen=True, eq=False)
+class GivenVector:
+    """A vector of the residual stream that a plan was given."""
+
+    values: Tensor  # the same before all layers, [d], or one for each, [n_layers + 1, d]
+
+    def __eq__(self, other: object) -> bool:
+        """The same tensor, as donors are equal that are the same objects."""
+        return isinstance(other, GivenVector) and other.values is self.values
+
+    def __hash__(self) -> int:
+        return id(self.values)
+
+
+# What a plan can be given under a name.
+Given = Batch | Run | GivenVector
+
+
+@dataclass(frozen=True, eq=False)
 class Donor:
-    """A batch and what was captured of it.
+    """A batch and what was captured of it."""
 
-    Attributes:
-        batch: Whose tokens they are.
-        run: The captures.
-        name: What a plan calls it; empty for an earlier pass over the same batch.
-        passes: How many passes over the batch it took.
-    """
-
-    batch: Batch
-    run: Run
-    name: str = ""
-    passes: int = 0
+    batch: Batch  # whose tokens they are
+    run: Run  # the captures
+    name: str = ""  # what a plan calls it; empty for an earlier pass over the same batch
+    passes: int = 0  # how many passes over the batch it took
 
     def states(self, capture: Capture, layer: int, places: Places) -> Tensor:
-        """The states of some tokens, ``[token, d]``.
-
-        Raises:
-            InputError: They were not captured.
-        """
+        """The states of some tokens, ``[token, d]``."""
         run = self.run
         kept: Mapping[int, Tensor] = getattr(run, capture)
         if layer not in kept:
@@ -91,17 +98,19 @@ def captured(
     return Donor(batch, Run(None, rows, columns, **kept, batch=batch), name, len(kinds))
 
 
-def as_donor(name: str, given: Any) -> Batch | Run:
-    """What a plan was given as a donor, a saved run loaded.
-
-    Raises:
-        InputError: It is none, or a run that does not know its batch.
-    """
+def as_donor(name: str, given: Any) -> Given:
+    """What a plan was given, a saved run loaded; InputError if it is no donor and no vector."""
     donor = Run.load(os.fspath(given)) if isinstance(given, str | os.PathLike) else given
+    if isinstance(donor, np.ndarray):
+        donor = torch.as_tensor(donor)
+    if isinstance(donor, Tensor):
+        if not (donor.is_floating_point() and donor.isfinite().all()):
+            raise InputError(f"given({name}=…): a vector has finite floating-point numbers only")
+        return GivenVector(donor)
     if not isinstance(donor, Batch | Run):
         raise InputError(
-            f"given({name}=…): a donor is a Batch, a Run or the path of a saved Run, not "
-            f"{type(given).__name__}"
+            f"given({name}=…): a donor is a Batch, a Run or the path of a saved Run, or a vector "
+            f"(a tensor [d] or [layer, d]), not {type(given).__name__}"
         )
     if isinstance(donor, Run) and donor.batch is None:
         raise InputError(

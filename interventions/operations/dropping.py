@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import NonNegativeInt
 
+from ...lens.anatomy.traits import traits_counting_rows
 from ...lens.errors import InputError, Unsupported
 from ...lens.runs.program import Pass
 from ..engines.engine import engine_of
@@ -28,34 +29,14 @@ from .operation import TokenOperation
 from .phrases import Phrases
 from .target import Target
 
-# Where what a token sees is counted in rows, or made for the whole sequence before the decoder.
-COUNTED = frozenset(
-    (
-        "sliding_window",
-        "chunked_attention",
-        "sparse_attention",
-        "bidirectional_image",
-        "linear_mixers",
-        "per_layer_inputs",
-        "late_features",
-        "rows_changed_inside",
-    )
-)
-# Between layers masks are finished, and what was added before them is there.
-COUNTED_BETWEEN = COUNTED - {"bidirectional_image", "late_features"}
 Method = Literal["auto", "mask", "remove"]
 
 
 class DropWay(NamedTuple):
-    """How tokens are dropped.
+    """How tokens are dropped."""
 
-    Attributes:
-        method: ``remove`` shortens the sequence, ``mask`` hides them.
-        reason: Why they are hidden; empty where they are not, or where the operation says ``mask``.
-    """
-
-    method: Literal["mask", "remove"]
-    reason: str = ""
+    method: Literal["mask", "remove"]  # ``remove`` shortens the sequence, ``mask`` hides them
+    reason: str = ""  # why they are hidden, where the operation does not say ``mask`` itself
 
 
 class DroppedTokens(TokenOperation, ABC):
@@ -78,14 +59,8 @@ class DroppedTokens(TokenOperation, ABC):
     def way(self, model: Subject, during: Pass | None = None, *, alone: bool = True) -> DropWay:
         """How the tokens are dropped in this model, and why they are hidden where they are.
 
-        Args:
-            model: The model.
-            during: Kind of pass; a generation when None.
-            alone: Whether the plan has no other operation.
-
-        Raises:
-            InputError: They are to be removed, and this pass needs them, or there is no such layer.
-            Unsupported: They are to be removed, and this model needs them.
+        ``during`` is a generation when None; ``alone`` whether the plan has no other operation.
+        Refused where they are to be removed, and this pass or model needs them.
         """
         check_layer(self.layer, model)
         if self.method == "mask":
@@ -167,27 +142,14 @@ class DroppedTokens(TokenOperation, ABC):
 
 
 def check_layer(layer: int, model: Subject) -> int:
-    """A layer that the model has.
-
-    Raises:
-        InputError: It has not.
-    """
+    """A layer that the model has."""
     return Layers((layer,)).indices(model.n_layers)[0]
 
 
 def obstacle(
     by: str, layer: int, model: Subject, during: Pass, *, renumber: bool, alone: bool
 ) -> InputError | Unsupported | None:
-    """What keeps the sequence from being shortened before a layer; None where it can be.
-
-    Args:
-        by: The operation, for the message.
-        layer: The first layer without them.
-        model: The model.
-        during: Kind of pass.
-        renumber: Whether positions are to be counted anew.
-        alone: Whether the plan has no other operation.
-    """
+    """What keeps the sequence from being shortened before a layer; None where it can be."""
     if not alone:
         return InputError(
             f"{by} shortens the sequence, in which the other operations of this plan could not "
@@ -199,7 +161,7 @@ def obstacle(
             "all its positions can be returned: use method='mask'"
         )
     anatomy = model.anatomy
-    if counted := sorted(anatomy.capabilities & (COUNTED_BETWEEN if layer else COUNTED)):
+    if counted := traits_counting_rows(anatomy.capabilities, between_layers=layer > 0):
         return Unsupported(
             f"{by}: this model has {', '.join(counted)}, where a shorter sequence changes what the "
             "tokens left can see: use method='mask'"

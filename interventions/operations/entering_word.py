@@ -23,11 +23,7 @@ ALIKE = 1e-4
 
 
 def word_id(operation: Any, word: str, target: Target) -> int:
-    """The id of a word that is one token.
-
-    Raises:
-        InputError: No tokenizer, several tokens, an unknown one, or a visual one.
-    """
+    """The id of a word that is one token."""
     tokenizer = target.model.tokenizer
     if tokenizer is None:
         raise InputError(f"{operation!r}: without a tokenizer it is not known which token is meant")
@@ -45,12 +41,7 @@ def word_id(operation: Any, word: str, target: Target) -> int:
 
 
 def entering_state(operation: Any, word: str, target: Target) -> Tensor:
-    """The state with which a word enters layer 0, ``[1, d]``, from a pass of its own.
-
-    Raises:
-        InputError: The word is not one token, or the prompts have no ordinary words.
-        Unsupported: What enters depends on more than the word.
-    """
+    """The state with which a word enters layer 0, ``[1, d]``, from a pass of its own."""
     wanted = word_id(operation, word, target)
     batch, model = target.batch, target.model
     ids = batch.inputs["input_ids"]

@@ -18,25 +18,9 @@ from .target import Target
 
 
 def hide(
-    operation: Operation,
-    target: Target,
-    layers: Sequence[int],
-    queries: Selection,
-    keys: Selection,
+    operation: Operation, target: Target, layers: Sequence[int], queries: Selection, keys: Selection
 ) -> list[Hide]:
-    """Steps that hide keys from queries in some layers.
-
-    Args:
-        operation: On whose behalf.
-        target: Model, batch and kind of pass.
-        layers: Layers to edit.
-        queries: Tokens that cannot see; those outside the operation's phase left out.
-        keys: Tokens that cannot be seen.
-
-    Raises:
-        Unsupported: A layer without a mask over keys, or an attention implementation whose masks
-            are not understood.
-    """
+    """Steps that hide keys from queries in some layers."""
     pairs: dict[str, Any] = {
         "queries": torch.as_tensor(queries.prompt),
         "later_queries": torch.as_tensor(queries.generated),
@@ -57,11 +41,7 @@ def hide(
 
 
 def selected(operation: TokenOperation, target: Target) -> NDArray[np.bool_]:
-    """The prompt tokens that are meant, ``[sample, token]``.
-
-    Raises:
-        InputError: There are none.
-    """
+    """The prompt tokens that are meant, ``[sample, token]``; InputError if there are none."""
     found = target.selected(operation.tokens)
     if not found.any() and not operation.allow_empty:
         raise InputError(

@@ -7,30 +7,38 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from ...lens.errors import InputError
-from ...lens.inputs.batch import Batch
 from ...lens.runs.run import Run
 from ...lens.runs.run import Site as Capture
 from ..program.scope import Subject
 from ..selectors.selectors import Selector
-from .donor import Donor, captured
+from .donor import Donor, Given, GivenVector, captured
 
 
 @dataclass(frozen=True)
 class StatesOf:
-    """States of some tokens, captured somewhere.
+    """States of some tokens, captured somewhere."""
+
+    # What is captured and in which layers, given their number
+    places: Callable[[int], tuple[tuple[Capture, int], ...]]
+    tokens: Selector  # of which tokens
+    # Name of the donor, bound by :meth:`Plan.given`. None for an earlier pass over the same batch,
+    # in which all operations are in force but those that need such a pass.
+    donor: str | None = None
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A vector of the residual stream, the same for all tokens.
 
     Attributes:
-        places: What is captured and in which layers, given their number.
-        tokens: Of which tokens.
-        donor: Name of the donor, bound by :meth:`Plan.given`. None for an earlier pass over the
-            same batch, in which all operations are in force but those that need such a pass.
+        donor: Its name, bound by :meth:`Plan.given`.
     """
 
-    places: Callable[[int], tuple[tuple[Capture, int], ...]]
-    tokens: Selector
-    donor: str | None = None
+    donor: str
 
 
 @dataclass(frozen=True)
@@ -38,40 +46,56 @@ class OwnPass:
     """A pass over the batch that the operation runs itself while it is lowered."""
 
 
-Need = StatesOf | OwnPass
+Need = StatesOf | Vector | OwnPass
 # Who needs something, for messages, and what.
 Stated = Sequence[tuple[Any, Need]]
 
 
-def donor_names(stated: Stated) -> list[str]:
-    """The donors that are asked for."""
-    states = [need for _, need in stated if isinstance(need, StatesOf)]
-    return sorted({need.donor for need in states if need.donor is not None})
-
-
 def check_names(stated: Stated, given: Collection[str]) -> None:
-    """Make sure that every donor is asked for.
-
-    Raises:
-        InputError: Some operation takes states from none of that name.
-    """
-    known = donor_names(stated)
+    """Make sure that every donor is asked for."""
+    donors = (need.donor for _, need in stated if isinstance(need, StatesOf | Vector))
+    known = sorted({donor for donor in donors if donor is not None})
     if unknown := sorted(set(given) - set(known)):
         raise InputError(
-            f"no operation of this plan has states={unknown[0]!r}; it asks for "
-            f"{', '.join(known) or 'no donor'}"
+            f"no operation of this plan has states={unknown[0]!r} or vector={unknown[0]!r}; "
+            f"it asks for {', '.join(known) or 'no donor'}"
         )
 
 
+def bound_vectors(
+    stated: Stated, given: Mapping[str, Given], model: Subject
+) -> dict[str, Float[Tensor, "layer d"]]:
+    """The vectors that are asked for: what is used before each layer, and behind the last."""
+    anatomy, found = model.anatomy, {}
+    for by, need in stated:
+        if not isinstance(need, Vector):
+            continue
+        held = given.get(need.donor)
+        if not isinstance(held, GivenVector):
+            kind = type(held).__name__
+            what = "was not given" if held is None else f"was given as a {kind}"
+            raise InputError(
+                f"{by!r} takes a vector {need.donor!r}, which this plan {what}: "
+                f"plan.given({need.donor}=tensor), a tensor [d] or [layer, d]"
+            )
+        vector = held.values
+        d, n = anatomy.hidden_size, anatomy.n_layers
+        if vector.shape not in ((d,), (n + 1, d)):
+            raise InputError(
+                f"given({need.donor}=…): a tensor {list(vector.shape)}; this model takes [{d}], "
+                f"the same before all layers, or [{n + 1}, {d}], one for each layer's input and "
+                "one for the stream behind the last"
+            )
+        found[need.donor] = vector.expand(n + 1, d)
+    return found
+
+
 def bound_donors(
-    stated: Stated, given: Mapping[str, Batch | Run], model: Subject, remote: bool | str
+    stated: Stated, given: Mapping[str, Given], model: Subject, remote: bool | str
 ) -> dict[str, Donor]:
     """The donors that are asked for, with the states that are taken from them.
 
     A batch is run once for each kind of capture, as it is: no operation of a plan is in force.
-
-    Raises:
-        InputError: An operation names a donor that was not given.
     """
     asking: dict[str, list[tuple[Any, StatesOf]]] = {}
     for by, need in stated:
@@ -81,6 +105,12 @@ def bound_donors(
     for name, needs in asking.items():
         by, first = needs[0]
         donor = given.get(name)
+        if isinstance(donor, GivenVector):
+            raise InputError(
+                f"{by!r} takes states of tokens from {name!r}, and a tensor does not say whose "
+                "they are: give a Batch or a Run, or add or write a vector "
+                "(AddDirection, ReplaceTokens(by='vector'))"
+            )
         if donor is None:
             raise InputError(
                 f"{by!r} takes its states from {name!r}, which this plan was not given: "

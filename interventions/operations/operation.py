@@ -29,8 +29,21 @@ from .target import Target
 Phase = Literal["prefill", "decode", "all"]
 
 
+def _is_its_text(selector: Selector) -> bool:
+    """Whether the selector's text is read as the same selector, as a plan's text needs."""
+    try:
+        return parse_selector(str(selector)) == selector
+    except InputError:
+        return False
+
+
 def _parsed(tokens: Any) -> Selector:
     if isinstance(tokens, Selector):
+        if not _is_its_text(tokens):
+            raise ValueError(
+                f"{type(tokens).__name__} cannot be written down as text that says the same, so "
+                "neither could a plan with it: use the selector language"
+            )
         return tokens
     if isinstance(tokens, str):
         return parse_selector(tokens.strip())
@@ -52,13 +65,7 @@ else:
 
 
 def explain(error: ValidationError, kind: type[BaseModel], path: str) -> str:
-    """What is wrong in a failed validation, one line for each fault, each with its path.
-
-    Args:
-        error: The failed validation.
-        kind: The operation that was to be made.
-        path: Where it stands, for instance ``operations.2``.
-    """
+    """What is wrong in a failed validation, one line for each fault, each with its path."""
     keys = sorted(kind.model_fields)
     lines = []
     for fault in error.errors():
@@ -93,8 +100,10 @@ class Operation(BaseModel, ABC):
     allow_empty: bool = False
 
     def __init__(self, **fields: Any) -> None:
+        # A number of numpy is that number, and compares and is written like it.
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in fields.items()}
         try:
-            super().__init__(**fields)
+            super().__init__(**plain)
         except ValidationError as error:
             raise InputError(explain(error, type(self), type(self).__name__)) from None
 
@@ -165,11 +174,7 @@ class Operation(BaseModel, ABC):
         return found
 
     def in_phase(self, selection: Selection, target: Target) -> Selection:
-        """The selected tokens that the phase and a kind of pass leave.
-
-        Raises:
-            InputError: An operation on decoding steps, in a pass that has none.
-        """
+        """The selected tokens that the phase and a kind of pass leave."""
         forward = target.during.kind == "forward"
         if self.phase == "decode" and forward:
             raise InputError(
@@ -202,15 +207,9 @@ class TokenOperation(Operation, ABC):
     tokens: Tokens = Name("visual")
 
     def places(self, target: Target, layer: int) -> list[Place]:
-        """Every place that the tokens and the phase select.
+        """Every place that the tokens and the phase select; ``n_layers`` for behind the last layer.
 
-        Args:
-            target: Model, batch and kind of pass.
-            layer: Layer of the steps; ``n_layers`` for the stream behind the last one.
-
-        Raises:
-            InputError: Nothing is selected, so the operation would do nothing.
-            Unsupported: The layer does not compute the selected tokens in this kind of pass.
+        Refused where nothing is selected, or the layer computes no such tokens in this pass.
         """
         meant = self.in_phase(self.tokens.select(target.batch), target)
         prompt, generated = meant.prompt, meant.generated
@@ -235,11 +234,7 @@ class TokenOperation(Operation, ABC):
         return found
 
     def prompt_place(self, target: Target, places: Places, layer: int) -> Place:
-        """Given samples and positions, in the pass over the prompt.
-
-        Raises:
-            Unsupported: The layer does not compute them in this kind of pass.
-        """
+        """Given samples and positions, in the pass over the prompt."""
         rows, columns = places
         target.check_computed(self, layer, columns)
         when: When = "prefill"

@@ -147,12 +147,7 @@ class PatchTokens(Borrower):
         return Write(site=self._at(self.target), values=states, ratio=ratio, **place)
 
     def _check(self, target: Target) -> None:
-        """Refuse layers and sites that this model does not have.
-
-        Raises:
-            InputError: No such layer.
-            Unsupported: No such site, or features are added between the two layers.
-        """
+        """Refuse layers and sites that this model does not have."""
         anatomy = target.model.anatomy
         last = anatomy.n_layers if self.site == "residual" else anatomy.n_layers - 1
         for layer in (self.source, self.target):

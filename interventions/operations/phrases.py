@@ -54,11 +54,7 @@ class Phrases:
         return self.layers(Layers(tuple(layers))) if layers else "no layer"
 
     def layer(self, layer: int, *, end: bool = False) -> str:
-        """One layer, the stream behind the last one included if ``end``.
-
-        Raises:
-            InputError: The model does not have it.
-        """
+        """One layer, the stream behind the last one included if ``end``."""
         n_layers = self.model.n_layers
         if end and layer == n_layers:
             return f"the final norm (behind all {n_layers} layers)"

@@ -24,15 +24,15 @@ from ..program.site import Site
 from ..program.steps import Noise, Read, Step, Write
 from ..selectors.layers import FIRST
 from ..selectors.selectors import Name, Selector
-from .borrowing import Borrower
+from .borrowing import Borrower, DonorName
 from .donor import Places
 from .entering_word import entering_state
-from .needs import Need, OwnPass
+from .needs import Need, OwnPass, Vector
 from .operation import InLayers, Place, operation
 from .phrases import Phrases
 from .target import Target
 
-Filling = Literal["zero", "mean", "class-mean", "noise", "word", "other"]
+Filling = Literal["zero", "mean", "class-mean", "noise", "word", "other", "vector"]
 _TRIES = 100
 # Between the seeds of a sample's generated tokens: odd, and no small multiple of anything.
 STRIDE = 0x9E3779B97F4A7C15 >> 1
@@ -52,6 +52,7 @@ class ReplaceTokens(Borrower):
     ``noise``               $\lVert h^l_t \rVert\, u_t$ with $u_t$ uniform on the unit sphere
     ``word``                what enters layer 0 for that word, measured
     ``other``               $h^l_{s(t)}$, tokens of another sample of this batch, or of the donor
+    ``vector``              $v^l$, given as a tensor
     ======================  =======================================================================
 
     $S$ is in the prompts of all samples of this batch, with whatever else is in force there, or in
@@ -70,6 +71,7 @@ class ReplaceTokens(Borrower):
         layers: Layers before which the stream is overwritten.
         seed: Of ``noise``, and of the derangement of ``other``.
         word: For ``word``: text that is one token of the model's tokenizer.
+        vector: For ``vector``: its name, bound by :meth:`Plan.given`.
     """
 
     op: Literal["replace-tokens"] = "replace-tokens"
@@ -77,11 +79,14 @@ class ReplaceTokens(Borrower):
     layers: InLayers = FIRST
     seed: NonNegativeInt = 0
     word: str | None = None
+    vector: DonorName | None = None
 
     @model_validator(mode="after")
     def _only_what_has_a_part(self) -> ReplaceTokens:
         if (self.by == "word") != (self.word is not None):
             raise ValueError("by='word' and word='…' go together")
+        if (self.by == "vector") != (self.vector is not None):
+            raise ValueError("by='vector' and vector='…' go together")
         borrows = self.by in ("mean", "class-mean", "other")
         if not borrows and (self.states or self.from_tokens):
             raise ValueError(
@@ -104,8 +109,9 @@ class ReplaceTokens(Borrower):
         return tuple(("residual", layer) for layer in self.layers.indices(n_layers))
 
     def needs(self) -> tuple[Need, ...]:
-        """The donor's states, and for a word the pass in which it is measured."""
-        return (*super().needs(), *[OwnPass()] * (self.word is not None))
+        """The donor's states, the vector, and for a word the pass in which it is measured."""
+        vectors = () if self.vector is None else (Vector(self.vector),)
+        return (*super().needs(), *vectors, *[OwnPass()] * (self.word is not None))
 
     def lower(self, target: Target) -> list[Step]:
         """Write before each layer, after reading there what is written."""
@@ -128,6 +134,8 @@ class ReplaceTokens(Borrower):
         steps: list[Step] = []
         for layer, places in places_of.items():
             entry = Site(layer, "entry")
+            if self.vector is not None:
+                same = {"values": target.vectors[self.vector][layer].unsqueeze(0)}
             if same:
                 steps += [Write(site=entry, **same, **place) for place in places]
             elif self.by == "noise":
@@ -150,6 +158,7 @@ class ReplaceTokens(Borrower):
             "class-mean": f"the mean of the token's class over {self.told_sources(phrases)}",
             "noise": f"noise of the token's own norm, drawn from seed {self.seed}",
             "word": f"what enters layer 0 for the word {self.word!r}",
+            "vector": f"the vector {self.vector!r}",
             "other": f"{self.told_sources(phrases)}, matched in order",
         }[self.by]
         if self.by == "other" and self.states is None:
@@ -253,11 +262,7 @@ class ReplaceTokens(Borrower):
         return torch.as_tensor(np.searchsorted(present, label)), group_of
 
     def _labels(self, batch: Batch, places: Places) -> NDArray[np.int64]:
-        """Class of each token, as its index in the names of the classes.
-
-        Raises:
-            InputError: The batch has no classes, or a token has none.
-        """
+        """Class of each token, as its index in the names of the classes."""
         if batch.classes is None:
             whose = "the donor's batch" if self.states else "this batch"
             raise InputError(

@@ -20,17 +20,12 @@ from .donor import Donor
 
 @dataclass(frozen=True, eq=False)
 class Target(Scope):
-    """One model, one batch, one kind of pass; and what one plan's operations have in common.
+    """One model, one batch, one kind of pass; and what one plan's operations have in common."""
 
-    Attributes:
-        alone: Whether the plan has a single operation.
-        donors: By name what states are taken from.
-        earlier: An earlier pass over the batch, if an operation needs one.
-    """
-
-    alone: bool = True
-    donors: Mapping[str, Donor] = field(default_factory=dict)
-    earlier: Donor | None = None
+    alone: bool = True  # whether the plan has a single operation
+    donors: Mapping[str, Donor] = field(default_factory=dict)  # by name what states are taken from
+    vectors: Mapping[str, torch.Tensor] = field(default_factory=dict)  # by name, [layer, d]
+    earlier: Donor | None = None  # an earlier pass over the batch, if an operation needs one
     _slots: Iterator[int] = field(default_factory=lambda: count(1))
 
     def new_slot(self) -> str:
@@ -42,11 +37,7 @@ class Target(Scope):
         return tokens.select(self.batch).prompt
 
     def fitting(self, by: Any, states: torch.Tensor) -> torch.Tensor:
-        """States from another pass, if they can be this model's.
-
-        Raises:
-            InputError: They are of another width.
-        """
+        """States from another pass, if they can be this model's."""
         width = self.model.anatomy.hidden_size
         if states.shape[-1] != width:
             raise InputError(
@@ -56,19 +47,11 @@ class Target(Scope):
         return states
 
     def check_attention(self, edit: Literal["mask", "weights"], layer: int, by: Any) -> None:
-        """Refuse what the model's engine cannot edit.
-
-        Raises:
-            Unsupported: A layer without what is to be edited, or of a form that is not understood.
-        """
+        """Refuse what the model's engine cannot edit."""
         engine_of(self.model.nn).check_attention(edit, layer, self.model, repr(by))
 
     def check_computed(self, by: Any, layer: int, columns: NDArray[np.intp]) -> None:
-        """Refuse prompt tokens that the model does not compute while generating.
-
-        Raises:
-            Unsupported: It computes only the last one in this layer.
-        """
+        """Refuse prompt tokens that the model does not compute while generating."""
         lazy = self.model.anatomy.last_token_layers
         # The stream behind the last layer is what that layer computed.
         skipped = self.during.kind == "generation" and min(layer, self.model.n_layers - 1) in lazy

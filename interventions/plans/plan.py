@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import pandas as pd
@@ -15,10 +16,10 @@ import yaml
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.runs.program import Pass
-from ...lens.runs.run import Run
+from ...lens.torch_settings import default_torch
 from ..engines.transformer_lens import Hook, fwd_hooks, in_force
-from ..operations.donor import Donor, as_donor, captured
-from ..operations.needs import Need, StatesOf, bound_donors, check_names
+from ..operations.donor import Donor, Given, GivenVector, as_donor, captured
+from ..operations.needs import Need, StatesOf, bound_donors, bound_vectors, check_names
 from ..operations.operation import Operation
 from ..operations.phrases import Phrases
 from ..operations.target import Target
@@ -43,13 +44,13 @@ class Plan:
 
     Attributes:
         operations: The declared changes, in order.
-        donors: Where states come from that operations take from a donor, by its name: a
-            :class:`Batch` or a :class:`Run`, see :meth:`given`. Plans with the same operations are
-            equal if their donors are the same objects; text holds the names only.
+        donors: What operations take from a donor, by its name: a :class:`Batch`, a :class:`Run`
+            or a vector, see :meth:`given`. Plans with the same operations are equal if their
+            donors are the same objects; text holds the names only.
     """
 
     operations: tuple[Operation, ...]
-    donors: tuple[tuple[str, Batch | Run], ...] = field(default=())
+    donors: tuple[tuple[str, Given], ...] = field(default=())
 
     def __init__(self, *operations: Operation) -> None:
         for operation in operations:
@@ -61,12 +62,13 @@ class Plan:
         object.__setattr__(self, "operations", operations)
 
     def given(self, **donors: Any) -> Plan:
-        """The same plan with donors for the names in its operations' ``states``.
+        """The same plan with donors for the names in its operations' ``states`` and ``vector``.
 
         Args:
             **donors: By name a :class:`Batch` (a first pass is run on it, without any change,
-                where the plan is run), a :class:`Run` (its captures are used), or the path of a
-                saved run (it is loaded now).
+                where the plan is run), a :class:`Run` (its captures are used), the path of a saved
+                run (it is loaded now); or a vector as a tensor, ``[d]`` or, one for each layer's
+                input and one for the stream behind the last, ``[n_layers + 1, d]``.
 
         Raises:
             InputError: No operation asks for that name, or it is no donor.
@@ -75,9 +77,9 @@ class Plan:
         loaded = {name: as_donor(name, donor) for name, donor in donors.items()}
         return self._with({**dict(self.donors), **loaded})
 
-    def _with(self, donors: Mapping[str, Batch | Run]) -> Plan:
+    def _with(self, donors: Mapping[str, Given]) -> Plan:
         made = Plan(*self.operations)
-        object.__setattr__(made, "donors", tuple(sorted(donors.items())))
+        object.__setattr__(made, "donors", tuple(sorted(donors.items(), key=itemgetter(0))))
         return made
 
     def __add__(self, other: Plan) -> Plan:
@@ -107,6 +109,7 @@ class Plan:
         """The plan as a tidy table: step, operation, tokens, layers, phase, settings."""
         return plan_frame(self.operations)
 
+    @default_torch()
     def chosen(self, batch: Batch) -> pd.DataFrame:
         """Which tokens of a batch the plan means, random draws included.
 
@@ -122,6 +125,7 @@ class Plan:
         """
         return chosen(self.operations, batch)
 
+    @default_torch()
     def describe(self, model: Subject, batch: Batch | None = None) -> str:
         """The plan in words, one numbered line per operation.
 
@@ -140,6 +144,7 @@ class Plan:
                 raise InputError(f"operations.{number}: {error}") from None
         return "\n".join(lines) or "Nothing is changed."
 
+    @default_torch()
     def cost(self, model: Subject, batch: Batch) -> Cost:
         """FLOPs of the decoder layers that the plan saves and spends in one pass over the prompt.
 
@@ -160,6 +165,7 @@ class Plan:
         target, lowered = prompt._lowered(model, batch, Pass("forward"))
         return cost_of(prompt.operations, lowered, target)
 
+    @default_torch()
     def compile(self, model: Subject, batch: Batch, during: Pass | None = None) -> Program:
         """What the plan does on one model and batch: typed steps, in the plan's order.
 
@@ -186,7 +192,15 @@ class Plan:
         needs = self._needs()
         donors = bound_donors(needs, dict(self.donors), model, during.remote)
         earlier = self._earlier(needs, donors, model, batch, during)
-        target = Target(model, batch, during, alone=len(self) == 1, donors=donors, earlier=earlier)
+        target = Target(
+            model,
+            batch,
+            during,
+            alone=len(self) == 1,
+            donors=donors,
+            vectors=bound_vectors(needs, dict(self.donors), model),
+            earlier=earlier,
+        )
         lowered = handed_on([operation.lower(target) for operation in self.operations])
         check_lowered(self.operations, lowered, target)
         return target, lowered
@@ -209,7 +223,9 @@ class Plan:
             for n, op in enumerate(self.operations)
             if op not in without and op.phase != "decode"
         }
-        plan = Plan(*kept.values())._with({name: donor.run for name, donor in donors.items()})
+        given: dict[str, Given] = {name: donor.run for name, donor in donors.items()}
+        given |= {name: held for name, held in self.donors if isinstance(held, GivenVector)}
+        plan = Plan(*kept.values())._with(given)
         places = [place for _, need in read for place in need.places(model.n_layers)]
         real = Scope(model, batch, during).real
         try:
@@ -219,6 +235,7 @@ class Plan:
             told = re.sub(r"operations\.(\d+)", lambda found: own[int(found[1])], str(error))
             raise InputError(told) from None
 
+    @default_torch()
     def to_fwd_hooks(self, bridge: Any, batch: Batch, *, generating: bool = False) -> list[Hook]:
         """The plan for TransformerLens: ``bridge.run_with_hooks(…, fwd_hooks=…)``.
 

@@ -36,11 +36,7 @@ class _Strict(yaml.SafeLoader):
 
 
 def read_operations(text: str) -> list[Operation]:
-    """The operations of a plan's YAML or JSON.
-
-    Raises:
-        InputError: No plan, an unknown operation or key, or an impossible value.
-    """
+    """The operations of a plan's YAML or JSON."""
     try:
         data = yaml.load(text, _Strict)  # a safe loader
     except (yaml.YAMLError, ValueError, RecursionError) as error:

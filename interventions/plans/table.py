@@ -72,13 +72,8 @@ def _meant(operation: Operation, batch: Batch) -> list[tuple[str, list[int], lis
     for role, selection in operation.selections(batch).items():
         samples, positions = selection.prompt.nonzero()
         later = selection.generated.nonzero()[0]
-        found.append(
-            (
-                role,
-                [*samples.tolist(), *later.tolist()],
-                [*positions.tolist(), *[None] * len(later)],
-            )
-        )
+        places = [*positions.tolist(), *[None] * len(later)]
+        found.append((role, [*samples.tolist(), *later.tolist()], places))
     return found
 
 

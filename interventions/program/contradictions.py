@@ -32,11 +32,7 @@ _Unit = tuple[int, int, bool]
 
 
 def check_declared(operations: Sequence[Operation]) -> None:
-    """Refuse operations whose contradiction shows without a model: entering and leaving.
-
-    Raises:
-        InputError: The same tokens enter or leave twice, or leave before they enter.
-    """
+    """Refuse operations whose contradiction shows without a model: entering and leaving."""
     moving = [(n, op, layers) for n, op in enumerate(operations) if (layers := op.absent(SOME))]
     for index, (number, operation, mine) in enumerate(moving):
         for other, second, theirs in moving[index + 1 :]:
@@ -60,16 +56,7 @@ def check_declared(operations: Sequence[Operation]) -> None:
 def check_lowered(
     operations: Sequence[Operation], lowered: Sequence[Sequence[Step]], scope: Scope
 ) -> None:
-    """Refuse operations that others undo on this model and batch.
-
-    Args:
-        operations: The plan's operations.
-        lowered: Per operation its steps.
-        scope: Model, batch and kind of pass.
-
-    Raises:
-        InputError: With the paths of both.
-    """
+    """Refuse operations that others undo on this model and batch."""
     if len(operations) < 2:
         return
     flow = Flow.of(operations, lowered, scope)
@@ -146,9 +133,8 @@ def _told(
 def _check_reads(operations: Sequence[Operation], flow: Flow) -> None:
     """Refuse to read states of tokens where they are not there.
 
-    Raises:
-        InputError: All tokens of a read are absent in the layer whose outcome is read, and nobody
-            has written them since.
+    That is, all tokens of a read are absent in the layer whose outcome is read, and nobody has
+    written them since.
     """
     if not flow.absences:
         return

@@ -65,6 +65,11 @@ class Cost:
             parts[f"{name}/clean"] = parts[name] / parts["clean"]
         return parts
 
+    def __repr__(self) -> str:
+        total = self.total
+        shares = (f"{name} {total[name] / total['clean']:.1%}" for name in COLUMNS[1:])
+        return f"Cost({total['clean']:.3g} FLOPs, {', '.join(shares)})"
+
     def __str__(self) -> str:
         shares = {f"{name}/clean": "{:.1%}".format for name in COLUMNS[1:]}
         counts = dict.fromkeys(COLUMNS, "{:.4g}".format)
@@ -77,13 +82,7 @@ class Cost:
 def cost_of(
     operations: Sequence[Operation], lowered: Sequence[Sequence[Step]], target: Target
 ) -> Cost:
-    """What a plan saves and spends; see :meth:`.plan.Plan.cost`.
-
-    Args:
-        operations: Those of the plan that act on the prompt.
-        lowered: Per operation its steps.
-        target: Model and batch, for a single forward pass.
-    """
+    """What a plan saves and spends; see :meth:`.plan.Plan.cost`."""
     model, batch = target.model, target.batch
     sizes = layer_sizes(model)
     others = [donor for donor in (*target.donors.values(), target.earlier) if donor is not None]
@@ -135,10 +134,7 @@ def _saved(size: LayerSizes, layer: int, flow: Flow, used: Used) -> dict[str, in
     ]
     pairs = _pairs_saved(idle, unseen, masks)
     attention = int(idle.sum()) * size.query + int(unseen.sum()) * size.key + pairs * size.pair
-    return {
-        "attention": attention,
-        "ffn": int((real & ~used.transformed[layer]).sum()) * size.ffn,
-    }
+    return {"attention": attention, "ffn": int((real & ~used.transformed[layer]).sum()) * size.ffn}
 
 
 def _pairs_saved(idle: Mask, unseen: Mask, masks: Sequence[tuple[Mask, Mask]]) -> int:

@@ -31,19 +31,12 @@ Key = TypeVar("Key")
 
 @dataclass(eq=False)
 class Mark:
-    """One step as it is followed; tokens are ``[sample, token + 1]``, the last those generated.
+    """One step as it is followed; tokens are ``[sample, token + 1]``, the last those generated."""
 
-    Attributes:
-        operation: Number of its operation in the plan.
-        step: The step.
-        tokens: Tokens it reads or changes; of a mask the queries.
-        used: Whether anybody uses what it changes, filled in by :meth:`Flow.follow`.
-    """
-
-    operation: int
+    operation: int  # number of its operation in the plan
     step: Step
-    tokens: Mask
-    used: bool = False
+    tokens: Mask  # tokens it reads or changes; of a mask the queries
+    used: bool = False  # whether anybody uses what it changes, filled in by :meth:`Flow.follow`
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,36 +50,23 @@ class Absence:
 
 @dataclass(eq=False)
 class Used:
-    """What is used where, ``[sample, token + 1]`` for each layer.
+    """What is used where, ``[sample, token + 1]`` for each layer."""
 
-    Attributes:
-        gathering: Tokens whose attention output is used.
-        transformed: Tokens whose FFN output is used.
-        seen: Tokens whose keys and values are used.
-    """
-
-    gathering: dict[int, Mask] = field(default_factory=dict)
-    transformed: dict[int, Mask] = field(default_factory=dict)
-    seen: dict[int, Mask] = field(default_factory=dict)
+    gathering: dict[int, Mask] = field(default_factory=dict)  # tokens whose attention is used
+    transformed: dict[int, Mask] = field(default_factory=dict)  # tokens whose FFN output is used
+    seen: dict[int, Mask] = field(default_factory=dict)  # tokens whose keys and values are used
 
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """A lowered plan, ready to be followed.
+    """A lowered plan, ready to be followed."""
 
-    Attributes:
-        scope: Model, batch and kind of pass.
-        marks: The steps, in the plan's order.
-        absences: Where tokens are not there.
-        earlier: Per operation what it reads in an earlier pass: layers and tokens.
-        visible: Per layer which query of the prompt can see which key, ``[sample, query, key]``;
-            without it every earlier token, and in models that look ahead any.
-    """
-
-    scope: Scope
-    marks: tuple[Mark, ...]
-    absences: tuple[Absence, ...]
-    earlier: dict[int, list[tuple[int, Mask]]]
+    scope: Scope  # model, batch and kind of pass
+    marks: tuple[Mark, ...]  # the steps, in the plan's order
+    absences: tuple[Absence, ...]  # where tokens are not there
+    earlier: dict[int, list[tuple[int, Mask]]]  # by operation: layers and tokens of an earlier pass
+    # Per layer which query of the prompt can see which key, ``[sample, query, key]``; without it
+    # every earlier token, and in models that look ahead any
     visible: Sequence[Mask] | None = None
 
     @staticmethod
@@ -140,9 +120,8 @@ class Flow:
     def follow(self, *, until_dropped: bool = False) -> Used:
         """Fill in which marks are used, and return what is used in each layer.
 
-        Args:
-            until_dropped: Whether the states with which tokens are dropped count as used, although
-                nobody reads them.
+        ``until_dropped`` counts the states with which tokens are dropped, although nobody reads
+        them.
         """
         for mark in self.marks:
             mark.used = False

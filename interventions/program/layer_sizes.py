@@ -21,27 +21,16 @@ SCORED = frozenset({"attention", "sliding_attention", "chunked_attention"})
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """FLOPs (two for each multiplication with an addition) of one layer.
+    """FLOPs (two for each multiplication with an addition) of one layer."""
 
-    Attributes:
-        query: Per token, projecting queries and what attention gathered.
-        key: Per token, projecting keys and values.
-        pair: Per query and key, the score and the weighted value, over all heads.
-        ffn: Per token, the FFN; of a mixture of experts the active ones and the router.
-    """
-
-    query: int
-    key: int
-    pair: int
-    ffn: int
+    query: int  # per token, projecting queries and what attention gathered
+    key: int  # per token, projecting keys and values
+    pair: int  # per query and key, the score and the weighted value, over all heads
+    ffn: int  # per token, the FFN; of a mixture of experts the active ones and the router
 
 
 def layer_sizes(model: Subject) -> list[LayerSizes]:
-    """The sizes of every decoder layer.
-
-    Raises:
-        Unsupported: A layer whose work is not what attention over keys and an FFN cost.
-    """
+    """The sizes of every decoder layer."""
     anatomy = model.anatomy
     anatomy.require("sublayers")
     if "per_layer_inputs" in anatomy.capabilities:

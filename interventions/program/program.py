@@ -15,15 +15,10 @@ from .steps import Step, When, ZeroWeights
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What a plan compiled to.
+    """What a plan compiled to."""
 
-    Attributes:
-        steps: What is done, in the plan's order.
-        scope: The model, the batch and the kind of pass.
-    """
-
-    steps: tuple[Step, ...]
-    scope: Scope
+    steps: tuple[Step, ...]  # what is done, in the plan's order
+    scope: Scope  # the model, the batch and the kind of pass
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -39,11 +34,7 @@ class Program:
         return any(step.length_after is not None for step in self.steps)
 
     def stack(self, others: Sequence[Any]) -> Program:
-        """This program and others as one, for the batch repeated once per program.
-
-        Raises:
-            Unsupported: A step that cannot share a pass.
-        """
+        """This program and others as one, for the batch repeated once per program."""
         programs = [program.steps for program in (self, *others)]
         steps = stacked(programs, self.scope.samples)
         return Program(tuple(steps), replace(self.scope, copies=len(programs)))
@@ -53,9 +44,6 @@ class Program:
 
         What that is, the engine of the host says: a copy of an nnsight model, or for a bridge of
         TransformerLens a context inside which the program is in force.
-
-        Raises:
-            Unsupported: No engine for such a host, or a step that its engine has no form for.
         """
         return engine_of(host).apply(self.steps, self.scope, host) if self.steps else host
 

@@ -22,54 +22,40 @@ class Subject(Protocol):
     @property
     def anatomy(self) -> Anatomy:
         """Where things are in the model."""
-        ...
 
     @property
     def n_layers(self) -> int:
         """Number of decoder layers."""
-        ...
 
     @property
     def hf(self) -> Any:
         """The transformers model."""
-        ...
 
     @property
     def nn(self) -> Any:
         """The host that programs are applied to: the nnsight model, or the bridge."""
-        ...
 
     @property
     def attn_implementation(self) -> str:
         """Attention implementation in force."""
-        ...
 
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer, or None."""
-        ...
 
     @property
     def run(self) -> Callable[..., Run]:
         """One forward pass with a plan in force."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """One model, one batch, one kind of pass.
-
-    Attributes:
-        model: The model.
-        batch: The batch.
-        during: Kind of pass.
-        copies: How often the batch is repeated in one pass.
-    """
+    """One model, one batch, one kind of pass."""
 
     model: Subject
     batch: Batch
-    during: Pass
-    copies: int = 1
+    during: Pass  # kind of pass
+    copies: int = 1  # how often the batch is repeated in one pass
 
     @property
     def samples(self) -> int:

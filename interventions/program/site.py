@@ -12,16 +12,12 @@ PARTS: tuple[Part, ...] = ("entry", "mixing", "attention", "ffn")
 
 @dataclass(frozen=True)
 class Site:
-    """One place in the decoder.
+    """One place in the decoder."""
 
-    Attributes:
-        layer: Counted from 0; the number of layers for the stream behind the last one.
-        part: ``entry`` is the residual stream entering the layer, ``mixing`` the arguments of its
-            token mixer, the mask among them, ``attention`` and ``ffn`` what that sublayer adds to
-            the stream; ``decoder``, in layer 0, the arguments of the whole decoder.
-    """
-
-    layer: int
+    layer: int  # counted from 0; the number of layers for the stream behind the last one
+    # ``entry`` is the residual stream entering the layer, ``mixing`` the arguments of its token
+    # mixer, the mask among them, ``attention`` and ``ffn`` what that sublayer adds to the stream;
+    # ``decoder``, in layer 0, the arguments of the whole decoder
     part: Part
 
     def __str__(self) -> str:

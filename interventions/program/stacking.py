@@ -19,16 +19,7 @@ from .steps import Step
 
 
 def stacked(programs: Sequence[Sequence[Step]], samples: int) -> list[Step]:
-    """One program for the batch repeated once for every condition.
-
-    Args:
-        programs: One per condition, each compiled for the single batch, without steps that change
-            the sequence's length.
-        samples: Rows of the single batch.
-
-    Raises:
-        Unsupported: A step holds something of which it is not known how it goes with the rows.
-    """
+    """One program for the batch of ``samples`` rows repeated once for every condition."""
     made: list[Step] = []
     for block, program in enumerate(programs):
         # Later steps of a program stay behind its earlier ones; programs do not meet in any row.

@@ -39,28 +39,17 @@ def wide(prompt: Mask, later: Mask | None = None) -> Mask:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Step(ABC):
-    """One thing that is read or changed.
+    """One thing that is read or changed."""
 
-    Attributes:
-        site: Where.
-        when: At tokens of the prompt, or at those generated behind it.
-        by: The operation on whose behalf, for messages.
-        slot: Under which name states are left for another step, or found.
-        reads: Whether it only reads.
-        overwrites: Whether nothing is left of what was there.
-        idempotent: Whether doing it twice is doing it once, as both say.
-        hides: Whether it keeps queries from seeing keys.
-    """
+    reads: ClassVar[bool] = False  # whether it only reads
+    overwrites: ClassVar[bool] = False  # whether nothing is left of what was there
+    idempotent: ClassVar[bool] = False  # whether doing it twice is doing it once, as both say
+    hides: ClassVar[bool] = False  # whether it keeps queries from seeing keys
 
-    reads: ClassVar[bool] = False
-    overwrites: ClassVar[bool] = False
-    idempotent: ClassVar[bool] = False
-    hides: ClassVar[bool] = False
-
-    site: Site
-    when: When
-    by: str = ""
-    slot: str | None = field(default=None, metadata=SLOT)
+    site: Site  # where
+    when: When  # at tokens of the prompt, or at those generated behind it
+    by: str = ""  # the operation on whose behalf, for messages
+    slot: str | None = field(default=None, metadata=SLOT)  # name of states left, or of those found
 
     @property
     def merges(self) -> bool:
@@ -83,22 +72,17 @@ class Step(ABC):
     def recomputed(self, visible: Mask | None) -> int:
         """Queries of each sample whose attention is computed a second time.
 
-        Args:
-            visible: Which query can see which key, ``[sample, query, key]``; None for causal.
+        ``visible`` says which query can see which key, ``[sample, query, key]``; None for causal.
         """
         return 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenStep(Step):
-    """A step on the states of some tokens.
+    """A step on the states of some tokens."""
 
-    Attributes:
-        rows: Sample of each token, ``[selected]``.
-        columns: Its position, ``[selected]``; None while decoding, where there is one token.
-    """
-
-    rows: Tensor = field(metadata=ROW)
+    rows: Tensor = field(metadata=ROW)  # sample of each token, ``[selected]``
+    # Its position, ``[selected]``; None while decoding, where there is one token
     columns: Tensor | None = field(default=None, metadata=TOKEN)
 
     def tokens(self, samples: int, length: int) -> Mask:
@@ -115,11 +99,7 @@ class Zero(TokenStep):
 
     overwrites = True
     idempotent = True
-
-    @property
-    def merges(self) -> bool:
-        """In any rows alike."""
-        return True
+    merges = True  # in any rows alike
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,25 +111,20 @@ class Read(TokenStep):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Write(TokenStep):
-    """Overwrite states with those of a slot, or with values brought along.
-
-    Attributes:
-        values: What to write, ``[selected or 1, d]``, or ``[group, d]``; None to take the slot's.
-        from_group: Group of every state in the slot, of which the means are written.
-        group: Group of every selected token.
-        ratio: Factor of what is written.
-        norm: How what is written gets the norms of ``others``: one factor per sample
-            (``rescaled``), or each state (``matched``).
-        others: Tokens whose median norm that is, ``[sample, token]``.
-    """
+    """Overwrite states with those of a slot, or with values brought along."""
 
     overwrites = True
 
+    # What to write, ``[selected or 1, d]``, or ``[group, d]``; None to take the slot's
     values: Tensor | None = field(default=None, metadata=TOKEN)
+    # Group of every state in the slot, of which the means are written
     from_group: Tensor | None = field(default=None, metadata=TOKEN)
-    group: Tensor | None = field(default=None, metadata=TOKEN)
-    ratio: float | None = None
+    group: Tensor | None = field(default=None, metadata=TOKEN)  # group of every selected token
+    ratio: float | None = None  # factor of what is written
+    # How what is written gets the norms of ``others``: one factor per sample (``rescaled``), or
+    # each state (``matched``)
     norm: str | None = None
+    # Tokens whose median norm that is, ``[sample, token]``
     others: Tensor | None = field(default=None, metadata=SAMPLE)
 
     def looks_at(self) -> Mask | None:
@@ -159,53 +134,47 @@ class Write(TokenStep):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Noise(TokenStep):
-    """Replace states by noise of their own norms.
+    """Replace states by noise of their own norms."""
+
+    seeds: Tensor = field(metadata=TOKEN)  # alike for tokens drawn together, ``[selected]``
+    stride: int  # between the seeds of decoding steps
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Add(TokenStep):
+    """Add a vector to states.
 
     Attributes:
-        seeds: One for each token, alike for those that are drawn together, ``[selected]``.
-        stride: Between the seeds of decoding steps.
+        values: The vector, ``[1, d]``.
+        factor: Of the vector.
     """
 
-    seeds: Tensor = field(metadata=TOKEN)
-    stride: int
+    values: Tensor = field(metadata=TOKEN)
+    factor: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scale(TokenStep):
-    """Scale states by a factor, or to the median norms of the states in a slot.
+    """Scale states by a factor, or to the median norms of the states in a slot."""
 
-    Attributes:
-        factor: The same for all; None for norms.
-        from_group: Group of every state in the slot.
-        group: Group of every selected token, whose median norm it gets.
-    """
-
-    factor: float | None = None
+    factor: float | None = None  # the same for all; None for norms
+    # Group of every state in the slot
     from_group: Tensor | None = field(default=None, metadata=TOKEN)
-    group: Tensor | None = field(default=None, metadata=TOKEN)
+    group: Tensor | None = field(default=None, metadata=TOKEN)  # whose median norm each token gets
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PairStep(Step):
-    """A step that keeps queries from seeing keys.
-
-    Attributes:
-        queries: Prompt tokens that cannot see, ``[sample, token]``.
-        later_queries: Whether tokens behind the prompt cannot either, ``[sample]``.
-        keys: Prompt tokens that cannot be seen.
-        later_keys: Whether tokens behind the prompt cannot be either.
-        behind: Tokens behind the prompt in the same pass.
-        skippable: Whether the pairs need not be computed.
-    """
+    """A step that keeps queries from seeing keys."""
 
     hides = True
-    skippable: ClassVar[bool] = False
+    skippable: ClassVar[bool] = False  # whether the pairs need not be computed
 
-    queries: Tensor = field(metadata=SAMPLE)
-    later_queries: Tensor = field(metadata=SAMPLE)
-    keys: Tensor = field(metadata=SAMPLE)
-    later_keys: Tensor = field(metadata=SAMPLE)
-    behind: int = 0
+    queries: Tensor = field(metadata=SAMPLE)  # prompt tokens that cannot see, ``[sample, token]``
+    later_queries: Tensor = field(metadata=SAMPLE)  # whether those behind it cannot, ``[sample]``
+    keys: Tensor = field(metadata=SAMPLE)  # prompt tokens that cannot be seen
+    later_keys: Tensor = field(metadata=SAMPLE)  # whether tokens behind the prompt cannot be either
+    behind: int = 0  # tokens behind the prompt in the same pass
 
     @property
     def conceals(self) -> bool:
@@ -227,26 +196,16 @@ class Hide(PairStep):
     """Hide keys from queries in the mask, before the softmax."""
 
     skippable = True
-
-    @property
-    def merges(self) -> bool:
-        """In any rows alike."""
-        return True
+    merges = True  # in any rows alike
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ZeroWeights(PairStep):
-    """Take keys out of what queries gather, behind the softmax.
+    """Take keys out of what queries gather, behind the softmax."""
 
-    Attributes:
-        collapse: Whether the weights taken go to the first of the keys.
-        takes: Whether it goes on from the weights that an earlier step on this call left.
-        leaves: Whether it leaves its weights to a later one.
-    """
-
-    collapse: bool = False
-    takes: bool = False
-    leaves: bool = False
+    collapse: bool = False  # whether the weights taken go to the first of the keys
+    takes: bool = False  # whether it goes on from the weights that an earlier step left
+    leaves: bool = False  # whether it leaves its weights to a later one
 
     @property
     def merges(self) -> bool:
@@ -273,21 +232,13 @@ class ZeroWeights(PairStep):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Drop(Step):
-    """Drop tokens from the sequence: before the decoder, or before a layer.
+    """Drop tokens from the sequence: before the decoder, or before a layer."""
 
-    Attributes:
-        length: Of the prompt.
-        behind: Tokens behind it in the same pass.
-        take: Positions that are kept, padded on the left to the longest sample, ``[sample, kept]``.
-        kept: Which of these are no padding.
-        renumber: Whether positions are counted anew.
-    """
-
-    length: int
-    behind: int
-    take: Tensor
-    kept: Tensor
-    renumber: bool = False
+    length: int  # of the prompt
+    behind: int  # tokens behind it in the same pass
+    take: Tensor  # positions that are kept, padded on the left, ``[sample, kept]``
+    kept: Tensor  # which of these are no padding
+    renumber: bool = False  # whether positions are counted anew
 
     @property
     def length_after(self) -> int:

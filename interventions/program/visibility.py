@@ -7,6 +7,8 @@ by everybody, 13 words counted as computed again, of which 11 stand before it an
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,7 @@ _WINDOWED = frozenset({"sliding_attention", "chunked_attention"})
 
 
 def visible_pairs(scope: Scope) -> list[Pairs] | None:
-    """Per layer which query can see which key, ``[sample, query, key]``; None if all is causal.
-
-    Where it is not, the model runs once on the batch.
-
-    Raises:
-        Unsupported: The model's masks cannot be read.
-    """
+    """Per layer which query can see which key, ``[sample, query, key]``; None if all is causal."""
     kinds = scope.model.anatomy.mixer_kinds
     if not scope.both_ways and not _WINDOWED & set(kinds):
         return None
@@ -47,22 +43,16 @@ def visible_pairs(scope: Scope) -> list[Pairs] | None:
 def _masks(scope: Scope) -> dict[int, Any]:
     """What each layer's token mixer receives as its mask."""
     model, found = scope.model, dict[int, Any]()
-    handles = []
-    for layer, path in enumerate(model.anatomy.mixer):
-        if path is None:
-            continue
 
-        def look(_: Any, __: Any, given: dict[str, Any], layer: int = layer) -> None:
-            found[layer] = given.get("attention_mask")
+    def look(layer: int, _: Any, __: Any, given: dict[str, Any]) -> None:
+        found[layer] = given.get("attention_mask")
 
-        mixer = model.hf.get_submodule(path)
-        handles.append(mixer.register_forward_pre_hook(look, with_kwargs=True))
-    try:
-        with torch.no_grad(), undisturbed(model.hf):
-            model.hf(**scope.batch.inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack, torch.no_grad(), undisturbed(model.hf):
+        for layer, path in enumerate(model.anatomy.mixer):
+            if path is not None:
+                mixer, hook = model.hf.get_submodule(path), partial(look, layer)
+                stack.enter_context(mixer.register_forward_pre_hook(hook, with_kwargs=True))
+        model.hf(**scope.batch.inputs)
     if model.attn_implementation not in ("eager", "sdpa"):
         raise Unsupported(
             "the cost is not known: what tokens see here is said by masks, and those of "

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
+from numbers import Integral
 from typing import Any, Literal
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -27,21 +28,13 @@ _SCHEMA = {
 
 @dataclass(frozen=True)
 class Layers:
-    """Which layers, before it is known how many there are; written as text in one spelling.
+    """Which layers, before it is known how many there are; written as text in one spelling."""
 
-    Attributes:
-        named: ``all``, ``last``, or their numbers in ascending order.
-    """
-
-    named: Literal["all", "last"] | tuple[int, ...]
+    named: Literal["all", "last"] | tuple[int, ...]  # or their numbers in ascending order
 
     @staticmethod
     def of(layers: Any) -> Layers:
-        """The layers that a text, a number or several numbers name.
-
-        Raises:
-            ValueError: Not a specification of layers.
-        """
+        """The layers that a text, a number or several numbers name."""
         if isinstance(layers, Layers):
             return layers
         wrong = f"layers {layers!r}: write all, last, a number, or ranges like 0-2,5"
@@ -54,11 +47,11 @@ class Layers:
             chosen = {layer for part in text.split(",") for layer in _expand(part)}
         elif isinstance(layers, bool):
             raise ValueError(wrong)
-        elif isinstance(layers, int):
-            chosen = {layers}
+        elif isinstance(layers, Integral):
+            chosen = {int(layers)}
         elif isinstance(layers, Iterable):
             given = list(layers)
-            if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in given):
+            if any(isinstance(layer, bool) or not isinstance(layer, Integral) for layer in given):
                 raise ValueError(f"layers {given}: layers are whole numbers")
             chosen = {int(layer) for layer in given}
         else:
@@ -73,11 +66,7 @@ class Layers:
         return self.named if isinstance(self.named, str) else ",".join(_ranges(self.named))
 
     def indices(self, n_layers: int) -> tuple[int, ...]:
-        """The layers of a model with ``n_layers`` that are named.
-
-        Raises:
-            InputError: A layer the model does not have.
-        """
+        """The layers of a model with ``n_layers`` that are named."""
         if self.named == "all":
             return tuple(range(n_layers))
         if self.named == "last":

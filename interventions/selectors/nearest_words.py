@@ -45,11 +45,7 @@ class Near(Selector):
         return f"near[{self.word}]"
 
     def select(self, batch: Batch) -> Selection:
-        """Tokens near the word.
-
-        Raises:
-            InputError: Nobody has looked at the nearest words of this batch, or no such id.
-        """
+        """Tokens near the word; InputError for no such id, or a batch without nearest words."""
         nearest = None if batch.classes is None else batch.classes.nearest
         if nearest is None:
             raise InputError(
@@ -79,11 +75,7 @@ class Control(Selector):
         return f"control(of={self.of}, seed={self.seed})"
 
     def select(self, batch: Batch) -> Selection:
-        """One draw per sample.
-
-        Raises:
-            InputError: ``of`` holds tokens that are not visual.
-        """
+        """One draw per sample; InputError if ``of`` holds tokens that are not visual."""
         visual, of = Name("visual").select(batch).prompt, self.of.select(batch).prompt
         if (of & ~visual).any():
             raise InputError(

@@ -10,7 +10,6 @@ and one flag per sample for the tokens still to be generated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,23 +29,10 @@ NAMES = ("visual", "text", "bos", "last", "generated", *KINDS, *CLASSES)
 
 @dataclass(frozen=True)
 class Selection:
-    """Selected tokens of one batch.
+    """Selected tokens of one batch."""
 
-    Attributes:
-        prompt: Positions of the padded prompt, ``[sample, token]``.
-        generated: Whether tokens generated after the prompt are selected, ``[sample]``.
-    """
-
-    prompt: NDArray[np.bool_]
-    generated: NDArray[np.bool_]
-
-    def combine(
-        self,
-        other: Selection,
-        how: Callable[[NDArray[np.bool_], NDArray[np.bool_]], NDArray[np.bool_]],
-    ) -> Selection:
-        """Both masks joined by a logical function."""
-        return Selection(how(self.prompt, other.prompt), how(self.generated, other.generated))
+    prompt: NDArray[np.bool_]  # positions of the padded prompt, ``[sample, token]``
+    generated: NDArray[np.bool_]  # whether generated tokens are selected too, ``[sample]``
 
 
 class Selector:
@@ -90,11 +76,7 @@ class Name(Selector):
         return self.name
 
     def select(self, batch: Batch) -> Selection:
-        """The named tokens.
-
-        Raises:
-            InputError: A class name on a batch that has no classes.
-        """
+        """The named tokens; InputError for a class of a batch that has no classes."""
         real = _real(batch)
         found = visual_selection(batch, np.ones(len(batch.visual), dtype=bool))
         visual, nothing = found.prompt, found.generated
@@ -177,11 +159,7 @@ class Box(Selector):
         return f"box[{self.rows[0]}:{self.rows[1]}, {self.cols[0]}:{self.cols[1]}]"
 
     def select(self, batch: Batch) -> Selection:
-        """Tokens whose cell lies inside the box.
-
-        Raises:
-            Unsupported: An image has no token with a place in it.
-        """
+        """Tokens whose cell lies inside the box; Unsupported for images without any cell."""
         self._need_places(batch)
         row, col = batch.visual.row, batch.visual.col
         inside = (self.rows[0] <= row) & (row < self.rows[1])
@@ -221,11 +199,7 @@ class Random(Selector):
         return f"random(like={self.like}, within={self.within}, seed={self.seed})"
 
     def select(self, batch: Batch) -> Selection:
-        """One draw per sample.
-
-        Raises:
-            InputError: ``within`` has fewer tokens than ``like`` in some sample.
-        """
+        """One draw per sample; InputError where ``within`` has fewer tokens than ``like``."""
         like, within = self.like.select(batch).prompt, self.within.select(batch).prompt
         drawn = np.zeros_like(like)
         for sample in range(len(batch)):
@@ -241,39 +215,40 @@ class Random(Selector):
 
 
 @dataclass(frozen=True)
-class And(Selector):
-    """Tokens in both."""
+class _Joined(Selector):
+    """Two selectors joined by a logical function; each kind says by which."""
+
+    how: ClassVar[np.ufunc]
 
     left: Selector
     right: Selector
 
     def __post_init__(self) -> None:
         _check_parts(self.left, self.right)
+
+    def select(self, batch: Batch) -> Selection:
+        """Both selections, joined."""
+        one, other = self.left.select(batch), self.right.select(batch)
+        prompt, generated = (one.prompt, other.prompt), (one.generated, other.generated)
+        return Selection(self.how(*prompt), self.how(*generated))
+
+
+class And(_Joined):
+    """Tokens in both."""
+
+    how = np.logical_and
 
     def __str__(self) -> str:
         return f"{_group(self.left, Or)} & {_group(self.right, (Or, And))}"
 
-    def select(self, batch: Batch) -> Selection:
-        """The intersection."""
-        return self.left.select(batch).combine(self.right.select(batch), np.logical_and)
 
-
-@dataclass(frozen=True)
-class Or(Selector):
+class Or(_Joined):
     """Tokens in either."""
 
-    left: Selector
-    right: Selector
-
-    def __post_init__(self) -> None:
-        _check_parts(self.left, self.right)
+    how = np.logical_or
 
     def __str__(self) -> str:
         return f"{self.left} | {_group(self.right, Or)}"
-
-    def select(self, batch: Batch) -> Selection:
-        """The union."""
-        return self.left.select(batch).combine(self.right.select(batch), np.logical_or)
 
 
 @dataclass(frozen=True)
@@ -295,11 +270,7 @@ class Not(Selector):
 
 
 def check_number(selector: Selector, number: object) -> None:
-    """Refuse what is no number that could count something.
-
-    Raises:
-        InputError: It is none.
-    """
+    """Refuse what is no number that could count something."""
     whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
     if not whole or number < 0:  # type: ignore[operator]
         raise InputError(f"{selector}: a whole number, 0 or larger, is needed, not {number!r}")

@@ -8,14 +8,17 @@ what they are, and whatever does not add up is refused with its numbers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..errors import InputError, Unsupported
+from .embedded_ids import check_ids
 from .logit_rule import LogitRule
 from .recorded_forward import forward_parameters
 from .traits import refusals_of, traits_of
@@ -94,6 +97,14 @@ class Anatomy:
     visual_error: float
     seen_image: bool
 
+    def __repr__(self) -> str:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(self.mixer_kinds).items())
+        particular = ", ".join(sorted(self.capabilities)) or "nothing particular"
+        return (
+            f"Anatomy({self.decoder}: {self.n_layers} layers ({kinds}), d={self.hidden_size}, "
+            f"{self.vocab_size} words, {particular}, {len(self.refusals)} refusals)"
+        )
+
     @property
     def n_layers(self) -> int:
         """Number of decoder layers."""
@@ -117,10 +128,7 @@ class Anatomy:
         return self.norm if layer == self.n_layers else self.layers[layer]
 
     def require(self, what: str) -> None:
-        """Refuse what this model cannot do.
-
-        Args:
-            what: A key of :attr:`refusals`, for instance ``sublayers`` or ``logit_lens``.
+        """Refuse what this model cannot do, a key of :attr:`refusals` such as ``sublayers``.
 
         Raises:
             Unsupported: The model cannot, with the reason.
@@ -153,6 +161,19 @@ class Anatomy:
                 f"the batch lacks {self.visual_mask_name!r}, which marks this model's visual tokens"
             )
         return inputs[self.visual_mask_name] == 1
+
+    def check_ids(self, inputs: Mapping[str, Tensor], tokenizer: Any = None) -> None:
+        """Refuse ids that stand for no visual token and have no row in the embedding.
+
+        Args:
+            inputs: Inputs of the model.
+            tokenizer: Its tokenizer, which has names for ids.
+
+        Raises:
+            InputError: Names the first such id.
+        """
+        visual = partial(self.visual_mask, inputs)
+        check_ids(inputs["input_ids"], self.vocab_size, tokenizer, visual)
 
     @staticmethod
     def of(

@@ -30,27 +30,16 @@ MIXER_ARGUMENTS = frozenset(
 
 @dataclass(frozen=True)
 class LayerAddends:
-    """What one layer adds: ``leaving = keep * entering + sum(scale_i * output_i)``.
+    """What one layer adds: ``leaving = keep * entering + sum(scale_i * output_i)``."""
 
-    Attributes:
-        attention: Submodule whose output is what the token mixer adds, or None.
-        ffn: Submodule whose output is what the FFN adds, or None.
-        others: Further submodules that add something.
-        mixer: The submodule that mixes tokens, or None.
-        attention_scale: Factor on the attention addend.
-        ffn_scale: Factor on the FFN addend.
-        keep: Factor on the stream itself.
-        error: Size of what the sum leaves unexplained, relative to the update.
-    """
-
-    attention: str | None
-    ffn: str | None
-    others: tuple[str, ...]
-    mixer: str | None
-    attention_scale: float
-    ffn_scale: float
-    keep: float
-    error: float
+    attention: str | None  # submodule whose output is what the token mixer adds, or None
+    ffn: str | None  # submodule whose output is what the FFN adds, or None
+    others: tuple[str, ...]  # further submodules that add something
+    mixer: str | None  # the submodule that mixes tokens, or None
+    attention_scale: float  # factor on the attention addend
+    ffn_scale: float  # factor on the FFN addend
+    keep: float  # factor on the stream itself
+    error: float  # size of what the sum leaves unexplained, relative to the update
 
 
 @dataclass(frozen=True)
@@ -70,19 +59,7 @@ def find_addends(
     attention: str | None = None,
     ffn: str | None = None,
 ) -> LayerAddends:
-    """Decompose one layer's update.
-
-    Args:
-        path: Name of the layer, for messages.
-        layer: The layer.
-        made: What one forward recorded of it.
-        dtype: Type of the weights, which sets how exact the sum must be.
-        attention: The user's word for the submodule that is the attention addend.
-        ffn: Likewise for the FFN addend.
-
-    Raises:
-        Unsupported: No set of submodules adds up.
-    """
+    """Decompose one layer's update; Unsupported where no set of submodules adds up."""
     if made.entering is None or made.leaving is None:
         raise Unsupported(f"{path}: the layer does not map a stream [sample, token, d] to another")
     # Every row counts alike: in half precision the few rows of huge norm would round away the rest.

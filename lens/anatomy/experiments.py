@@ -23,13 +23,7 @@ from .recorded_forward import forward_parameters, record, stream_of
 def last_token_layers(
     model: nn.Module, parts: Parts, inputs: Mapping[str, Tensor]
 ) -> tuple[int, ...]:
-    """Layers that see only the last token when only its logits are asked for.
-
-    Args:
-        model: The model.
-        parts: Its parts.
-        inputs: A prompt of more than one token.
-    """
+    """Layers that see only the last of several tokens when only its logits are asked for."""
     if "logits_to_keep" not in forward_parameters(model):
         return ()
     with _entering_layers(model, parts) as streams:
@@ -40,13 +34,9 @@ def last_token_layers(
 def entry_depends_on(
     model: nn.Module, parts: Parts, inputs: Mapping[str, Tensor], parameter: str
 ) -> bool:
-    """Whether what enters the first layers changes with a parameter, by two forwards.
+    """Whether what enters the first layers changes with a parameter, by two forwards with an image.
 
-    Args:
-        model: The model; its own parameter is not touched.
-        parts: Its parts.
-        inputs: A prompt with an image.
-        parameter: Path of the parameter.
+    The model's own parameter is not touched.
     """
     value = model.get_parameter(parameter)
     with _entering_layers(model, parts) as streams:  # all: features may come in between
@@ -59,16 +49,7 @@ def entry_depends_on(
 def rows_that_depend_on_pixels(
     model: nn.Module, parts: Parts, inputs: Mapping[str, Tensor]
 ) -> Bool[Tensor, " token"]:
-    """Positions whose row entering layer 0 changes when the image's pixels do.
-
-    Args:
-        model: The model.
-        parts: Its parts.
-        inputs: A prompt with an image.
-
-    Raises:
-        Unsupported: What enters layer 0 is no stream of rows.
-    """
+    """Positions whose row entering layer 0 changes when the image's pixels do."""
     nowhere = torch.zeros(inputs["input_ids"].shape[1], dtype=torch.bool)
     entering = []
     for factor in (1.0, -0.5):
@@ -110,6 +91,5 @@ def _entering_layers(model: nn.Module, parts: Parts) -> Iterator[list[Tensor]]:
         stack.enter_context(undisturbed(model))
         stack.enter_context(torch.no_grad())
         for layer in parts.layers:
-            hook = layer.register_forward_pre_hook(on_entering, with_kwargs=True)
-            stack.callback(hook.remove)
+            stack.enter_context(layer.register_forward_pre_hook(on_entering, with_kwargs=True))
         yield streams

@@ -18,19 +18,12 @@ SOFTCAPS = ("final_logit_softcapping", "logit_softcap", "logits_soft_cap")
 
 @dataclass(frozen=True)
 class LogitRule:
-    """``logits = softcap * tanh(scale * raw / softcap)``, or ``scale * raw`` without a cap.
+    """``logits = softcap * tanh(scale * raw / softcap)``, or ``scale * raw`` without a cap."""
 
-    Attributes:
-        scale: Factor on ``head(norm(h))``.
-        softcap: Cap, or None.
-        masked: Head rows whose logit the model sets to minus infinity or leaves out.
-        error: Largest absolute difference over the unmasked entries.
-    """
-
-    scale: float
-    softcap: float | None
-    masked: tuple[int, ...]
-    error: float
+    scale: float  # factor on ``head(norm(h))``
+    softcap: float | None  # cap, or None
+    masked: tuple[int, ...]  # head rows whose logit the model sets to minus infinity or leaves out
+    error: float  # largest absolute difference over the unmasked entries
 
     def apply(self, raw: Tensor) -> Tensor:
         """Logits from ``head(norm(h))``, ``[..., vocab]``."""
@@ -46,13 +39,7 @@ def unmasked(logits: Tensor) -> Tensor:
 
 
 def fit_logit_rule(raw: Tensor, logits: Tensor, configs: Iterable[Any]) -> LogitRule:
-    """Find the rule that turns one row of ``head(norm(h))`` into the model's logits.
-
-    Args:
-        raw: ``[vocab]``.
-        logits: What the model returned, ``[vocab]``; may be shorter.
-        configs: Configurations that may name a soft cap.
-    """
+    """Find the rule that turns one row ``[vocab]`` of ``head(norm(h))`` into the model's logits."""
     open_ = unmasked(logits).cpu()
     # Head rows beyond the logits are never said either.
     beyond = range(len(logits), len(raw))

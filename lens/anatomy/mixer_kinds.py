@@ -22,14 +22,7 @@ MASKED = frozenset(("attention", "sliding_attention", "chunked_attention"))
 def mixer_kinds_of(
     config: Any, parts: Parts, addends: Sequence[LayerAddends], recording: Recording
 ) -> tuple[str, ...]:
-    """The kind of every layer: its configured type, corrected by what it did.
-
-    Args:
-        config: The model's configuration.
-        parts: The model's parts.
-        addends: What each layer adds; empty where that could not be told.
-        recording: One forward.
-    """
+    """The kind of every layer: its configured type, corrected by what it did."""
     configured = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
     kinds = []
     for index, layer in enumerate(parts.layers):

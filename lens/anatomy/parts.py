@@ -18,15 +18,8 @@ from ..errors import Unsupported
 
 LAYER_LISTS = ("layers", "h", "blocks", "layer")
 HEADS = ("lm_head", "output_projection", "embed_out", "output")
-FINAL_NORMS = (
-    "norm",
-    "final_layernorm",
-    "final_layer_norm",
-    "ln_f",
-    "layer_norm",
-    "embedding_norm",
-    "norm_f",
-    "final_norm",
+FINAL_NORMS = tuple(
+    "norm final_layernorm final_layer_norm ln_f layer_norm embedding_norm norm_f final_norm".split()
 )
 # Where configurations name the placeholder of visual tokens, most common first.
 IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id", "media_placeholder_token_id")
@@ -36,21 +29,13 @@ CROSS_ATTENTION = ("cross_attn", "crossattention", "cross_attention", "encoder_a
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules that everything else is said in terms of.
+    """The modules that everything else is said in terms of."""
 
-    Attributes:
-        decoder: Owns the list of layers.
-        layers: The decoder layers in order.
-        embedding: Input embedding.
-        norm: Final norm; its input is the residual stream after the last layer.
-        head: Output head.
-    """
-
-    decoder: nn.Module
-    layers: nn.ModuleList
-    embedding: Any
-    norm: Any
-    head: Any
+    decoder: nn.Module  # owns the list of layers
+    layers: nn.ModuleList  # the decoder layers in order
+    embedding: Any  # input embedding
+    norm: Any  # final norm; its input is the residual stream after the last layer
+    head: Any  # output head
 
 
 def locate_parts(
@@ -60,12 +45,7 @@ def locate_parts(
     norm: str | None = None,
     head: str | None = None,
 ) -> Parts:
-    """Find the parts of a model; names given by the user win over what is found.
-
-    Raises:
-        Unsupported: An encoder-decoder, a model with cross-attention to the image, or a part that
-            is not there.
-    """
+    """Find the parts of a model; names given by the user win over what is found."""
     _refuse_other_architectures(model)
     owner, layers = _decoder(model, decoder)
     final = model.get_submodule(norm) if norm else _first_child(owner, FINAL_NORMS)
@@ -87,11 +67,7 @@ def locate_parts(
 
 
 def _refuse_other_architectures(model: nn.Module) -> None:
-    """Refuse models whose visual tokens do not stand in the decoder's own sequence.
-
-    Raises:
-        Unsupported: An encoder-decoder or a model with cross-attention.
-    """
+    """Refuse models whose visual tokens do not stand in the decoder's own sequence."""
     name, config = type(model).__name__, _config(model)
     if any(getattr(part, "is_encoder_decoder", False) for part in (config, _text_config(config))):
         raise Unsupported(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -30,15 +31,10 @@ FINGERPRINT = 2
 
 @dataclass(frozen=True)
 class KeptRows:
-    """The token rows that are kept of every activation.
+    """The token rows that are kept of every activation."""
 
-    Attributes:
-        positions: Their positions, ``[row]``.
-        length: Tokens of the prompt.
-    """
-
-    positions: Tensor
-    length: int
+    positions: Tensor  # their positions, ``[row]``
+    length: int  # tokens of the prompt
 
     def of(self, tensor: Tensor | None) -> Tensor | None:
         """Of ``[1, token, d]`` or ``[token, d]``, in float64 on the CPU; None of anything else."""
@@ -54,27 +50,17 @@ class LayerRecord:
 
     Its methods are hooks. They are not functions made anew for every submodule, because the tests'
     type checker would examine each of those again.
-
-    Attributes:
-        kept: Which rows.
-        entering: Stream entering the layer, ``[row, d]`` float64.
-        leaving: Stream leaving it.
-        outputs: Output of every submodule (to depth 2) with one row per token, in the order in
-            which they finished.
-        bare: Submodules that returned a bare tensor rather than a tuple.
-        arguments: Names and values of the keyword arguments each submodule received.
-        calls: How often the layer ran.
-        own_input: Whether the layer received rows of its own beside the stream.
     """
 
-    kept: KeptRows
-    entering: Tensor | None = None
-    leaving: Tensor | None = None
+    kept: KeptRows  # which rows
+    entering: Tensor | None = None  # stream entering the layer, ``[row, d]`` float64
+    leaving: Tensor | None = None  # stream leaving it
+    # Of every submodule (to depth 2) that returns one row per token, in finishing order
     outputs: dict[str, Tensor] = field(default_factory=dict)
-    bare: set[str] = field(default_factory=set)
-    arguments: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    calls: int = 0
-    own_input: bool = False
+    bare: set[str] = field(default_factory=set)  # submodules that returned a bare tensor
+    arguments: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by submodule, by name
+    calls: int = 0  # how often the layer ran
+    own_input: bool = False  # whether the layer received rows of its own beside the stream
 
     def on_leaving(self, _: nn.Module, __: Any, output: Any) -> None:
         """After the layer."""
@@ -97,32 +83,19 @@ class LayerRecord:
 
 @dataclass
 class Recording:
-    """One forward pass.
+    """One forward pass."""
 
-    Attributes:
-        layers: One record per decoder layer.
-        final: Stream entering the final norm at the last token, in the model's own dtype, with
-            the shape the norm received; None when the norm never ran.
-        stacked: Whether the stream has more axes than ``[sample, token, d]``.
-        embeds: The decoder's ``inputs_embeds``, ``[token, d]``; where it takes none, what enters
-            layer 0.
-        decoder_arguments: Keyword arguments of the decoder.
-        fingerprints: Per module outside the decoder that returned rows of width d, two random
-            projections of every row, ``[rows, 2]`` float64, in finishing order.
-        features: Rows that ``get_image_features`` returned, ``[n, d]``, or None.
-        shapes: Last but one dimension of every tensor returned outside the decoder.
-        logits: At the last token, ``[vocab]``.
-    """
-
-    layers: list[LayerRecord]
+    layers: list[LayerRecord]  # one record per decoder layer
+    # Entering the final norm at the last token, as the norm received it; None if it never ran
     final: Tensor | None = None
-    stacked: bool = False
-    embeds: Tensor | None = None
+    stacked: bool = False  # whether the stream has more axes than ``[sample, token, d]``
+    embeds: Tensor | None = None  # the decoder's, ``[token, d]``; or else what enters layer 0
     decoder_arguments: Mapping[str, Any] = field(default_factory=dict)
+    # Per module outside the decoder two projections of each row of width d, ``[row, 2]`` float64
     fingerprints: dict[str, Tensor] = field(default_factory=dict)
-    features: Tensor | None = None
-    shapes: set[int] = field(default_factory=set)
-    logits: Tensor | None = None
+    features: Tensor | None = None  # rows that ``get_image_features`` returned, ``[n, d]``, or None
+    shapes: set[int] = field(default_factory=set)  # rows of every tensor outside the decoder
+    logits: Tensor | None = None  # at the last token, ``[vocab]``
 
 
 def forward_parameters(model: nn.Module) -> frozenset[str]:
@@ -166,26 +139,19 @@ def project(rows: Shaped[Tensor, "*_ d"]) -> Float64[Tensor, "row 2"]:
 def record(
     model: nn.Module, parts: Parts, inputs: Mapping[str, Tensor], visual: Bool[Tensor, " token"]
 ) -> Recording:
-    """Run the model once on one prompt.
+    """Run the model once on one prompt; hooks and training flags are put back afterwards.
 
-    Args:
-        model: The model; hooks and training flags are put back afterwards.
-        parts: Its parts.
-        inputs: Tensors for the forward; one sample.
-        visual: Which positions are visual: rows are sampled from both kinds.
-
-    Raises:
-        Unsupported: A layer does not run exactly once.
+    Rows are sampled from both kinds of positions, visual and not. Unsupported where a layer does
+    not run exactly once.
     """
     kept = KeptRows(_sample_rows(visual), len(visual))
     recording = Recording([LayerRecord(kept) for _ in parts.layers])
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
         stack.enter_context(torch.no_grad())
-        for handle in _decoder_hooks(recording, parts):
-            stack.callback(handle.remove)
-        for handle in _outer_hooks(recording, model, parts):
-            stack.callback(handle.remove)
+        hooks = _decoder_hooks(recording, parts), _outer_hooks(recording, model, parts)
+        for handle in chain(*hooks):
+            stack.enter_context(handle)
         stack.enter_context(_features_of(model, recording))
         # No logits_to_keep: some models then compute only the last token in their later layers.
         output = model(**inputs, **without_cache(model))

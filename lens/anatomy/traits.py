@@ -24,22 +24,16 @@ from .visual_entry import claimed_positions
 
 @dataclass(frozen=True)
 class Trait:
-    """One thing that may be particular about a model.
+    """One thing that may be particular about a model."""
 
-    Attributes:
-        name: Its name in :attr:`Anatomy.capabilities`.
-        meaning: What is particular.
-        present: Whether a verified model has it.
-        forbids: What such a model cannot do, with the reasons: keys of :attr:`Anatomy.refusals`.
-        counts_rows: Where dropping tokens changes what the others see, because that is counted in
-            rows or was made for the whole sequence: ``before`` layer 0 only (between layers masks
-            are finished and features in place), or ``everywhere``.
-    """
-
-    name: str
-    meaning: str
-    present: Callable[[Findings], bool]
+    name: str  # its name in :attr:`Anatomy.capabilities`
+    meaning: str  # what is particular
+    present: Callable[[Findings], bool]  # whether a verified model has it
+    # What such a model cannot do, with the reasons: keys of :attr:`Anatomy.refusals`
     forbids: Callable[[Findings], Mapping[str, str]] = lambda _: {}
+    # Where dropping tokens changes what the others see, because that is counted in rows or was made
+    # for the whole sequence: ``before`` layer 0 only (between layers masks are finished and
+    # features in place), or ``everywhere``
     counts_rows: Literal["nowhere", "before", "everywhere"] = "nowhere"
 
 
@@ -49,24 +43,13 @@ def traits_of(found: Findings) -> tuple[Trait, ...]:
 
 
 def traits_counting_rows(names: Collection[str], *, between_layers: bool) -> list[str]:
-    """Those of a model's traits with which a shorter sequence changes what its tokens see.
-
-    Args:
-        names: Names of traits, as :attr:`Anatomy.capabilities` holds them.
-        between_layers: Whether tokens are dropped between two layers, or before the first one.
-    """
+    """Those of a model's traits with which a shorter sequence changes what its tokens see."""
     where = {"everywhere"} if between_layers else {"before", "everywhere"}
     return sorted(t.name for t in TRAITS if t.name in names and t.counts_rows in where)
 
 
 def refusals_of(found: Findings, traits: Sequence[Trait], layers: Sequence[str]) -> dict[str, str]:
-    """Everything that a verified model cannot do, each with the reason.
-
-    Args:
-        found: The verified model.
-        traits: Its traits.
-        layers: Paths of its layers.
-    """
+    """Everything that a verified model cannot do, each with the reason."""
     refused = {what: why for trait in traits for what, why in trait.forbids(found).items()}
     for index, kind in enumerate(found.mixer_kinds):
         if kind not in MASKED:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, Unsupported
 from ..opening.placement import device_of
+from ..runs.finite import all_finite, not_finite, says_something
 from ..tolerances import LOGITS
 from .attention_and_ffn import LayerAddends, find_addends
 from .experiments import last_token_layers, rows_that_depend_on_pixels
@@ -51,41 +52,23 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found about one model, and held.
-
-    Attributes:
-        model: The model.
-        parts: Its modules.
-        probe: What was run.
-        recording: What happened.
-        image_token_id: Placeholder of images, or None.
-        video_token_id: Placeholder of videos, or None.
-        entry: How visual tokens enter.
-        embedding_scale: What the embedding multiplies its rows by.
-        addends: Per layer what is added; empty when that could not be told.
-        mixer_kinds: Per layer how it mixes tokens.
-        injections: Layers whose input is not the previous layer's output.
-        last_token_layers: Layers that see only the last token when only its logits are asked for.
-        logit_rule: How logits are made.
-        unverified: What was not verified, with the reason.
-        seen_image: Whether the probe held an image.
-    """
+    """What was found about one model, and held."""
 
     model: nn.Module
-    parts: Parts
-    probe: Mapping[str, Tensor]
-    recording: Recording
-    image_token_id: int | None
-    video_token_id: int | None
-    entry: VisualEntry
-    embedding_scale: float
-    addends: tuple[LayerAddends, ...]
-    mixer_kinds: tuple[str, ...]
-    injections: tuple[int, ...]
-    last_token_layers: tuple[int, ...]
-    logit_rule: LogitRule
-    unverified: Mapping[str, str]
-    seen_image: bool
+    parts: Parts  # its modules
+    probe: Mapping[str, Tensor]  # what was run
+    recording: Recording  # what happened
+    image_token_id: int | None  # placeholder of images, or None
+    video_token_id: int | None  # placeholder of videos, or None
+    entry: VisualEntry  # how visual tokens enter
+    embedding_scale: float  # what the embedding multiplies its rows by
+    addends: tuple[LayerAddends, ...]  # per layer what is added; empty when that could not be told
+    mixer_kinds: tuple[str, ...]  # per layer how it mixes tokens
+    injections: tuple[int, ...]  # layers whose input is not the previous layer's output
+    last_token_layers: tuple[int, ...]  # that see only the last token if only its logits count
+    logit_rule: LogitRule  # how logits are made
+    unverified: Mapping[str, str]  # what was not verified, with the reason
+    seen_image: bool  # whether the probe held an image
 
     @property
     def name(self) -> str:
@@ -114,6 +97,13 @@ def verify(model: nn.Module, inputs: Mapping[str, Tensor] | None, overrides: Ove
         )
     probe = _text_probe(model, parts, claimed) if inputs is None else _one_prompt(inputs)
     recording = record(model, parts, probe, claimed_positions(probe, claimed)[0].cpu())
+    streams = [rows for layer in recording.layers for rows in (layer.entering, layer.leaving)]
+    seen = [rows for rows in (recording.embeds, *streams) if rows is not None]
+    said = recording.logits
+    if not all_finite(seen) or (said is not None and not says_something(said)):
+        names = {module: name for name, module in model.named_modules()}
+        paths = [names[layer] for layer in parts.layers]
+        raise not_finite(model, lambda: model(**probe), probe, paths)
     length = probe["input_ids"].shape[1]
     if recording.embeds is not None and len(recording.embeds) != length:
         raise Unsupported(

@@ -24,28 +24,18 @@ from .recorded_forward import FINGERPRINT, Recording, project
 
 @dataclass(frozen=True)
 class VisualEntry:
-    """How visual tokens come into the sequence.
+    """How visual tokens come into the sequence."""
 
-    Attributes:
-        token_ids: Ids that stand at visual positions.
-        mask_name: Input that marks visual positions instead of ids, or None.
-        projector: Outermost module before the decoder whose output rows are the visual rows.
-        scatter: ``replace`` or ``add``: features stand in place of the placeholder's embedding
-            or on top of it; ``later`` when the rows are empty at first and features come in
-            between layers; ``inside`` when the decoder changes the rows before layer 0.
-        error: Largest absolute difference between visual rows and features; NaN when unknown.
-        learned: Visual rows that are no features of the image but learned parameters
-            (separators, newlines).
-        also_written: Positions outside the visual ones whose rows are no word embeddings.
-    """
-
-    token_ids: tuple[int, ...]
-    mask_name: str | None
-    projector: str | None
+    token_ids: tuple[int, ...]  # ids that stand at visual positions
+    mask_name: str | None  # input that marks visual positions instead of ids, or None
+    projector: str | None  # outermost module before the decoder that returns the visual rows
+    # ``replace`` or ``add``: features stand in place of the placeholder's embedding or on top of
+    # it; ``later`` when the rows are empty at first and features come in between layers; ``inside``
+    # when the decoder changes the rows before layer 0
     scatter: str
-    error: float
-    learned: int = 0
-    also_written: int = 0
+    error: float  # largest absolute difference between visual rows and features; NaN when unknown
+    learned: int = 0  # rows that are no features but learned (separators, newlines)
+    also_written: int = 0  # positions outside the visual ones whose rows are no word embeddings
 
 
 def claimed_positions(
@@ -67,17 +57,10 @@ def find_entry(
 ) -> VisualEntry:
     """Verify the positions and trace the rows to the vision tower's features.
 
-    Args:
-        model: The model.
-        parts: Its parts.
-        recording: One forward with an image.
-        inputs: What went into it.
-        token_ids: Ids the configuration or the user names; may be empty.
-        depends: Positions whose entering row changes with the image's pixels,
-            for models whose rows cannot be compared with word embeddings; else None.
-
-    Raises:
-        Unsupported: Positions that differ from the claim, or rows that are no features.
+    ``token_ids`` are those that the configuration or the user names, perhaps none; ``depends`` the
+    positions whose entering row changes with the image's pixels, for models whose rows cannot be
+    compared with word embeddings. Unsupported where positions differ from the claim, or rows are no
+    features.
     """
     name = type(model).__name__
     ids = inputs["input_ids"][0].cpu()

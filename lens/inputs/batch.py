@@ -19,6 +19,7 @@ from ..anatomy.anatomy import Anatomy
 from ..errors import InputError, Unsupported
 from ..frozen_mapping import frozen
 from ..token_classes import TokenClasses
+from ..torch_settings import default_torch
 from ..visual_tokens import VisualTokens
 from .content import sample_content
 from .processor import Remake
@@ -65,8 +66,20 @@ class Batch:
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", frozen(self.inputs))
 
+    def __repr__(self) -> str:
+        alive = "" if self.classes is None else f", {self.classes.mask('alive').mean():.0%} alive"
+        samples = "sample" if len(self) == 1 else "samples"
+        return (
+            f"Batch({len(self)} {samples} × {self.length} tokens, {len(self.visual)} visual{alive})"
+        )
+
     def __len__(self) -> int:
         return int(self.inputs["input_ids"].shape[0])
+
+    def __getitem__(self, samples: int | slice) -> Batch:
+        """One sample, or some, as a batch; see :meth:`subset`."""
+        chosen = range(len(self))[samples]
+        return self.subset([chosen] if isinstance(chosen, int) else chosen)
 
     @property
     def length(self) -> int:
@@ -74,6 +87,7 @@ class Batch:
         return int(self.inputs["input_ids"].shape[1])
 
     @cached_property
+    @default_torch()
     def contents(self) -> tuple[int, ...]:
         """A number for every sample that stands for its tokens and its pictures.
 
@@ -116,6 +130,7 @@ class Batch:
             )
         return replace(self, classes=classes)
 
+    @default_torch()
     def subset(self, samples: Sequence[int]) -> Batch:
         """The batch of some of the samples, in the given order.
 

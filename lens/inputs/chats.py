@@ -24,19 +24,12 @@ _SOURCES = ("image", "path", "url", "base64", "image_url", "video")
 
 @dataclass(frozen=True, eq=False)
 class Chat:
-    """One conversation.
+    """One conversation."""
 
-    Attributes:
-        messages: Role and content of each turn; pictures are mentioned, not held.
-        images: What the messages held as images, in order.
-        videos: The same for videos.
-        asked: How many images and videos are mentioned.
-    """
-
-    messages: tuple[dict[str, Any], ...]
-    images: tuple[Any, ...]
-    videos: tuple[Any, ...]
-    asked: tuple[int, int]
+    messages: tuple[dict[str, Any], ...]  # role and content of each turn, pictures not held
+    images: tuple[Any, ...]  # what the messages held as images, in order
+    videos: tuple[Any, ...]  # the same for videos
+    asked: tuple[int, int]  # how many images and videos are mentioned
 
     @property
     def texts(self) -> list[str]:
@@ -49,11 +42,7 @@ class Chat:
 
 
 def split_prompts(prompts: Prompts) -> list[str | Chat]:
-    """The prompts one by one.
-
-    Raises:
-        InputError: Something among them is neither text nor a conversation, or there is none.
-    """
+    """The prompts one by one."""
     if isinstance(prompts, str):
         return [prompts]
     given = _listed(prompts)
@@ -69,7 +58,11 @@ def _listed(prompts: Any) -> list[Any]:
     unordered = (bytes, bytearray, memoryview, Mapping, set, frozenset)
     if isinstance(prompts, unordered) or not isinstance(prompts, Iterable):
         raise InputError(f"{_FORMS}, not {type(prompts).__name__}")
-    return list(prompts)
+    try:
+        return list(prompts)
+    # What only claims to have entries, such as an array without axes, may raise anything.
+    except Exception:
+        raise InputError(f"{_FORMS}, not {type(prompts).__name__}") from None
 
 
 def _chat(messages: Any) -> Chat:

@@ -7,12 +7,14 @@ that it depends neither on the sample's place in a batch nor on what else is in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
+
+from ..errors import InputError
 
 
 def image_content(image: Image) -> int:
@@ -20,16 +22,25 @@ def image_content(image: Image) -> int:
     return _number(f"{image.mode} {image.size} ".encode(), image.tobytes())
 
 
+def refuse_repeated(images: Iterable[Image]) -> None:
+    """Refuse an image that is given twice, where every image should count once."""
+    seen = set()
+    for image in images:
+        content = image_content(image)
+        if content in seen:
+            raise InputError(
+                "the same image is given twice: it would count as similar to itself, so give "
+                "each image once"
+            )
+        seen.add(content)
+
+
 def sample_content(
     ids: Tensor, mask: Tensor, images: tuple[Image, ...], others: Mapping[str, Tensor]
 ) -> int:
-    """A number that stands for a sample: its tokens without the padding, and its pictures.
+    """A number that stands for a sample: its tokens ``[token]`` without padding, and its pictures.
 
-    Args:
-        ids: Its tokens, ``[token]``.
-        mask: 0 where they are padding, ``[token]``.
-        images: Its images, where they are known.
-        others: Tensors of its pictures that are known as tensors only.
+    ``others`` are tensors of pictures that are known as tensors only.
     """
     parts = [ids[mask > 0].cpu().numpy().astype("<i8").tobytes()]
     parts += [image_content(image).to_bytes(16, "big") for image in images]

@@ -35,33 +35,21 @@ _COMPLETE_SIZES = ((64, 96), (112, 56))
 
 
 class Prepared(NamedTuple):
-    """What a processor made of images and prompts.
+    """What a processor made of images and prompts."""
 
-    Attributes:
-        inputs: The tensors, left-padded.
-        prompts: The prompts as the processor got them, placeholders written.
-        images: The images of each.
-        videos: The videos of each, ``[frame, height, width, 3]``.
-    """
-
-    inputs: dict[str, Tensor]
-    prompts: list[str]
-    images: Nested
-    videos: list[list[NDArray[np.uint8]]]
+    inputs: dict[str, Tensor]  # the tensors, left-padded
+    prompts: list[str]  # the prompts as the processor got them, placeholders written
+    images: Nested  # the images of each
+    videos: list[list[NDArray[np.uint8]]]  # the videos of each, ``[frame, height, width, 3]``
 
 
 class Encoder:
     """Applies one model's processor and chat template, and finds the visual tokens again.
 
-    Args:
-        processor: The model's processor; None when there is none, and only :meth:`batch` works.
-        config: The model's configuration.
-        anatomy: Says where the visual positions are; may be set later, before a Batch is made.
-        accepts: Names of the inputs that the model's forward takes; None keeps whatever tensors
-            the processor returns.
-        forward: Runs the model on tensors and returns logits ``[sample, token, vocab]``, leaving
-            the model as it was: used to measure which inputs a given batch cannot lack. Without
-            it every input that might matter is demanded.
+    Without a processor only :meth:`batch` works; the anatomy may be set later, before a Batch is
+    made. ``accepts`` are the inputs that the model's forward takes, None for whatever there is.
+    ``forward`` runs the model, leaving it as it was, to measure which inputs a batch cannot lack;
+    without it every input that might matter is demanded.
     """
 
     def __init__(
@@ -80,14 +68,14 @@ class Encoder:
         complete = None if processor is None else self._complete
         self.required = RequiredInputs(self.accepts, forward, complete)
 
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer, or None."""
+        return None if self.processor is None else self.processor.tokenizer
+
     @cached_property
     def placeholders(self) -> Placeholders:
-        """How the processor is told where an image belongs, found out by experiment.
-
-        Raises:
-            InputError: There is no processor.
-            Unsupported: The processor accepts no image.
-        """
+        """How the processor is told where an image belongs, found out by experiment."""
         self._need_processor()
         ids = (getattr(self.config, name, None) for name in ("image_token_id", "image_token_index"))
         known = [i for i in ids if isinstance(i, int) and i >= 0]
@@ -110,13 +98,7 @@ class Encoder:
         videos: Videos | None = None,
         template: bool | None = None,
     ) -> Prepared:
-        """What the model takes for these images and prompts; needs no anatomy.
-
-        Args:
-            images: As for :meth:`VisualLM.encode`; None for text alone.
-            prompts: One or several.
-            videos: As for :meth:`VisualLM.encode`.
-            template: As for :meth:`VisualLM.encode`.
+        """What the model takes, as for :meth:`VisualLM.encode`; needs no anatomy.
 
         Raises:
             InputError: There is no processor, or images and prompts do not fit together.
@@ -157,7 +139,7 @@ class Encoder:
     ) -> Batch:
         """See :meth:`VisualLM.encode`; ``layout`` as for :func:`embedlens.lens.layout.locate`."""
         tensors, written, nested, clips = self.tensors(images, prompts, videos, template)
-
+        self.anatomy.check_ids(tensors, self.tokenizer)
         again = SameCall(self._adapter, tuple(written), clips)
         has_images, has_videos = any(nested), any(clips)
         if not (has_images or has_videos):
@@ -180,7 +162,10 @@ class Encoder:
         check_form(inputs, self.accepts)
         # Labels are for training: with them the model computes a loss.
         tensors = {name: tensor for name, tensor in inputs.items() if name != "labels"}
-        images, videos = self._positions_by_kind(tensors)
+        self.anatomy.check_ids(tensors, self.tokenizer)
+        visual_mask: Tensor = self.anatomy.visual_mask(tensors)
+        videos = video_positions(tensors, visual_mask, self.config)
+        images = visual_mask & ~videos
         check_pictures(tensors, images, videos)
         try:
             visual = self._locate(tensors, None, layout)
@@ -217,16 +202,6 @@ class Encoder:
         template = False if self.placeholder else None
         return self.tensors(rows, prompts, template=template).inputs
 
-    def _positions_by_kind(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Visual positions of images and of videos, ``[sample, token]``."""
-        mask = self._visual_mask(inputs)
-        videos = video_positions(inputs, mask, self.config)
-        return mask & ~videos, videos
-
-    def _visual_mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        mask: Tensor = self.anatomy.visual_mask(inputs)
-        return mask
-
     def _locate(
         self,
         inputs: Mapping[str, Tensor],
@@ -237,7 +212,7 @@ class Encoder:
     ) -> VisualTokens:
         return locate(
             inputs,
-            self._visual_mask(inputs),
+            self.anatomy.visual_mask(inputs),
             images,
             config=self.config,
             processor=self.processor,

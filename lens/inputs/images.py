@@ -30,13 +30,8 @@ _NO_VIDEO = (
 def arrange_images(images: Images | None, n_prompts: int) -> list[list[Image.Image]]:
     """The images of each prompt, from one image, one per prompt, or several per prompt.
 
-    Args:
-        images: None for text alone; one image for every prompt; one per prompt (with a single
-            prompt: all of them are its own); or a list of images for each prompt.
-        n_prompts: Number of prompts.
-
-    Raises:
-        InputError: The number of images does not fit the number of prompts.
+    One image goes to every prompt; a list is one per prompt (with a single prompt: all its own), or
+    a list for each prompt. InputError where the numbers do not fit.
     """
     if images is None:
         return [[] for _ in range(n_prompts)]
@@ -64,14 +59,8 @@ def arrange_images(images: Images | None, n_prompts: int) -> list[list[Image.Ima
 def arrange_videos(videos: Videos | None, n_prompts: int) -> list[list[NDArray[np.uint8]]]:
     """The videos of each prompt, every one ``[frame, height, width, 3]``.
 
-    Args:
-        videos: None; one video (an array or a list of its frames) for every prompt; a list with
-            one video per prompt (with a single prompt: all are its own); or a list of videos
-            for each prompt.
-        n_prompts: Number of prompts.
-
-    Raises:
-        InputError: Frames that differ in size, or a number of videos that does not fit.
+    One video (an array or a list of its frames) goes to every prompt; a list is one per prompt
+    (with a single prompt: all its own), or a list for each prompt.
     """
     if videos is None:
         return [[] for _ in range(n_prompts)]

@@ -33,11 +33,8 @@ _PROBE_SIZE = (96, 64)
 class ProcessorAdapter:
     """Calls one processor, whatever form it wants its inputs in.
 
-    Args:
-        processor: The processor.
-        accepts: Names of the inputs that the model's forward takes; None keeps all tensors.
-
     Attributes:
+        accepts: Names of the inputs that the model's forward takes; None keeps all tensors.
         takes_places: Whether placeholders in the text say where images belong, once known.
     """
 
@@ -53,14 +50,9 @@ class ProcessorAdapter:
     ) -> dict[str, Tensor]:
         """What the model takes for finished prompts and their pictures.
 
-        Args:
-            texts: One prompt per sample, placeholders written.
-            images: The images of each.
-            videos: The videos of each, ``[frame, height, width, 3]``.
-
-        Raises:
-            InputError: The processor fails on them.
-            Unsupported: It returns an input as something else than one tensor.
+        Per sample a text with placeholders, images, and videos ``[frame, height, width, 3]``.
+        InputError where the processor fails on them; Unsupported where an input it returns is not
+        one tensor.
         """
         pictures: dict[str, Any] = {"images": images} if any(images) else {}
         if any(videos):
@@ -140,17 +132,11 @@ class ProcessorAdapter:
 
 @dataclass(frozen=True, eq=False)
 class SameCall:
-    """The processor call that made a batch, to be repeated with other images of the same sizes.
+    """The processor call that made a batch, to be repeated with other images of the same sizes."""
 
-    Attributes:
-        adapter: Calls the processor.
-        texts: The prompts, placeholders written.
-        clips: The videos of each.
-    """
-
-    adapter: ProcessorAdapter
-    texts: tuple[str, ...]
-    clips: list[list[NDArray[np.uint8]]]
+    adapter: ProcessorAdapter  # calls the processor
+    texts: tuple[str, ...]  # the prompts, placeholders written
+    clips: list[list[NDArray[np.uint8]]]  # the videos of each
 
     def __call__(
         self, images: Sequence[Sequence[Image.Image]], samples: Sequence[int]
@@ -168,17 +154,11 @@ class SameCall:
 
 @dataclass(frozen=True, eq=False)
 class Remake:
-    """Makes the tensors of some samples of a batch anew; unlike a closure it can be pickled.
+    """Makes the tensors of some samples of a batch anew; unlike a closure it can be pickled."""
 
-    Attributes:
-        call: The call that made them.
-        images: The images of every sample.
-        chosen: Samples of that call that the batch has; None for all.
-    """
-
-    call: SameCall
-    images: Nested
-    chosen: tuple[int, ...] | None = None
+    call: SameCall  # the call that made them
+    images: Nested  # the images of every sample
+    chosen: tuple[int, ...] | None = None  # samples of that call that the batch has; None for all
 
     def __call__(self, samples: Sequence[int]) -> Mapping[str, Tensor]:
         """The tensors of these samples of the batch."""

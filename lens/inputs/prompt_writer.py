@@ -23,19 +23,11 @@ class PromptWriter:
         self.found = found
 
     def write(self, prompt: str | Chat, n_images: int, n_videos: int, template: bool | None) -> str:
-        """The prompt with a placeholder for each image and video.
+        """The prompt, or a whole conversation, with a placeholder for each image and video.
 
-        Args:
-            prompt: What the user wrote, or a whole conversation.
-            n_images: Images of this sample.
-            n_videos: Videos of this sample.
-            template: None takes a prompt with placeholders, or without any picture, as it is
-                and sends every other through the chat template; True always uses the template,
-                False never.
-
-        Raises:
-            InputError: Placeholders and pictures differ in number, or there is no template.
-            Unsupported: The template does not place the images.
+        ``template`` None takes a prompt with placeholders, or without any picture, as it is and
+        sends every other through the chat template; True always uses the template, False never.
+        InputError where placeholders and pictures differ in number, or there is no template.
         """
         given = (n_images, n_videos)
         if n_images > 1 and not self.found.several:
@@ -47,7 +39,7 @@ class PromptWriter:
             return self._converse(prompt, given, template)
         written = self._counts(prompt)
         if template is False or (template is None and any(written)):
-            if written == given or (self._places_itself(given) and not any(written)):
+            if self._fits(written, given):
                 return prompt
             raise InputError(self._mismatch(prompt, given))
         if any(written) and written != given:
@@ -69,12 +61,9 @@ class PromptWriter:
         inside = before + prompt
         # Templates of text models know neither images nor lists of parts: there the placeholders
         # go into the text.
-        for content in (self._parts(prompt, given), [{"type": "text", "text": inside}], inside):
-            rendered = render(self.processor, one_turn(content))
-            if rendered is None:
-                continue
-            counts = self._counts(rendered)
-            if counts == given or (self._places_itself(given) and not any(counts)):
+        contents = (self._parts(prompt, given), [{"type": "text", "text": inside}], inside)
+        for rendered in (render(self.processor, one_turn(content)) for content in contents):
+            if rendered is not None and self._fits(self._counts(rendered), given):
                 return self._without_second_bos(rendered)
         raise Unsupported(
             f"the chat template does not write {given[0]} image(s) and {given[1]} video(s) as "
@@ -99,8 +88,7 @@ class PromptWriter:
             rendered = render(self.processor, messages)
             if rendered is None or not all(text.strip() in rendered for text in chat.texts):
                 continue
-            counts = self._counts(rendered)
-            if counts == given or (self._places_itself(given) and not any(counts)):
+            if self._fits(self._counts(rendered), given):
                 return self._without_second_bos(rendered)
         raise Unsupported(
             "the chat template does not write this conversation with all its texts, "
@@ -137,6 +125,10 @@ class PromptWriter:
     def _counts(self, text: str) -> tuple[int, int]:
         image, video = self.found.image, self.found.video
         return (text.count(image) if image else 0, text.count(video) if video else 0)
+
+    def _fits(self, written: tuple[int, int], given: tuple[int, int]) -> bool:
+        """Whether a prompt has its placeholders, or none where the processor needs none."""
+        return written == given or (self._places_itself(given) and not any(written))
 
     def _places_itself(self, given: tuple[int, int]) -> bool:
         return self.found.places_itself and given[0] > 0 and not given[1]

@@ -27,42 +27,27 @@ _LEAST_GROWTH = 3
 
 @dataclass(frozen=True)
 class Placeholders:
-    """How one processor is told where images and videos belong.
+    """How one processor is told where images and videos belong."""
 
-    Attributes:
-        image: Text that the processor replaces with an image's tokens; None when it puts images
-            first by itself and knows no such text.
-        video: The same for a video; None when the processor takes none.
-        image_written: How the chat template writes one image, markers included; None when there
-            is no template or it leaves images out.
-        places_itself: Whether images are placed without any placeholder in the text.
-        before: What to write before a prompt for each image, so that they come first as they
-            would by themselves; None where the processor needs or knows no such thing.
-        several: Whether one prompt may have several images.
-        doubles_bos: Whether the processor adds a BOS of its own to a text that has one.
-    """
-
+    # Text that becomes an image's tokens; None where images come first and no such text is known
     image: str | None
-    video: str | None
+    video: str | None  # the same for a video; None when the processor takes none
+    # An image as the chat template writes it, markers included; None where it writes none
     image_written: str | None
-    places_itself: bool
+    places_itself: bool  # whether images are placed without any placeholder in the text
+    # What to write before a prompt for each image, so that they come first; None if not needed
     before: str | None
-    several: bool
-    doubles_bos: bool
+    several: bool  # whether one prompt may have several images
+    doubles_bos: bool  # whether the processor adds a BOS of its own to a text that has one
 
 
 def find_placeholders(
     processor: Any, try_processor: TryProcessor, image_token_ids: Sequence[int] = ()
 ) -> Placeholders:
-    """Find out by experiment how ``processor`` is told where an image belongs.
+    """Find out by experiment how a multimodal ``processor`` is told where an image belongs.
 
-    Args:
-        processor: A multimodal processor of transformers.
-        try_processor: Runs the processor on one text with a number of small pictures.
-        image_token_ids: Ids that the model's configuration names as image tokens.
-
-    Raises:
-        Unsupported: No text makes the processor accept an image.
+    ``try_processor`` runs it on one text with a number of small pictures; the ids are those that
+    the model's configuration names. Unsupported where no text makes the processor accept an image.
     """
     tokenizer = processor.tokenizer
     written = _written_by_template(processor, "image")
@@ -103,7 +88,8 @@ def find_placeholders(
 
 
 def shorten(text: str, limit: int = 60) -> str:
-    """``text``, cut to ``limit`` characters with an ellipsis."""
+    """``text`` as one line, cut to ``limit`` characters with an ellipsis."""
+    text = " ".join(text.splitlines())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

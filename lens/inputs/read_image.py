@@ -85,11 +85,7 @@ def is_one_image(value: object) -> bool:
 
 
 def frames_of(image: ImageLike) -> list[Image.Image] | None:
-    """All frames of a moving picture (GIF, APNG, WebP) as RGB images; None for a still.
-
-    Raises:
-        InputError: It is no readable image, or there are too many pixels in it.
-    """
+    """All frames of a moving picture (GIF, APNG, WebP) as RGB images; None for a still."""
     if isinstance(image, np.ndarray):
         return None
     read_image(image)  # whatever is wrong with it is said here

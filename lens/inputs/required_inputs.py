@@ -35,18 +35,12 @@ _RECIPES = {
 
 @dataclass
 class RequiredInputs:
-    """Which inputs a model cannot do without, measured once for each form of batch.
+    """Which inputs a model cannot do without, measured once for each form of batch."""
 
-    Attributes:
-        accepts: Names of the arguments of the model's forward; None when not known.
-        forward: Logits ``[sample, token, vocab]`` of given tensors, leaving the model as it was;
-            None when it must not be run.
-        make_complete: Complete tensors of a number of prompts with a number of pictures each,
-            from the model's processor; None without one.
-    """
-
-    accepts: frozenset[str] | None = None
+    accepts: frozenset[str] | None = None  # arguments of the model's forward; None if not known
+    # Logits ``[sample, token, vocab]``, leaving the model as it was; None if it must not be run
     forward: Forward | None = None
+    # Complete tensors of so many prompts and pictures, from the processor; None without one
     make_complete: CompleteInputs | None = None
     _measured: dict[tuple[Any, ...], str | None] = field(default_factory=dict, repr=False)
     _text_runs: bool = field(default=False, repr=False)
@@ -55,17 +49,7 @@ class RequiredInputs:
     def check(
         self, inputs: Mapping[str, Tensor], images: Tensor, videos: Tensor, n_images: int
     ) -> None:
-        """Refuse a batch that lacks an input which matters to this model.
-
-        Args:
-            inputs: The batch's tensors.
-            images: Positions of images' visual tokens, ``[sample, token]``.
-            videos: Positions of videos' visual tokens.
-            n_images: Most images in one sample.
-
-        Raises:
-            InputError: An input is missing; the message names it and says how to make it.
-        """
+        """Refuse a batch that lacks an input which matters; the message says how to make it."""
         if not bool(images.any() | videos.any()):
             self.check_text(inputs)
             return
@@ -82,11 +66,7 @@ class RequiredInputs:
             raise InputError(f"the batch lacks {name!r}: {reason}; pass it ({recipe})")
 
     def check_text(self, inputs: Mapping[str, Tensor]) -> None:
-        """Refuse text alone where the model's forward cannot do without an image.
-
-        Raises:
-            InputError: It cannot.
-        """
+        """Refuse text alone where the model's forward cannot do without an image."""
         if self.forward is None or self._text_runs:
             return
         try:
@@ -109,20 +89,18 @@ class RequiredInputs:
             # Not every model takes several images in one prompt.
             shape = (shape[0], 1)
             complete = self.make_complete(*shape)
+        others = any(is_picture(n, tensor) and n not in complete for n, tensor in inputs.items())
         reasons = {}
         for name in complete:
             if name in inputs or (not images and name not in TYPE_IDS):
                 continue
-            if is_picture(name, complete[name]) and self._other_pictures(inputs, complete):
+            if others and is_picture(name, complete[name]):
                 continue  # given under another name that the forward takes as well
             if (*shape, name) not in self._measured:
                 self._measured[*shape, name] = self._without(name, complete)
             if reason := self._measured[*shape, name]:
                 reasons[name] = reason
         return reasons
-
-    def _other_pictures(self, inputs: Mapping[str, Tensor], complete: Mapping[str, Tensor]) -> bool:
-        return any(is_picture(n, tensor) and n not in complete for n, tensor in inputs.items())
 
     def _without(self, name: str, complete: Mapping[str, Tensor]) -> str | None:
         """What goes wrong without one input; None when nothing does."""
@@ -174,11 +152,7 @@ class RequiredInputs:
         return {}
 
     def _try(self, inputs: Mapping[str, Tensor]) -> None:
-        """Run the model once on inputs of these names.
-
-        Raises:
-            InputError: It fails.
-        """
+        """Run the model once on inputs of these names."""
         names = frozenset(inputs)
         if self.forward is None or names in self._runs:
             return

@@ -8,7 +8,7 @@ counts only if it is the only one that fits; otherwise there is none.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,17 +25,11 @@ _PICTURES = re.compile(r"pixel|image|patch")
 
 @dataclass(frozen=True)
 class SampleCounts:
-    """What each sample of a batch has, ``[sample]`` each.
+    """What each sample of a batch has, ``[sample]`` each."""
 
-    Attributes:
-        images: Number of images (or of videos, when the tensors are those of videos).
-        tiles: Number of tiles or frames of them, as far as the layout is known, else empty.
-        tokens: Number of their visual tokens.
-    """
-
-    images: Counts
-    tiles: Counts
-    tokens: Counts
+    images: Counts  # number of images (or of videos, when the tensors are those of videos)
+    tiles: Counts  # number of tiles or frames of them, as far as the layout is known, else empty
+    tokens: Counts  # number of their visual tokens
 
 
 def is_picture(name: str, tensor: Tensor) -> bool:
@@ -45,16 +39,9 @@ def is_picture(name: str, tensor: Tensor) -> bool:
 
 
 def token_axis(name: str, tensor: Tensor, shape: tuple[int, int]) -> int | None:
-    """The axis of samples of a tensor with an entry per sample and token.
+    """The axis of samples of a tensor with an entry per sample and token; None for images' tensors.
 
-    Args:
-        name: Its name.
-        tensor: ``[sample, token, ...]``, or ``[3, sample, token]`` for positions in time, height
-            and width.
-        shape: Samples and tokens of the batch.
-
-    Returns:
-        0 or 1; None for the tensors of images.
+    ``[sample, token, ...]``, or ``[3, sample, token]`` for positions in time, height and width.
     """
     if is_picture(name, tensor):
         return None
@@ -63,16 +50,7 @@ def token_axis(name: str, tensor: Tensor, shape: tuple[int, int]) -> int | None:
 
 
 def rows_per_sample(name: str, inputs: Mapping[str, Tensor], counts: SampleCounts) -> Counts | None:
-    """How many rows of ``inputs[name]`` belong to each sample, in order.
-
-    Args:
-        name: A tensor that has no entry per token.
-        inputs: All tensors of the batch: grids and counts among them tell about the others.
-        counts: What each sample has.
-
-    Returns:
-        Rows per sample, or None where more than one reading or none fits.
-    """
+    """How many rows of ``inputs[name]`` belong to each sample; None where no one reading fits."""
     tensor = inputs[name]
     rows, samples = len(tensor), len(counts.images)
     found: set[Counts] = set()
@@ -85,7 +63,8 @@ def rows_per_sample(name: str, inputs: Mapping[str, Tensor], counts: SampleCount
         return found.pop() if len(found) == 1 else None
     for weights in _rows_per_image(name, inputs, sum(counts.images)):
         if weights.sum() == rows:
-            found.add(_per_sample(weights, counts.images))
+            starts = np.concatenate([[0], np.cumsum(counts.images)]).astype(int)
+            found.add(tuple(int(weights[a:b].sum()) for a, b in pairwise(starts)))
     if found:
         return found.pop() if len(found) == 1 else None
     if sum(counts.tiles) == rows:
@@ -98,19 +77,11 @@ def rows_per_sample(name: str, inputs: Mapping[str, Tensor], counts: SampleCount
 def pointed_rows(
     tensor: Tensor, rows: Counts, target: Tensor, target_rows: Counts
 ) -> NDArray[np.int64] | None:
-    """Where each sample's entries begin, if ``tensor`` points into the rows of ``target``.
+    """Where each sample's entries begin, ``[sample]``, if ``tensor`` points into ``target``.
 
     Some models pool patches by index: entries count through the patches ``[row, patch]`` of all
-    images of the batch, and would point at other images once samples are taken out.
-
-    Args:
-        tensor: Integers; negative ones point nowhere.
-        rows: Rows of ``tensor`` of each sample.
-        target: The tensor that may be pointed into, ``[row, patch, ...]``.
-        target_rows: Rows of ``target`` of each sample.
-
-    Returns:
-        First patch of each sample, ``[sample]``; None where the entries are no such pointers.
+    images of the batch, and would point at other images once samples are taken out. Negative ones
+    point nowhere. None where the entries are no such pointers.
     """
     if tensor.is_floating_point() or target.ndim < 2 or len(rows) < 2:
         return None
@@ -167,8 +138,3 @@ def _proportional(name: str, inputs: Mapping[str, Tensor], counts: SampleCounts)
         shares.append(stop - start)
         start = stop
     return tuple(shares) if start == rows else None
-
-
-def _per_sample(per_image: NDArray[np.int64], images: Sequence[int]) -> Counts:
-    starts = np.concatenate([[0], np.cumsum(images)]).astype(int)
-    return tuple(int(per_image[a:b].sum()) for a, b in pairwise(starts))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError
@@ -15,11 +16,7 @@ TYPE_IDS = ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
 
 
 def check_form(inputs: Mapping[str, Any], accepts: Collection[str] | None) -> None:
-    """Refuse tensors that are not a left-padded batch.
-
-    Raises:
-        InputError: Says which tensor and why.
-    """
+    """Refuse tensors that are not a left-padded batch."""
     for name in ("input_ids", "attention_mask"):
         if name not in inputs:
             raise InputError(f"a batch needs {name!r} [sample, token]; got {sorted(inputs)}")
@@ -31,7 +28,11 @@ def check_form(inputs: Mapping[str, Any], accepts: Collection[str] | None) -> No
                 f"the model's forward takes no {name!r}: leave it out (it takes "
                 f"{', '.join(sorted(names_of_inputs(accepts)))})"
             )
+        if is_picture(name, value) and not bool(value.isfinite().all()):
+            raise InputError(f"{name!r} holds NaN or infinite numbers")
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise InputError(f"input_ids are whole numbers (int64), not {ids.dtype}")
     if ids.ndim != 2 or ids.shape != mask.shape:
         raise InputError(
             f"input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)} must both "
@@ -53,11 +54,7 @@ def check_form(inputs: Mapping[str, Any], accepts: Collection[str] | None) -> No
 
 
 def check_pictures(inputs: Mapping[str, Tensor], images: Tensor, videos: Tensor) -> None:
-    """Refuse visual positions without pictures, and pictures without visual positions.
-
-    Raises:
-        InputError: Says which of the two is missing.
-    """
+    """Refuse visual positions without pictures, and pictures without visual positions."""
     for what, positions, named in (("image", images, False), ("video", videos, True)):
         tensors = [
             name

@@ -17,20 +17,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class Edges:
-    """Where the lines of a grid lie in the original image, as fractions of its width and height.
+    """Where the lines of a grid lie in the original image, as fractions of its width and height."""
 
-    Attributes:
-        x: Left edge of every column and the right edge of the last, ``[column + 1]``.
-        y: Top edge of every row and the bottom edge of the last, ``[row + 1]``.
-    """
-
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
-
-    @classmethod
-    def whole(cls, rows: int, cols: int) -> Edges:
-        """Of a grid that covers the image exactly."""
-        return cls(np.linspace(0, 1, cols + 1), np.linspace(0, 1, rows + 1))
+    x: NDArray[np.float64]  # left edge of every column, right edge of the last, ``[column + 1]``
+    y: NDArray[np.float64]  # top edge of every row and the bottom edge of the last, ``[row + 1]``
 
     def boxes(self, size: tuple[int, int]) -> NDArray[np.float64]:
         """Boxes in pixels of an image of ``size`` (width, height), ``[row * column, 4]``."""

@@ -20,30 +20,18 @@ Layouts = Sequence[Sequence[Layout]]
 
 @dataclass(frozen=True, eq=False)
 class LayoutInputs:
-    """Everything known of the images (or of the videos) of one batch.
+    """Everything known of the images (or of the videos) of one batch."""
 
-    Attributes:
-        ids: Token ids, ``[sample, token]``.
-        positions: Per sample the positions of its visual tokens, ascending.
-        counts: Images per sample, where that is known.
-        tensors: The inputs of the model.
-        config: The configuration of the model.
-        text_of: The text of one token id, where there is a tokenizer.
-        origins: Which place of which image arrives where in the pixel tensors, where the processor
-            can be asked.
-        are_videos: Whether these are videos.
-        are_latents: Whether the model's visual tokens are learned queries.
-    """
-
-    ids: NDArray[np.int64]
-    positions: tuple[NDArray[np.int64], ...]
-    counts: tuple[int, ...] | None
-    tensors: Mapping[str, Tensor]
-    config: Any
-    text_of: Callable[[int], str] | None = None
+    ids: NDArray[np.int64]  # token ids, ``[sample, token]``
+    positions: tuple[NDArray[np.int64], ...]  # per sample, of its visual tokens, ascending
+    counts: tuple[int, ...] | None  # images per sample, where that is known
+    tensors: Mapping[str, Tensor]  # the inputs of the model
+    config: Any  # the configuration of the model
+    text_of: Callable[[int], str] | None = None  # text of a token id, where there is a tokenizer
+    # Which place of which image arrives where, if the processor can be asked
     origins: MeasuredOrigins | None = None
-    are_videos: bool = False
-    are_latents: bool = False
+    are_videos: bool = False  # whether these are videos
+    are_latents: bool = False  # whether the model's visual tokens are learned queries
 
     @property
     def total(self) -> int:
@@ -60,8 +48,7 @@ class LayoutInputs:
     def per_sample(self, layouts: Sequence[Layout]) -> Layouts | None:
         """Share the layouts of all images of the batch, in order, out to the samples.
 
-        Returns:
-            None when the numbers of tokens or of images do not match exactly.
+        None when the numbers of tokens or of images do not match exactly.
         """
         remaining, shared = list(layouts), []
         for sample, positions in enumerate(self.positions):

@@ -48,26 +48,12 @@ def locate(
     repeat_call: RepeatCall | None = None,
     frames_per_video: Sequence[Sequence[int]] | None = None,
 ) -> VisualTokens:
-    """Find the place of every visual token.
+    """Find the place of every visual token; ``unplaced`` are those whose layout no rule explains.
 
-    Args:
-        inputs: The model's inputs: ``input_ids`` and all image and video tensors.
-        mask: Where the visual tokens are.
-        images: The images of every sample, None for those that are not at hand; or None when not
-            even their number is known.
-        config: The configuration of the model.
-        processor: The model's processor, for the text of marker tokens.
-        layout: How the tokens of an image follow one another, where the user knows it: one for
-            all images, or one per image of every sample.
-        latents: Whether the visual tokens are learned queries, which look nowhere in particular.
-        repeat_call: Runs the processor call that made ``inputs`` with other images of the same
-            sizes. Without it boxes are NaN, and the tiles of an image must be told from marker
-            tokens.
-        frames_per_video: Per sample the number of frames of each of its videos, where that is
-            known: some models write frames as if they were images.
-
-    Returns:
-        One row per visual token. Tokens whose layout no rule explains are ``unplaced``.
+    ``images`` are those of every sample, None for any that is not at hand, or None when not even
+    their number is known. ``repeat_call`` runs the processor call that made ``inputs`` with other
+    images of the same sizes: without it boxes are NaN, and tiles must be told from marker tokens.
+    ``frames_per_video`` is for models that write the frames of a video as if they were images.
 
     Raises:
         InputError: The number of images does not fit the placeholders, or the stated layout does

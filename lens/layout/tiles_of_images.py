@@ -28,15 +28,10 @@ _BETWEEN = re.compile(
 def layouts_of_tiles(
     inputs: LayoutInputs, tiles: Sequence[Block], owners: NDArray[np.int32] | None
 ) -> list[Layout] | None:
-    """Tiles joined to images, each with its index within its image.
+    """Tiles, one block each, joined to images, each with its index within its image.
 
-    Args:
-        inputs: For the numbers of images and the marker tokens.
-        tiles: One block per tile of the batch.
-        owners: The image of every tile, where that was measured.
-
-    Returns:
-        None when the tiles cannot be shared out to the token.
+    ``owners`` is the image of every tile, where that was measured. None when the tiles cannot be
+    shared out to the token.
     """
     if owners is not None and len(owners) == len(tiles):
         numbers = [int((owners == image).sum()) for image in range(int(owners.max()) + 1)]

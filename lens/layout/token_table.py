@@ -24,14 +24,7 @@ def rows_of(
     sizes: Sizes | None,
     shift: Sequence[int] | None = None,
 ) -> list[pd.DataFrame]:
-    """One frame per image, with its tokens in order.
-
-    Args:
-        positions: Per sample the positions of its visual tokens.
-        explained: Per sample the layouts of its images.
-        sizes: Of the images, where known.
-        shift: Per sample the index of its first image.
-    """
+    """One frame per image, with its tokens in order."""
     rows = []
     for sample, layouts in enumerate(explained):
         start = 0

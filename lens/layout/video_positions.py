@@ -22,11 +22,6 @@ def video_positions(
     """The visual positions that belong to videos.
 
     Frames that nothing in the inputs marks as such are counted among the images.
-
-    Args:
-        inputs: The model's inputs.
-        mask: Where the visual tokens are.
-        config: The configuration of the model.
     """
     ids, types = inputs["input_ids"], inputs.get("mm_token_type_ids")
     video_id = getattr(config, "video_token_id", None)

@@ -15,11 +15,13 @@ from torch import Tensor
 from ..errors import InputError
 from ..frozen_mapping import frozen
 from ..inputs.batch import Batch
-from ..inputs.read_image import ImageLike
+from ..inputs.content import refuse_repeated
+from ..inputs.read_image import ImageLike, read_image
 from ..model import VisualLM
 from ..readouts.embed_lens import EmbedLens
 from ..tensor_file import read_tensor_file, write_tensor_file
 from ..token_classes import MARKER_KINDS, NearestWords, TokenClasses
+from ..torch_settings import default_torch
 from .discovery import Measurements, classify_group, find_recurring, measure_tokens
 
 _FORMAT = "embedlens.markers"
@@ -63,9 +65,10 @@ class Markers:
             raise InputError(f"no class {sorted(unknown)[0]!r}; classes: {', '.join(MARKER_KINDS)}")
         rows = [{"class": name, "id": int(i)} for name, group in ids.items() for i in group]
         fixed = {name: tuple(int(i) for i in group) for name, group in ids.items()}
-        return Markers(pd.DataFrame(rows, columns=["class", "id"]), ids=frozen(fixed), k=k)
+        return Markers(pd.DataFrame(rows, columns=["class", "id"]), ids=frozen(fixed), k=int(k))
 
     @staticmethod
+    @default_torch()
     def discover(
         model: VisualLM,
         images: Sequence[ImageLike],
@@ -99,10 +102,11 @@ class Markers:
             seed: For the candidates that are tried as directions.
 
         Raises:
-            InputError: Fewer than two images.
+            InputError: Fewer than two images, or one of them twice.
         """
         if len(images) < 2:
             raise InputError("recurring directions need at least 2 images, better 16 or more")
+        refuse_repeated(map(read_image, images))
         measured = measure_tokens(model, images, prompt, batch_size)
         groups = find_recurring(
             measured.entry, measured.image, threshold, min_image_share, min_separation, seed
@@ -125,6 +129,7 @@ class Markers:
         """
         return self.classify_states(model, model.entry(batch))
 
+    @default_torch()
     def classify_states(self, model: VisualLM, entry: Float[Tensor, "visual d"]) -> TokenClasses:
         """Like :meth:`classify`, from entry states that were read already."""
         n = len(entry)
@@ -147,6 +152,7 @@ class Markers:
                 membership[name] = membership[name] | nearest.mask(word)
         return TokenClasses(membership, nearest)
 
+    @default_torch()
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write everything into one safetensors file.
 
@@ -171,6 +177,7 @@ class Markers:
         write_tensor_file(path, _FORMAT, record, tensors, overwrite=overwrite)
 
     @staticmethod
+    @default_torch()
     def load(path: str | Path) -> Markers:
         """Read what :meth:`save` wrote.
 

@@ -29,11 +29,8 @@ def with_invented_weights(make: Callable[[], Any], seed: int = 0) -> Any:
     """The model that ``make`` makes from a configuration, without holding its matrices.
 
     Vectors (norms, biases) and buffers are as the constructors make them, vectors with a little
-    noise; matrices are random, and large enough that every part of a layer moves the logits.
-
-    Args:
-        make: Makes the model.
-        seed: Of the noise. What comes out differently for another one was decided by weights.
+    noise from ``seed``; matrices are random, and large enough that every part of a layer moves the
+    logits. What comes out differently for another seed was decided by weights.
     """
     with _matrices_on_meta():
         model = make()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from nnsight.intervention.envoy import Envoy
 from torch import Tensor
 
 from ..anatomy.anatomy import Anatomy
-from ..anatomy.parts import locate_parts, takes_images
+from ..anatomy.embedded_ids import check_ids
+from ..anatomy.parts import IMAGE_IDS, VIDEO_IDS, locate_parts, takes_images, token_id
 from ..anatomy.recorded_forward import forward_parameters
-from ..errors import InputError, Unsupported
+from ..anatomy.visual_entry import claimed_positions
+from ..errors import EmbedlensError, InputError, NotFinite, Unsupported
 from ..inputs.batch import Batch
 from ..inputs.encoder import Encoder
 from ..inputs.probe_prompt import has_image, probe_inputs
@@ -43,12 +46,8 @@ class Stage(Enum):
 class LoadedModel:
     """A transformers model with all that embedlens knows about it.
 
-    Args:
-        hf: The transformers model.
-        processor: A processor of our own, or None.
-        envoy: The user's nnsight model around it, if there is one.
-        overrides: Arguments for :meth:`Anatomy.of`.
-        checkpoint: Where the model comes from, if it was loaded by name.
+    The processor is our own copy; the envoy the user's nnsight model around it, the checkpoint
+    where it comes from, if any; ``overrides`` are arguments for :meth:`Anatomy.of`.
 
     Attributes:
         hf: The transformers model.
@@ -91,11 +90,7 @@ class LoadedModel:
 
     @property
     def anatomy(self) -> Anatomy:
-        """Where things are in the model.
-
-        Raises:
-            Unsupported: The model is not verified yet.
-        """
+        """Where things are in the model."""
         if self._anatomy is None:
             raise Unsupported(
                 f"{type(self.hf).__name__} could not be verified on text alone ({self._refusal}): "
@@ -131,12 +126,7 @@ class LoadedModel:
         return replace(batch, inputs=self.place(batch.inputs), anatomy=self._anatomy)
 
     def verify_on_inputs(self, inputs: Mapping[str, Tensor]) -> None:
-        """Verify on tensors of the user's, if no image was seen yet and they are of one.
-
-        Raises:
-            InputError: The model is not verified and these are not one prompt with an image, or
-                it cannot run them.
-        """
+        """Verify on tensors of the user's, if no image was seen yet and they are of one."""
         name = type(self.hf).__name__
         if self._anatomy is not None and self._anatomy.seen_image:
             return
@@ -149,6 +139,8 @@ class LoadedModel:
             )
         try:
             self._verify(self.place(inputs))
+        except EmbedlensError:
+            raise
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
             raise InputError(f"{name} cannot run these tensors: {error}") from error
 
@@ -174,11 +166,27 @@ class LoadedModel:
     def _verify(self, inputs: Mapping[str, Tensor] | None) -> None:
         if self._on_server and inputs is not None:
             inputs = {n: t.float() if t.is_floating_point() else t for n, t in inputs.items()}
-        with undisturbed(self.hf), torch.no_grad():
-            self._anatomy = Anatomy.of(self.hf, inputs, **self._overrides)
+        if inputs is not None:
+            claims = [self._overrides.get(f"{kind}_token_id") for kind in ("image", "video")]
+            claims += [token_id(self.hf, names) for names in (IMAGE_IDS, VIDEO_IDS)]
+            self._check_ids(inputs, tuple(i for i in claims if i is not None))
+        try:
+            with undisturbed(self.hf), torch.no_grad():
+                self._anatomy = Anatomy.of(self.hf, inputs, **self._overrides)
+        except (IndexError, RuntimeError):
+            if inputs is not None:
+                # This model looks its placeholders up, too.
+                self._check_ids(inputs, ())
+            raise
         self.encoder.anatomy = self._anatomy
         if self._on_server and self._anatomy.seen_image:
             self._verify_without_weights(inputs)
+
+    def _check_ids(self, inputs: Mapping[str, Tensor], placeholders: tuple[int, ...]) -> None:
+        """Refuse ids without a row in the embedding, except placeholders."""
+        rows = int(self.hf.get_input_embeddings().weight.shape[0])
+        excepted = partial(claimed_positions, inputs, placeholders)
+        check_ids(inputs["input_ids"], rows, self.encoder.tokenizer, excepted)
 
     def _verify_without_weights(self, inputs: Mapping[str, Tensor] | None) -> None:
         """Make sure that no weight had a say in the anatomy, and let go of the invented ones."""
@@ -198,6 +206,8 @@ class LoadedModel:
     def _verify_on_text(self) -> None:
         try:
             self._verify(None)
+        except NotFinite:
+            raise
         # Whatever a forward raises that cannot do without an image.
         except Exception as error:
             if not takes_images(self.hf):

@@ -37,21 +37,12 @@ class NoProcessor:
     tokenizer = image_processor = feature_extractor = video_processor = None
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse.
-
-        Raises:
-            InputError: Always.
-        """
+        """Refuse."""
         raise InputError(NO_PROCESSOR)
 
 
 def wrap(model: nn.Module, processor: Any) -> Any:
-    """The nnsight model around a transformers model, which stays where it is.
-
-    Args:
-        model: The transformers model.
-        processor: A processor that nnsight may set the padding side and token of, or None.
-    """
+    """The nnsight model around a transformers model, which stays where it is."""
     mapped = getattr(model, "hf_device_map", None) is not None
     where = {} if mapped else {"device": model.device}
     with warnings.catch_warnings():
@@ -77,11 +68,7 @@ def envoy_path(path: str) -> str:
 
 
 def unwrapped(model: Any) -> tuple[Any, Envoy | None]:
-    """The transformers model, and the user's nnsight model around it if there is one.
-
-    Raises:
-        InputError: Neither a transformers model nor an nnsight model of one.
-    """
+    """The transformers model, and the user's nnsight model around it if there is one."""
     envoy = model if isinstance(model, Envoy) else None
     if envoy is not None and getattr(envoy, "dispatched", True) is False:
         envoy.dispatch()
@@ -102,15 +89,8 @@ def origin_of(hf: Any) -> str:
 def own_processor(given: Any, model: Any, envoy: Envoy | None) -> Any:
     """A copy of the processor that belongs to a model, or None.
 
-    A copy, because nnsight and tokenizers leave settings on the object they work with.
-
-    Args:
-        given: What the user gave, if anything.
-        model: The transformers model; its ``name_or_path`` may lead to a processor.
-        envoy: The user's nnsight model, which may have a processor.
-
-    Raises:
-        InputError: What the user gave is no processor of images and text.
+    A copy, because nnsight and tokenizers leave settings on the object they work with. If nothing
+    is given, the envoy may have one, or the model's ``name_or_path`` lead to one.
     """
     if given is None and envoy is not None:
         held = getattr(envoy, "processor", None)
@@ -124,22 +104,14 @@ def own_processor(given: Any, model: Any, envoy: Envoy | None) -> Any:
 
 
 def need_processor(processor: Any) -> Any:
-    """The processor, if there is one.
-
-    Raises:
-        InputError: There is none.
-    """
+    """The processor, if there is one."""
     if processor is None:
         raise InputError(NO_PROCESSOR)
     return processor
 
 
 def check_processor(processor: Any, what: str) -> None:
-    """Refuse a tokenizer or image processor where the two together are wanted.
-
-    Raises:
-        InputError: It lacks one of the two.
-    """
+    """Refuse a tokenizer or image processor where the two together are wanted."""
     for part in ("image_processor", "tokenizer"):
         if getattr(processor, part, None) is None:
             raise InputError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model import VisualLM
+from ..torch_settings import default_torch
+from .embedding_rows import rows_of
 from .nearest_rows import NearestRows, refuse_zeros
 from .readout import Readout
 from .text_bank import TextBank
@@ -89,6 +92,7 @@ class ContextLens:
             a finished bank, or a bank that another model made.
     """
 
+    @default_torch()
     def __init__(
         self,
         model: VisualLM,
@@ -98,7 +102,7 @@ class ContextLens:
         max_contexts: int | None = None,
     ) -> None:
         if isinstance(texts, TextBank):
-            if layers != "all" or max_contexts is not None:
+            if not (isinstance(layers, str) and layers == "all") or max_contexts is not None:
                 raise InputError("a finished bank has its layers and contexts: leave these out")
             texts.check(model)
             self.bank = texts
@@ -108,6 +112,7 @@ class ContextLens:
         self._width = model.anatomy.hidden_size
         self._nearest: dict[int, NearestRows] = {}
 
+    @default_torch()
     def read(
         self, states: Float[Tensor, "*state d"], k: int = 10, layer: int | None = None
     ) -> ContextReadout:
@@ -150,5 +155,5 @@ class ContextLens:
     def _search(self, layer: int) -> NearestRows:
         if layer not in self._nearest:
             states = self.bank.states[layer]
-            self._nearest[layer] = NearestRows(lambda rows: states[rows], len(states))
+            self._nearest[layer] = NearestRows(partial(rows_of, states), len(states))
         return self._nearest[layer]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..model import VisualLM
 from ..runs.remote import need_weights
+from ..torch_settings import default_torch
 from .embedding_rows import embedding_rows, listed
 from .lens import register_lens
 from .nearest_rows import NearestRows, refuse_zeros
@@ -31,6 +32,7 @@ class EmbedLens:
         model: Whose embedding and tokenizer.
     """
 
+    @default_torch()
     def __init__(self, model: VisualLM) -> None:
         self._tokenizer = model.tokenizer
         self._width, count = model.anatomy.hidden_size, model.anatomy.vocab_size
@@ -39,6 +41,7 @@ class EmbedLens:
         embedding = need_weights(model.hf, "EmbedLens").get_submodule(model.anatomy.embedding)
         self._nearest = NearestRows(embedding_rows(embedding), count, words)
 
+    @default_torch()
     def read(self, states: Float[Tensor, "*state d"], k: int = 10) -> Readout:
         """The k nearest words of each state.
 

@@ -9,6 +9,7 @@ A matrix may be longer than the vocabulary: rows without a word of the tokenizer
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,9 +36,19 @@ def embedding_rows(module: nn.Module) -> Callable[[slice], Tensor]:
     """``rows(words)``: what the embedding returns for the ids ``words``, ``[word, d]``."""
     weight = plain_weight(module, nn.Embedding)
     if weight is not None:
-        return lambda words: weight[words]
-    device = device_of(module)
-    return lambda words: output_of(module, torch.arange(words.start, words.stop, device=device))
+        return partial(rows_of, weight)
+    return partial(_returned, module)
+
+
+def rows_of(matrix: Tensor, rows: slice) -> Tensor:
+    """Rows of a matrix; a function with a name, because lenses are pickled."""
+    return matrix[rows]
+
+
+def _returned(module: nn.Module, words: slice) -> Tensor:
+    """What an embedding returns for the ids ``words``."""
+    ids = torch.arange(words.start, words.stop, device=device_of(module))
+    return output_of(module, ids)
 
 
 @torch.no_grad()

@@ -14,9 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..errors import NotFinite
 from ..model import VisualLM
 from ..opening.placement import device_of
+from ..runs.finite import all_finite
 from ..runs.remote import need_weights
+from ..torch_settings import default_torch
 from .embedding_rows import listed, output_of, plain_weight
 from .lens import register_lens
 from .nearest_rows import LAST, set_columns
@@ -42,6 +45,7 @@ class LogitLens:
         Unsupported: The model does more than that to get its logits.
     """
 
+    @default_torch()
     def __init__(self, model: VisualLM) -> None:
         model.anatomy.require("logit_lens")
         self._anatomy = model.anatomy
@@ -56,6 +60,7 @@ class LogitLens:
         self._unlisted = torch.nonzero(~words)[:, 0]
         self._masked = torch.tensor(model.anatomy.logit_rule.masked, dtype=torch.long)
 
+    @default_torch()
     def read(self, states: Float[Tensor, "*state d"], k: int = 10) -> Readout:
         """The k most probable next words of each state, with log-probabilities in nats.
 
@@ -63,6 +68,7 @@ class LogitLens:
 
         Raises:
             InputError: States of another width, not finite, or k outside the vocabulary.
+            NotFinite: Norm or head make numbers of them that are not.
         """
         width = self._anatomy.hidden_size
         ids, scores = read_in_blocks(states, width, k, self._choices, self._top_k)
@@ -98,6 +104,11 @@ class LogitLens:
             found.update(scores, words.start)
         if found is None or total is None:
             raise ValueError("no words to choose from")
+        if not all_finite([total]):
+            raise NotFinite(
+                f"final norm and head make NaN or infinite numbers of a state: their weights hold "
+                f"such, or {self._dtype} is too small; load the model anew, in bfloat16 or float32"
+            )
         logprobs = torch.where(found.scores == LAST, -torch.inf, found.scores - total[:, None])
         return found.ids, logprobs
 

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, NotFinite
+from ..runs.finite import all_finite
 from .top_k import WORDS_AT_ONCE, TopK, products
 
 # Ranks below every cosine and above a row that is not listed (minus infinity).
@@ -26,6 +27,9 @@ class NearestRows:
         block: Rows of the matrix, ``[row, d]``, of any float type.
         count: Number of rows.
         listed: Rows that may be found; all when None.
+
+    Raises:
+        NotFinite: A row is NaN or infinite, and would be the nearest of all.
     """
 
     def __init__(
@@ -37,6 +41,9 @@ class NearestRows:
         self._block, self._count = block, count
         spans = (slice(i, min(i + WORDS_AT_ONCE, count)) for i in range(0, count, WORDS_AT_ONCE))
         norms = torch.cat([block(span).float().norm(dim=1) for span in spans])
+        if not all_finite([norms]):
+            row = int((~norms.isfinite()).nonzero()[0])
+            raise NotFinite(f"row {row} of the {count} that states are compared with is not finite")
         self._inverse_norms = torch.where(norms > 0, 1 / norms, 0.0)
         self._last = torch.nonzero(norms == 0)[:, 0]
         unlisted = torch.zeros(count, dtype=torch.bool) if listed is None else ~listed

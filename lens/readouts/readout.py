@@ -38,6 +38,13 @@ class Readout:
         if self.ids.shape != self.scores.shape:
             raise ValueError(f"ids {tuple(self.ids.shape)}, scores {tuple(self.scores.shape)}")
 
+    def __repr__(self) -> str:
+        *states, k = self.ids.shape
+        first = ""
+        if self.tokenizer is not None and self.ids.numel():
+            first = f", the first state is near {self.words.reshape(-1, k)[0, :3].tolist()}"
+        return f"Readout({' × '.join(map(str, states)) or 1} states, {k} words each{first})"
+
     @property
     def words(self) -> NDArray[np.str_]:
         """The vocabulary entries as text, ``[..., k]``.

@@ -22,6 +22,7 @@ from ..errors import InputError
 from ..model import VisualLM
 from ..tensor_file import read_tensor_file, write_tensor_file
 from ..tolerances import TEXT_STATES
+from ..torch_settings import default_torch
 from .text_states import TextPass, text_passes
 
 _FORMAT = "embedlens.text_bank"
@@ -75,6 +76,7 @@ class TextBank:
         return f"{text[:start]}[{text[start:stop]}]{text[stop:]}"
 
     @staticmethod
+    @default_torch()
     def of(
         model: VisualLM,
         texts: Sequence[str],
@@ -102,7 +104,7 @@ class TextBank:
         distinct = list(dict.fromkeys(text for text in texts if text.strip()))
         if isinstance(texts, str) or not distinct:
             raise InputError("the text bank is empty: give a list of at least one sentence")
-        if layers != "all" and not len(layers):
+        if not isinstance(layers, str) and not len(layers):
             raise InputError("no layer was chosen: the text bank needs at least one")
         if max_contexts is not None and max_contexts < 1:
             raise InputError(f"max_contexts={max_contexts}: at least 1, or None for all")
@@ -142,6 +144,7 @@ class TextBank:
             model.name,
         )
 
+    @default_torch()
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write everything into one safetensors file.
 
@@ -161,6 +164,7 @@ class TextBank:
         write_tensor_file(path, _FORMAT, {"model": self.model}, tensors, overwrite=overwrite)
 
     @staticmethod
+    @default_torch()
     def load(path: str | Path) -> TextBank:
         """Read what :meth:`save` wrote.
 
@@ -185,6 +189,7 @@ class TextBank:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{cannot.format(repr(str(path)))}: {error}") from None
 
+    @default_torch()
     def check(self, model: VisualLM) -> None:
         """Make sure that these states are this model's, by running one sentence again.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..anatomy.anatomy import Anatomy
 from ..errors import InputError, Unsupported
+from ..torch_settings import default_torch
 
 Captured = Mapping[str, Mapping[int, Float[Tensor, "selected d"]]]
 
@@ -28,17 +29,11 @@ Captured = Mapping[str, Mapping[int, Float[Tensor, "selected d"]]]
 TOLERANCE = 1e-3
 
 
+@default_torch()
 def activation_cache(
     captured: Captured, sample: Int[Tensor, " selected"], anatomy: Anatomy | None, model: Any
 ) -> Any:
-    """See :meth:`Run.to_activation_cache`.
-
-    Args:
-        captured: States by site and layer.
-        sample: Batch row of every state.
-        anatomy: Where things are in the model that was run.
-        model: A TransformerBridge for what needs weights, or None.
-    """
+    """See :meth:`Run.to_activation_cache`."""
     if not any(captured.values()):
         raise InputError(
             "nothing was captured: model.run(batch, capture=('residual', 'attention', 'ffn'))"

@@ -8,7 +8,7 @@ all are settled here, so that what a run returns is always what was added.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import torch
@@ -19,23 +19,24 @@ from torch import Tensor
 from ..anatomy.anatomy import Anatomy
 from ..errors import InputError, Unsupported
 from ..inputs.batch import Batch
+from ..inputs.prompts import shorten
 from ..opening.wrapping import envoy_path
 from .run import SITES
 
 
 def capture_sites(
-    anatomy: Anatomy, capture: str | Collection[str], layers: Collection[int] | Literal["all"]
+    anatomy: Anatomy,
+    capture: str | Collection[str],
+    layers: Collection[SupportsIndex] | Literal["all"],
 ) -> list[dict[str, Any]]:
-    """The sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them.
-
-    Raises:
-        InputError: A site or layer that does not exist.
-        Unsupported: A site that this model, or a layer that was named, does not have.
-    """
+    """The sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them."""
     kinds = {capture} if isinstance(capture, str) else set(capture)
     if unknown := kinds - set(SITES):
         raise InputError(f"cannot capture {sorted(unknown)}; there are {', '.join(SITES)}")
-    chosen = range(anatomy.n_layers + 1) if layers == "all" else sorted(set(layers))
+    everything = isinstance(layers, str) and layers == "all"
+    if isinstance(layers, str | int) and not everything:
+        raise InputError(f"layers={layers!r}: give 'all' or a list of numbers, such as [0, 3]")
+    chosen = range(anatomy.n_layers + 1) if everything else sorted({int(n) for n in layers})
     last = anatomy.n_layers if "residual" in kinds else anatomy.n_layers - 1
     if wrong := [layer for layer in chosen if not 0 <= layer <= anatomy.n_layers]:
         raise InputError(f"no layer {wrong[0]}: the model has layers 0 to {last}")
@@ -58,7 +59,7 @@ def capture_sites(
             if addend is not None:
                 key, path, scale = f"{kind}.{layer}", envoy_path(addend), scales[kind][layer]
                 wanted.append({"key": key, "path": path, "side": "output", "scale": scale})
-            elif layers != "all":
+            elif not everything:
                 raise Unsupported(
                     f"layer {layer} adds nothing to the residual stream as {kind}: leave it out, "
                     "or take layers='all', which skips it"
@@ -72,13 +73,11 @@ def lowest_layer(wanted: list[dict[str, Any]], n_layers: int) -> int:
 
 
 def capture_positions(
-    batch: Batch, tokens: str | NDArray[np.bool_]
+    batch: Batch, tokens: str | NDArray[np.bool_] | Tensor
 ) -> tuple[Int[Tensor, " selected"], Int[Tensor, " selected"]]:
-    """Batch rows and sequence positions of the tokens to keep.
-
-    Raises:
-        InputError: Neither ``visual``, ``all`` nor a mask that fits the batch.
-    """
+    """Batch rows and sequence positions of the tokens to keep."""
+    if isinstance(tokens, Tensor):
+        tokens = tokens.cpu().numpy()
     if isinstance(tokens, np.ndarray):
         if tokens.dtype != bool or tokens.shape != (len(batch), batch.length):
             raise InputError(
@@ -91,7 +90,9 @@ def capture_positions(
     elif tokens == "all":
         rows, columns = np.nonzero(batch.inputs["attention_mask"].cpu().numpy())
     else:
-        raise InputError(f"tokens={tokens!r}: run() captures 'visual', 'all' or a mask")
+        raise InputError(
+            f"tokens={shorten(repr(tokens))}: run() captures 'visual', 'all' or a mask"
+        )
     return torch.tensor(rows), torch.tensor(columns)
 
 

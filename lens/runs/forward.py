@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import nnsight
 import numpy as np
@@ -17,42 +17,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..anatomy.anatomy import Anatomy
-from ..errors import InputError
+from ..anatomy.embedded_ids import failed_lookup, lookups
+from ..errors import InputError, NotFinite
 from ..inputs.batch import Batch
+from ..torch_settings import default_torch
 from .captures import by_layer, capture_positions, capture_sites
+from .finite import all_finite, not_finite, says_something
 from .program import Intervention, Pass, in_force
 from .reading import read_sites
+from .remote import destination
 from .run import Run, Site
 from .tracing import trace_forward
 
 nnsight.register(read_sites.__module__)
 
-Layers = Collection[int] | Literal["all"]
-Tokens = Literal["visual", "all"] | NDArray[np.bool_]
+Layers = Collection[SupportsIndex] | Literal["all"]
+Tokens = Literal["visual", "all"] | NDArray[np.bool_] | Tensor
 Kept = Literal["last", "all"] | None
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What goes into a pass, and what is read in it.
+    """What goes into a pass, and what is read in it."""
 
-    Attributes:
-        inputs: Tensors for the forward.
-        during: The kind of pass.
-        arguments: More arguments of the forward.
-        samples: How many rows come out.
-        sites: Sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them.
-        rows: Batch rows of the tokens to read there.
-        columns: Their sequence positions.
-    """
-
-    inputs: Mapping[str, Tensor]
-    during: Pass
-    arguments: Mapping[str, Any]
-    samples: int
-    sites: list[dict[str, Any]]
-    rows: Int[Tensor, " selected"]
-    columns: Int[Tensor, " selected"]
+    inputs: Mapping[str, Tensor]  # tensors for the forward
+    during: Pass  # the kind of pass
+    arguments: Mapping[str, Any]  # more arguments of the forward
+    samples: int  # how many rows come out
+    sites: list[dict[str, Any]]  # to read, as :func:`.reading.read_sites` takes them
+    rows: Int[Tensor, " selected"]  # batch rows of the tokens to read there
+    columns: Int[Tensor, " selected"]  # their sequence positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +57,7 @@ class Output:
     states: Mapping[str, Float[Tensor, "selected d"]]
 
 
+@default_torch()
 @torch.no_grad()
 def run(
     model: Any,
@@ -91,10 +86,11 @@ def run(
 
     Raises:
         InputError: A site or layer that does not exist.
+        NotFinite: States or logits are NaN or infinite.
     """
     request = run_request(model.anatomy, batch, capture, layers, tokens, logits, remote)
     host = in_force(plan, model, batch, request.during)
-    return as_run(model, batch, request, forward_pass(model, host, request), logits)
+    return as_run(model, batch, plan, request, forward_pass(model, host, request), logits)
 
 
 def run_request(
@@ -106,11 +102,7 @@ def run_request(
     logits: Kept,
     remote: bool | str,
 ) -> Request:
-    """What a run reads; arguments as for :meth:`VisualLM.run`.
-
-    Raises:
-        InputError: A site or layer that does not exist.
-    """
+    """What a run reads; arguments as for :meth:`VisualLM.run`."""
     sites = capture_sites(anatomy, capture, layers)
     rows, columns = capture_positions(batch, tokens)
     during = Pass("forward", remote=remote, positions=bool(sites) or logits == "all")
@@ -120,32 +112,56 @@ def run_request(
 
 @torch.no_grad()
 def forward_pass(model: Any, host: Any, request: Request) -> Output:
-    """Trace one pass and read in it what was requested.
-
-    Args:
-        model: The VisualLM.
-        host: Its nnsight model, or a copy of it with a program in force.
-        request: What goes in, and what is read.
-
-    Raises:
-        InputError: Another number of rows came back than went in.
-    """
+    """Trace one pass on the host (its nnsight model, or a copy with a program), and read in it."""
     # The block is sent to a server with all that it names: so it names plain values only.
     nn, sites, samples = model.nn, request.sites, request.samples
     rows, columns = request.rows, request.columns
     tracer = trace_forward(
         host, model.hf, request.inputs, remote=request.during.remote, **request.arguments
     )
-    with tracer:
-        states = read_sites(nn, sites, samples, rows, columns).save()  # type: ignore[attr-defined]
-        logits = nn.output.logits.save()
+    with lookups(model.hf) as asked:
+        try:
+            with tracer:
+                read = read_sites(nn, sites, samples, rows, columns)
+                states = read.save()  # type: ignore[attr-defined]
+                logits = nn.output.logits.save()
+        except IndexError as error:
+            raise failed_lookup(asked, model.tokenizer) or error from error
     if len(logits) != samples:
         raise InputError(f"{len(logits)} rows of logits came back for {samples}")
     return Output(logits, states)
 
 
-def as_run(model: Any, batch: Batch, request: Request, output: Output, logits: Kept) -> Run:
-    """A pass as users see it."""
+def refusal(model: Any, batch: Batch, plan: Intervention | None, request: Request) -> NotFinite:
+    """What to raise when a pass returned numbers that are not finite."""
+
+    def again() -> Output:
+        return forward_pass(model, in_force(plan, model, batch, request.during), request)
+
+    sent = destination(model.hf, request.during.remote) not in (False, "local")
+    paths, planned = model.anatomy.layers, plan is not None
+    return not_finite(model.hf, None if sent else again, request.inputs, paths, planned=planned)
+
+
+def as_run(
+    model: Any,
+    batch: Batch,
+    plan: Intervention | None,
+    request: Request,
+    output: Output,
+    logits: Kept,
+) -> Run:
+    """A pass as users see it.
+
+    Raises:
+        NotFinite: What it returned cannot be measured.
+    """
+    mask = request.inputs["attention_mask"].bool().cpu()
+    real = mask[request.rows, request.columns]
+    said = output.logits[mask.to(output.logits.device)] if logits == "all" else output.logits[:, -1]
+    read = (states if real.all() else states[real] for states in output.states.values())
+    if not ((logits is None or says_something(said)) and all_finite(read)):
+        raise refusal(model, batch, plan, request)
     # A clone, so that the other positions' logits are let go.
     last = output.logits[:, -1].clone() if logits == "last" else output.logits
     kept = by_layer(output.states, model.anatomy, batch, model.name)

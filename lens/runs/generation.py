@@ -11,10 +11,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..anatomy.embedded_ids import failed_lookup, lookups
 from ..errors import EmbedlensError, InputError
 from ..inputs.batch import Batch
 from ..opening.wrapping import need_processor
+from ..torch_settings import default_torch
+from .finite import all_finite, largest_logits, not_finite
 from .generation_modes import Mode, mode_of
+from .one_at_a_time import refuse_inside_a_trace
 from .program import Intervention, Pass, in_force
 from .remote import ExplainingBackend, destination, goes_to_server
 from .undisturbed import undisturbed
@@ -34,6 +38,7 @@ class Answers(list[str]):
         self.cut = cut
 
 
+@default_torch()
 @torch.no_grad()
 def generate(
     model: Any,
@@ -64,6 +69,7 @@ def generate(
 
     Raises:
         InputError: Settings that do not exist or contradict each other.
+        NotFinite: The logits are NaN or infinite.
         Unsupported: A mode that is not understood, by name.
     """
     tokenizer = need_processor(model.processor).tokenizer
@@ -74,11 +80,12 @@ def generate(
         warnings.warn(
             f"{sum(cut)} of {len(cut)} answers were cut after {ids.shape[1]} tokens, which is not "
             "your limit but the model's or transformers' own: give max_new_tokens",
-            stacklevel=3,
+            stacklevel=4,
         )
     return Answers(texts, cut)
 
 
+@default_torch()
 @torch.no_grad()
 def generate_ids(
     model: Any,
@@ -116,17 +123,40 @@ def _continued(
     remote: bool | str,
     generation: dict[str, Any],
 ) -> tuple[Int[Tensor, "text new"], Mode]:
-    """What a model writes after the prompts, and in which mode."""
+    """What a model writes after the prompts, and in which mode.
+
+    Raises:
+        NotFinite: It wrote by numbers that are NaN or infinite.
+    """
     sent = destination(model.hf, remote) not in (False, "local")
     mode = mode_of(model, batch, generation, planned=plan is not None, sent=sent)
     host = in_force(plan, model, batch, Pass("generation", remote=remote))
-    return _new_ids(model, host, batch, remote, mode), mode
+
+    def new_ids() -> Int[Tensor, "text new"]:
+        return _new_ids(model, host, batch, remote, mode)
+
+    ids: Tensor | None = None
+    head = model.hf.get_submodule(model.anatomy.head)
+    with largest_logits(head) as largest, lookups(model.hf) as asked:
+        try:
+            ids = new_ids()
+        # Sampling and beams fail by themselves where there are no probabilities.
+        except Exception as error:
+            if isinstance(error, IndexError):
+                raise failed_lookup(asked, model.tokenizer) or error from error
+            if all_finite(largest):
+                raise
+    if ids is None or not all_finite(largest):
+        layers, planned = model.anatomy.layers, plan is not None
+        raise not_finite(model.hf, new_ids, batch.inputs, layers, planned=planned)
+    return ids, mode
 
 
 def _new_ids(
     model: Any, host: Any, batch: Batch, remote: bool | str, mode: Mode
 ) -> Int[Tensor, "text new"]:
     """Ids that a model writes after the prompts."""
+    refuse_inside_a_trace(host, model.hf)
     remote = destination(model.hf, remote)
     sent = goes_to_server(host, remote)
     arguments = {**batch.inputs, **mode.arguments, **({"remote": remote} if remote else {})}
@@ -142,7 +172,7 @@ def _new_ids(
             with tracer:
                 written = tracer.result
                 ids: Tensor = getattr(written, "sequences", written).save()
-        except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+        except (ValueError, TypeError, ImportError, NotImplementedError, IndexError) as error:
             if isinstance(error, EmbedlensError) or not _refused_by_generate(error):
                 raise
             raise InputError(f"generate: {str(error).splitlines()[0]}") from error

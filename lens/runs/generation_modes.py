@@ -47,39 +47,19 @@ Refusals = Iterator[tuple[str, str]]
 
 @dataclass(frozen=True, eq=False)
 class Mode:
-    """What is going to be in force.
+    """What is going to be in force."""
 
-    Attributes:
-        settings: Every setting: the caller's, else the model's own, else transformers'.
-        arguments: What ``generate`` is given besides the batch.
-        longest: Tokens that an answer can have.
-        limited: Whether the caller set a limit.
-        usual: Whether the model writes by transformers' own ``generate``, which returns prompts.
-    """
-
-    settings: GenerationConfig
-    arguments: dict[str, Any]
-    longest: int
-    limited: bool
-    usual: bool
+    settings: GenerationConfig  # the caller's, else the model's own, else transformers'
+    arguments: dict[str, Any]  # what ``generate`` is given besides the batch
+    longest: int  # tokens that an answer can have
+    limited: bool  # whether the caller set a limit
+    usual: bool  # whether the model writes by transformers' own ``generate``, which returns prompts
 
 
 def mode_of(
     model: Any, batch: Batch, given: Mapping[str, Any], *, planned: bool, sent: bool
 ) -> Mode:
-    """Read the mode from what is given and from the model's own configuration.
-
-    Args:
-        model: The VisualLM.
-        batch: The prompts.
-        given: What the caller gave for ``generate``.
-        planned: Whether a plan is in force.
-        sent: Whether it runs on a server.
-
-    Raises:
-        InputError: Settings that do not exist or contradict each other.
-        Unsupported: A mode that is not understood.
-    """
+    """Read the mode from what is given and from the model's own configuration."""
     if twice := sorted(given.keys() & {*batch.inputs, "inputs", "inputs_embeds"}):
         raise InputError(f"generate: the batch says what {', '.join(twice)} are")
     writer, usual = _writer(model.hf)
@@ -104,7 +84,7 @@ def mode_of(
             _set(arguments, name, None)
             _set(arguments, counted, max(new, 0))
     settings = _settings(writer, batch if usual else None, arguments)
-    _check(settings, arguments, model.hf, batch, planned=planned, sent=sent)
+    _check(settings, arguments, model, batch, planned=planned, sent=sent)
     if settings.stop_strings is not None:
         _check_stops(settings, arguments.setdefault("tokenizer", model.tokenizer))
     if settings.cache_implementation is not None and settings.disable_compile is None:
@@ -126,11 +106,7 @@ def _set(arguments: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _writer(hf: Any) -> tuple[Any, bool]:
-    """The module whose configuration counts, and whether it is the model and writes as usual.
-
-    Raises:
-        Unsupported: The model does not write.
-    """
+    """The module whose configuration counts, and whether it is the model and writes as usual."""
     usual = getattr(type(hf), "generate", None) is GenerationMixin.generate
     if usual:
         return hf, True
@@ -150,13 +126,7 @@ def _said(config: GenerationConfig) -> dict[str, Any]:
 def _settings(writer: Any, batch: Batch | None, arguments: Mapping[str, Any]) -> GenerationConfig:
     """The settings in force, from all that say any.
 
-    Args:
-        writer: The model that writes.
-        batch: The batch, if it goes to ``generate`` as it is.
-        arguments: What ``generate`` is given besides.
-
-    Raises:
-        InputError: Settings that do not exist or contradict each other.
+    A batch is given if it goes to ``generate`` as it is.
     """
     rest = {name: value for name, value in arguments.items() if name not in TAKEN}
     try:
@@ -174,20 +144,16 @@ def _settings(writer: Any, batch: Batch | None, arguments: Mapping[str, Any]) ->
 def _check(
     settings: GenerationConfig,
     arguments: Mapping[str, Any],
-    hf: Any,
+    model: Any,
     batch: Batch,
     *,
     planned: bool,
     sent: bool,
 ) -> None:
-    """Refuse by name the modes that are not understood.
-
-    Raises:
-        Unsupported: The first of them.
-    """
+    """Refuse by name the modes that are not understood."""
     found = [*_never(settings, arguments)]
     if planned:
-        found += _beside_a_plan(settings, arguments, hf, batch.length)
+        found += _beside_a_plan(settings, arguments, model, batch)
     if sent:
         found += _not_sent(settings, arguments)
     for name, why in found:
@@ -208,23 +174,22 @@ def _never(settings: GenerationConfig, arguments: Mapping[str, Any]) -> Refusals
         yield "token_healing", "it changes the prompt: leave it out"
     length = getattr(arguments.get("past_key_values"), "get_seq_length", None)
     if length is not None and length():
-        yield (
-            "past_key_values",
-            "the cache holds tokens already, and the batch is all of the prompt",
-        )
+        why = "the cache holds tokens already, and the batch is all of the prompt"
+        yield "past_key_values", why
     if settings.compile_config is not None:
-        yield (
-            "compile_config",
-            "compiled code runs past what reads and changes states: leave it out",
-        )
+        why = "compiled code runs past what reads and changes states: leave it out"
+        yield "compile_config", why
 
 
 def _beside_a_plan(
-    settings: GenerationConfig, arguments: Mapping[str, Any], hf: Any, length: int
+    settings: GenerationConfig, arguments: Mapping[str, Any], model: Any, batch: Batch
 ) -> Refusals:
     """What runs the model on something else than the prompt and what follows it."""
     chunk = settings.prefill_chunk_size
-    if chunk is not None and chunk < length:
+    if settings.use_cache is False and model.anatomy.last_token_layers:
+        why = "later layers of this model compute the last token only, and the others never again"
+        yield "use_cache=False", f"{why}: leave it out, or run without a plan"
+    if chunk is not None and chunk < batch.length:
         why = "tokens that a plan takes together would come in several passes"
         yield "prefill_chunk_size", f"{why}: leave it out, or run without a plan"
     guided = any(
@@ -238,7 +203,7 @@ def _beside_a_plan(
         if getattr(settings, name, None):
             yield name, f"the drafts come from the same layers: use {ANOTHER}"
     assistant = arguments.get("assistant_model")
-    if assistant is not None and {*hf.modules()} & {*assistant.modules()}:
+    if assistant is not None and {*model.hf.modules()} & {*assistant.modules()}:
         yield "assistant_model", f"it shares modules with the model: use {ANOTHER}"
 
 
@@ -252,11 +217,7 @@ def _not_sent(settings: GenerationConfig, arguments: Mapping[str, Any]) -> Refus
 
 
 def _check_stops(settings: GenerationConfig, tokenizer: Any) -> None:
-    """Make sure that transformers can look for stop strings in a tokenizer's words.
-
-    Raises:
-        Unsupported: It cannot.
-    """
+    """Make sure that transformers can look for stop strings in a tokenizer's words."""
     try:
         StopStringCriteria(tokenizer, settings.stop_strings)
     except ValueError:

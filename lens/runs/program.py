@@ -15,24 +15,15 @@ from ..inputs.batch import Batch
 
 @dataclass(frozen=True)
 class Pass:
-    """Which kind of pass a plan is compiled for.
+    """Which kind of pass a plan is compiled for."""
 
-    Attributes:
-        kind: ``forward`` (one pass over the prompt), ``generation`` (the prompt and
-            what is written behind it, in whatever passes) or ``scoring`` (prompt and given answer
-            in one pass).
-        continuation: Tokens appended to the prompt when scoring.
-        remote: Where it runs, as for :meth:`VisualLM.trace`; passes that a plan needs before it
-            run there too.
-        positions: Whether states or logits are returned by their position in the prompt.
-        traced: Whether the user may read states in it, in an open trace.
-    """
-
+    # ``forward`` (one pass over the prompt), ``generation`` (the prompt and what is written behind
+    # it, in whatever passes) or ``scoring`` (prompt and given answer in one pass)
     kind: Literal["forward", "generation", "scoring"]
-    continuation: int = 0
-    remote: bool | str = False
-    positions: bool = False
-    traced: bool = False
+    continuation: int = 0  # tokens appended to the prompt when scoring
+    remote: bool | str = False  # as for :meth:`VisualLM.trace`; also of passes that a plan needs
+    positions: bool = False  # whether states or logits are returned by their position in the prompt
+    traced: bool = False  # whether the user may read states in it, in an open trace
 
 
 @runtime_checkable
@@ -42,24 +33,19 @@ class Program(Protocol):
     @property
     def first_layer(self) -> int:
         """First layer that is read or changed: ``n_layers`` behind all, -1 before the decoder."""
-        ...
 
     @property
     def changes_length(self) -> bool:
         """Whether it changes the length of the sequence, which other programs could not share."""
-        ...
 
     def __len__(self) -> int:
         """How many steps it has; an empty program changes nothing."""
-        ...
 
     def stack(self, others: Sequence[Any]) -> Program:
         """This program and others of its kind as one, for the batch repeated once per program."""
-        ...
 
     def apply(self, host: Any) -> Any:
         """The host with the program in force; the host itself if the program is empty."""
-        ...
 
 
 @runtime_checkable
@@ -68,9 +54,13 @@ class Intervention(Protocol):
 
     def compile(self, model: Any, batch: Batch, during: Pass) -> Program:
         """The program for one model, batch and kind of pass."""
-        ...
 
 
 def in_force(plan: Intervention | None, model: Any, batch: Batch, during: Pass) -> Any:
-    """The nnsight model with a plan in force; as it is for None."""
+    """The nnsight model with a plan in force; as it is for None.
+
+    Raises:
+        InputError: The batch has ids that the model does not know.
+    """
+    model.anatomy.check_ids(batch.inputs, model.tokenizer)
     return model.nn if plan is None else plan.compile(model, batch, during).apply(model.nn)

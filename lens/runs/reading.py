@@ -30,16 +30,9 @@ def read_sites(
 ) -> dict[str, Any]:
     """Read activations at selected (sample, position) pairs, in the order the model makes them.
 
-    Args:
-        model: The nnsight model.
-        sites: ``{"key", "path", "side", "scale"}``, with side ``input`` or ``output`` and the
-            factor by which the value enters the residual stream, in firing order.
-        samples: Rows of the batch.
-        rows: Batch rows of the selected positions, ``[selected]``.
-        columns: Sequence positions, ``[selected]``.
-
-    Returns:
-        Per key the states, ``[selected, d]``, as clones that later edits cannot change.
+    Sites are ``{"key", "path", "side", "scale"}`` in firing order, with side ``input`` or
+    ``output`` and the factor by which the value enters the residual stream. Returns per key the
+    states, ``[selected, d]``, as clones that later edits cannot change.
     """
     found = {}
     for site in sites:

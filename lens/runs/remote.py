@@ -24,6 +24,7 @@ from ..errors import REFUSED, EmbedlensError, InputError, RemoteRunFailed, Unsup
 WEIGHTS_ON_SERVER: WeakSet[Any] = WeakSet()
 REPEAT = "nothing was left behind: make the same call again"
 UNREACHED = (ConnectionRefusedError, websocket.WebSocketAddressException)
+FAILED = (RemoteError, ConnectionError, TimeoutError, ValidationError)
 KEY = (
     "set the environment variable NDIF_API_KEY, or nnsight.CONFIG.set_default_api_key('…'), to a "
     "key of that server"
@@ -31,12 +32,7 @@ KEY = (
 
 
 def check_identity(envoy: Any) -> None:
-    """Make sure that a server can be told which model is meant.
-
-    Raises:
-        InputError: The model has no name that a server could know.
-        RemoteRunFailed: The hub, which spells out the name, could not be asked.
-    """
+    """Make sure that a server can be told which model is meant."""
     known = getattr(envoy, "repo_id", None)
     try:
         envoy.to_model_key()
@@ -55,11 +51,7 @@ def check_identity(envoy: Any) -> None:
 
 
 def destination(model: Any, remote: bool | str) -> bool | str:
-    """Where a run goes: to a server by itself where the weights are not here.
-
-    Raises:
-        InputError: It was to stay here, and cannot.
-    """
+    """Where a run goes: to a server by itself where the weights are not here."""
     if model not in WEIGHTS_ON_SERVER:
         return remote
     if remote == "local":
@@ -68,11 +60,7 @@ def destination(model: Any, remote: bool | str) -> bool | str:
 
 
 def goes_to_server(host: Any, remote: bool | str) -> bool:
-    """Whether a run is sent; the server must then be told which model is meant.
-
-    Raises:
-        InputError, RemoteRunFailed: As :func:`check_identity`.
-    """
+    """Whether a run is sent; the server must then be told which model is meant."""
     if remote in (False, "local"):
         return False
     check_identity(host)
@@ -80,11 +68,7 @@ def goes_to_server(host: Any, remote: bool | str) -> bool:
 
 
 def need_weights(model: Any, what: str) -> Any:
-    """The transformers model, if its weights are here.
-
-    Raises:
-        Unsupported: They are on a server.
-    """
+    """The transformers model, if its weights are here."""
     if model in WEIGHTS_ON_SERVER:
         raise Unsupported(
             f"{what}: the weights of this model are on the server; runs and their captures come "
@@ -94,11 +78,7 @@ def need_weights(model: Any, what: str) -> Any:
 
 
 class ExplainingBackend(Backend):  # type: ignore[misc]
-    """Sends an nnsight block through nnsight's remote backend, and says what went wrong.
-
-    Args:
-        inner: nnsight's backend; its attributes can be read here.
-    """
+    """Sends an nnsight block through nnsight's remote backend, and says what went wrong."""
 
     def __init__(self, inner: RemoteBackend) -> None:
         self.inner = inner
@@ -107,21 +87,10 @@ class ExplainingBackend(Backend):  # type: ignore[misc]
         return getattr(self.inner, name)
 
     def __call__(self, tracer: Any = None) -> Any:
-        """Run the tracer's block on the server.
-
-        Raises:
-            RemoteRunFailed: It did not come back with a result.
-        """
+        """Run the tracer's block on the server."""
         try:
             return self.inner(tracer)
-        except (
-            RemoteError,
-            ConnectionError,
-            TimeoutError,
-            *_http("HTTPError"),
-            websocket.WebSocketException,
-            ValidationError,
-        ) as error:
+        except (*FAILED, *_http("HTTPError"), websocket.WebSocketException) as error:
             raise explained(error, self.inner) from error
 
 

@@ -47,6 +47,14 @@ class Run:
     batch: Batch | None = field(default=None, repr=False)
     model: str = ""
 
+    def __repr__(self) -> str:
+        kept = [
+            f"{site} of {len(layers)} layers" for site, layers in self._captured().items() if layers
+        ]
+        tokens = f", {', '.join(kept)} at {len(self.sample)} tokens" if kept else ""
+        logits = "no logits" if self.logits is None else f"logits {list(self.logits.shape)}"
+        return f"Run({self.model or 'a model'}: {logits}{tokens})"
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write everything into one safetensors file, the batch's tensors and classes included.
 

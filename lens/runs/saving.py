@@ -21,12 +21,14 @@ from ..errors import InputError
 from ..inputs.batch import Batch
 from ..tensor_file import read_tensor_file, write_tensor_file
 from ..token_classes import MARKER_KINDS, NearestWords, TokenClasses
+from ..torch_settings import default_torch
 from ..visual_tokens import KINDS, VisualTokens
 
 _FORMAT = "embedlens.run"
 _PACKAGES = ("embedlens", "torch", "transformers", "nnsight", "safetensors")
 
 
+@default_torch()
 def write_run(
     path: Path,
     own: Mapping[str, Tensor | None],
@@ -36,16 +38,7 @@ def write_run(
     *,
     overwrite: bool,
 ) -> None:
-    """Write a run's fields into one file; see :meth:`Run.save`.
-
-    Args:
-        path: Where to.
-        own: Tensors of the run by their names; None is left out.
-        captured: States by site and layer.
-        batch: What was run.
-        model: Name of the model that was run.
-        overwrite: Replace an older saved run.
-    """
+    """Write a run's fields into one file; see :meth:`Run.save`."""
     if batch is None:
         raise InputError(
             "this run does not know its batch, without which its states are rows without names"
@@ -62,11 +55,12 @@ def write_run(
         "videos_per_row": list(batch.videos_per_row),
         # As text: 128 bits are no number to other readers of JSON.
         "contents": [f"{number:032x}" for number in batch.contents],
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version_of(name) for name in _PACKAGES},
     }
     write_tensor_file(path, _FORMAT, record, tensors, overwrite=overwrite)
 
 
+@default_torch()
 def read_run(path: Path, sites: Sequence[str]) -> dict[str, Any]:
     """The fields of a saved run, states by these sites; see :meth:`Run.load`."""
     if not path.is_file():
@@ -147,7 +141,8 @@ def _classes(tensors: Mapping[str, Tensor]) -> TokenClasses | None:
     return TokenClasses(masks, nearest) if masks or nearest is not None else None
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The version of an installed package."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -17,10 +17,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutput
 
+from ..anatomy.embedded_ids import check_ids
 from ..errors import InputError, Unsupported
 from ..inputs.batch import Batch
 from ..opening.wrapping import need_processor
-from .forward import Output, Request, forward_pass, run
+from ..torch_settings import default_torch
+from .forward import Output, Request, forward_pass, refusal, run
 from .generation import end_tokens
 from .program import Intervention, Pass, in_force
 from .run import Scores
@@ -31,6 +33,7 @@ Answers = Sequence[str | Sequence[int]]
 _CHECKED: WeakSet[Any] = WeakSet()
 
 
+@default_torch()
 @torch.no_grad()
 def score(
     model: Any,
@@ -64,22 +67,16 @@ def score(
     request = score_request(model, batch, answered, remote)
     host = in_force(plan, model, batch, request.during)
     output = forward_pass(model, host, request)
-    return as_scores(model, batch, answered, output, plan, remote)
+    return as_scores(model, batch, answered, plan, request, output)
 
 
 @dataclass(frozen=True, eq=False)
 class AnswerTokens:
-    """The token ids of one answer per sample, padded on the right.
+    """The token ids of one answer per sample, padded on the right."""
 
-    Attributes:
-        ids: ``[sample, answer]``.
-        mask: True where ``ids`` is part of the answer, ``[sample, answer]``.
-        end: Whether each answer's last token stands for its end, whichever token ends it.
-    """
-
-    ids: Int[Tensor, "sample answer"]
-    mask: Bool[Tensor, "sample answer"]
-    end: bool = False
+    ids: Int[Tensor, "sample answer"]  # ``[sample, answer]``
+    mask: Bool[Tensor, "sample answer"]  # where ``ids`` is part of the answer
+    end: bool = False  # whether the last token stands for any that ends an answer
 
     @property
     def length(self) -> int:
@@ -117,12 +114,7 @@ class AnswerTokens:
         return AnswerTokens(ids, mask, end)
 
     def append_to(self, inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
-        """The inputs with the answers behind every sequence, padding masked out.
-
-        Args:
-            inputs: Inputs of the prompts.
-            model: The transformers model, which knows the types of tokens it generates.
-        """
+        """The inputs with the answers behind every sequence, padding masked out."""
         extended = dict(inputs)
         shape = inputs["input_ids"].shape
         for name, tensor in inputs.items():
@@ -144,28 +136,37 @@ class AnswerTokens:
     def scores(
         self, logits: Float[Tensor, "sample kept vocab"], ends: Sequence[int] = ()
     ) -> Scores:
-        """Read the answers' log-probabilities off the last ``length + 1`` positions' logits.
-
-        Args:
-            logits: Of a pass over prompts and answers.
-            ends: Every token that ends an answer.
-        """
+        """Read the answers' log-probabilities off the last ``length + 1`` positions' logits."""
         mask = self.mask.to(logits.device)
         ids = self.ids.to(logits.device)
         predictions = logits[:, -self.length - 1 : -1].float()
         logprobs, best = predictions.log_softmax(-1), predictions.argmax(-1)
+        if int(ids.max()) >= logits.shape[-1]:
+            raise InputError(
+                f"an answer has id {int(ids.max())}, and the model says ids up to "
+                f"{logits.shape[-1] - 1} only"
+            )
         chosen = logprobs.gather(-1, ids[..., None])[..., 0]
         greedy = (best == ids) | ~mask
         if self.end and ends:
             last = torch.arange(self.length, device=mask.device) == mask.sum(1, keepdim=True) - 1
-            known = torch.tensor(ends, device=logits.device)
+            said = [token for token in ends if token < logits.shape[-1]]
+            known = torch.tensor(said, device=logits.device)
             chosen = torch.where(last, logprobs[..., known].logsumexp(-1), chosen)
             greedy |= last & torch.isin(best, known)
         return Scores((chosen * mask).sum(1), mask.sum(1), greedy.all(1))
 
 
 def score_request(model: Any, batch: Batch, answered: AnswerTokens, remote: bool | str) -> Request:
-    """A pass over prompts and answers that returns the answers' logits and reads nothing else."""
+    """A pass over prompts and answers that returns the answers' logits and reads nothing else.
+
+    Raises:
+        InputError: An answer has ids that the model does not know.
+    """
+    check_ids(answered.ids, model.anatomy.vocab_size, model.tokenizer)
+    placeholders = torch.tensor(model.anatomy.visual_ids, dtype=torch.long)
+    if bool(torch.isin(answered.ids[answered.mask], placeholders).any()):
+        raise InputError("an answer holds the placeholder of an image, for which there is none")
     return Request(
         inputs=answered.append_to(batch.inputs, model.hf),
         during=Pass("scoring", answered.length, remote),
@@ -181,33 +182,27 @@ def as_scores(
     model: Any,
     batch: Batch,
     answered: AnswerTokens,
-    output: Output,
     plan: Intervention | None,
-    remote: bool | str,
+    request: Request,
+    output: Output,
 ) -> Scores:
-    """A pass over prompts and answers as users see it.
-
-    Raises:
-        Unsupported: The prompt's tokens see the answer.
-    """
+    """A pass over prompts and answers as users see it."""
     if "bidirectional_image" in model.anatomy.capabilities and model not in _CHECKED:
-        alone = run(model, batch, plan, remote=remote).logits
+        alone = run(model, batch, plan, remote=request.during.remote).logits
         assert alone is not None
         _check_unseen(alone, output.logits, answered.length)
         _CHECKED.add(model)
-    return answered.scores(output.logits, end_tokens(model))
+    scores = answered.scores(output.logits, end_tokens(model))
+    # An answer that the model never says has minus infinity.
+    if bool(scores.logprob.isnan().any()):
+        raise refusal(model, batch, plan, request)
+    return scores
 
 
 def _check_unseen(
-    alone: Float[Tensor, "sample vocab"],
-    answered: Float[Tensor, "sample kept vocab"],
-    length: int,
+    alone: Float[Tensor, "sample vocab"], answered: Float[Tensor, "sample kept vocab"], length: int
 ) -> None:
-    """Check that an answer of ``length`` tokens left its prompt's last logits as they were.
-
-    Raises:
-        Unsupported: It did not.
-    """
+    """Check that an answer of ``length`` tokens left its prompt's last logits as they were."""
     before = answered[:, -length - 1].float()
     moved = float((alone.float() - before).abs().nan_to_num(0).max())
     if moved > 1e-2 * float(alone.float().nan_to_num(0, 0, 0).abs().max()):

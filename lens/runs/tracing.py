@@ -10,6 +10,8 @@ import torch
 from nnsight.tracing.backend import Backend
 from torch import Tensor, nn
 
+from ..errors import InputError
+from .one_at_a_time import refuse_inside_a_trace
 from .remote import ExplainingBackend, destination, goes_to_server
 from .undisturbed import undisturbed
 
@@ -17,10 +19,7 @@ from .undisturbed import undisturbed
 class UndisturbedBackend(Backend):  # type: ignore[misc]
     """Runs an nnsight block through another backend, on a model left :func:`undisturbed`.
 
-    Args:
-        inner: The backend that runs the block.
-        model: The model the block runs on.
-        grad: Whether gradients are recorded; nnsight does by default.
+    Gradients are recorded only if asked for; nnsight does by default.
     """
 
     def __init__(self, inner: Backend, model: nn.Module, *, grad: bool) -> None:
@@ -43,16 +42,15 @@ def trace_forward(
     grad: bool = False,
     **forward: Any,
 ) -> Any:
-    """A tracing context of nnsight over one forward pass.
-
-    Args:
-        host: The nnsight model, or a copy of it with edits.
-        model: The transformers model inside.
-        inputs: The inputs.
-        remote: As for :meth:`VisualLM.trace`.
-        grad: Whether gradients are recorded.
-        **forward: More arguments of the forward.
-    """
+    """A tracing context of nnsight over one forward pass of the host, perhaps a copy with edits."""
+    config: Any = model.config
+    made_by = config.get_text_config()._attn_implementation
+    if forward.get("output_attentions") and made_by != "eager":
+        raise InputError(
+            f"output_attentions=True: {made_by} attention makes no weights, so nothing would be "
+            "returned; load the model with attn_implementation='eager'"
+        )
+    refuse_inside_a_trace(host, model)
     settings = {**without_cache(model), **forward}
     remote = destination(model, remote)
     sent = goes_to_server(host, remote)

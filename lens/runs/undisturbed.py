@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from torch import nn
 
 from ..errors import REFUSED, InputError
+from ..torch_settings import default_torch
+from .one_at_a_time import alone
 
 # nnsight's own slot; `.source` inside a trace rewrites it, and that has to last.
 _KEPT = frozenset({"forward", "training"})
@@ -24,12 +26,24 @@ _TAG = "_persistent_id"
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards the modules are as they were, whatever happened.
+    """Evaluation mode inside, :func:`alone`; afterwards the modules are as they were.
 
     Put back are every module's own training flag, its public plain attributes and its table of
     buffers. Attributes whose names begin with an underscore are bookkeeping that goes with hooks
     and parameters, and stay.
     """
+    try:
+        with alone(model), default_torch(), _put_back(model):
+            yield
+    except ValueError as error:
+        # Shipped code knows no class of ours.
+        if str(error).startswith(REFUSED):
+            raise InputError(str(error).removeprefix(REFUSED)) from None
+        raise
+
+
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     before = [
         (
@@ -46,11 +60,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             setattr(module, name, None)
     try:
         yield
-    except ValueError as error:
-        # Shipped code knows no class of ours.
-        if str(error).startswith(REFUSED):
-            raise InputError(str(error).removeprefix(REFUSED)) from None
-        raise
     finally:
         for module, training, attributes, buffers in before:
             module.training = training

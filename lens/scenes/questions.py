@@ -32,29 +32,26 @@ class _Facts:
     def chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)
 
-    def unique(self, attribute: str, among: Sequence[SceneObject]) -> list[SceneObject]:
-        """Those whose colour or kind no other of `among` shares."""
+    def unique(self, attribute: str, among: Sequence[SceneObject]) -> SceneObject | None:
+        """One whose colour or kind no other of `among` shares, if there is any."""
         values = [getattr(item, attribute) for item in among]
-        return [item for item, value in zip(among, values, strict=True) if values.count(value) == 1]
+        alone = [
+            item for item, value in zip(among, values, strict=True) if values.count(value) == 1
+        ]
+        return choose(self.rng, alone) if alone else None
 
 
 _Pair = tuple[str, str]
 
 
 def _color(facts: _Facts) -> _Pair | None:
-    candidates = facts.unique("kind", facts.objects)
-    if not candidates:
-        return None
-    item = choose(facts.rng, candidates)
-    return f"what color is the {item.noun} ?", item.color
+    item = facts.unique("kind", facts.objects)
+    return None if item is None else (f"what color is the {item.noun} ?", item.color)
 
 
 def _shape(facts: _Facts) -> _Pair | None:
-    candidates = facts.unique("color", facts.objects)
-    if not candidates:
-        return None
-    item = choose(facts.rng, candidates)
-    return f"what is the {item.color} object ?", item.noun
+    item = facts.unique("color", facts.objects)
+    return None if item is None else (f"what is the {item.color} object ?", item.noun)
 
 
 def _presence(facts: _Facts) -> _Pair | None:
@@ -85,19 +82,8 @@ def _glyph(facts: _Facts, category: str) -> _Pair | None:
     shown = [item for item in facts.objects if item.category == category]
     if len(shown) == 1:
         return f"what {category} is shown ?", shown[0].kind
-    candidates = facts.unique("color", shown)
-    if not candidates:
-        return None
-    item = choose(facts.rng, candidates)
-    return f"what {category} is {item.color} ?", item.kind
-
-
-def _letter(facts: _Facts) -> _Pair | None:
-    return _glyph(facts, "letter")
-
-
-def _digit(facts: _Facts) -> _Pair | None:
-    return _glyph(facts, "digit")
+    item = facts.unique("color", shown)
+    return None if item is None else (f"what {category} is {item.color} ?", item.kind)
 
 
 def _count(facts: _Facts) -> _Pair | None:
@@ -152,26 +138,18 @@ def _what_at(facts: _Facts) -> _Pair | None:
     return f"what is at {ROWS[row]} {COLUMNS[column]} ?", "nothing"
 
 
-def _background(facts: _Facts) -> _Pair | None:
-    return "what is the background ?", facts.background
-
-
-def _caption(facts: _Facts) -> _Pair | None:
-    return "describe the image .", caption(facts.objects, facts.background)
-
-
 _ASK: dict[str, Callable[[_Facts], _Pair | None]] = {
     "color": _color,
     "shape": _shape,
     "presence": _presence,
-    "letter": _letter,
-    "digit": _digit,
+    "letter": lambda facts: _glyph(facts, "letter"),
+    "digit": lambda facts: _glyph(facts, "digit"),
     "count": _count,
     "relation": _relation,
     "position": _position,
     "what-at": _what_at,
-    "background": _background,
-    "caption": _caption,
+    "background": lambda facts: ("what is the background ?", facts.background),
+    "caption": lambda facts: ("describe the image .", caption(facts.objects, facts.background)),
 }
 
 TASKS: tuple[str, ...] = tuple(_ASK)
@@ -186,11 +164,7 @@ TASK_FREQUENCIES: dict[str, float] = dict(
 def ask(
     task: str, objects: Sequence[SceneObject], background: str, rng: np.random.Generator
 ) -> Question | None:
-    """One random question of a task, or None when this draw has no well-posed question.
-
-    Raises:
-        ValueError: there is no such task.
-    """
+    """One random question of a task, or None when this draw has no well-posed question."""
     if task not in _ASK:
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
     pair = _ASK[task](_Facts(objects, background, rng))

@@ -11,9 +11,6 @@ def stream(split: str, purpose: str, seed: int, *key: int) -> np.random.Generato
 
     Splits never share a stream, so a held-out scene is not a training scene of another seed;
     purposes never share one either, so asking other questions cannot change the picture.
-
-    Raises:
-        ValueError: the split is unknown, or a seed is negative.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")

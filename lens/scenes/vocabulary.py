@@ -42,10 +42,7 @@ striped sun sunday symbol the there three tiger to today tomato tomorrow top tri
 upper user wants what wheel where white window wolf yellow yes yesterday zero
 """
 
-VOCABULARY: tuple[str, ...] = (
-    *SPECIAL_WORDS,
-    *_WORDS.split(),
-)
+VOCABULARY: tuple[str, ...] = (*SPECIAL_WORDS, *_WORDS.split())
 """Every word a model of this world knows, in token-id order. Written out, never sampled:
 the ids are baked into the shipped weights. The words that name nothing in a picture (foods,
 animals, people) are there so that reading a visual token as a word can go wrong."""

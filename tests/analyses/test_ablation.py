@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -161,6 +162,40 @@ def test_tasks_are_tested_in_pairs_and_corrected(own: Result) -> None:
     ranked = sorted(range(4), key=raw.__getitem__)
     corrected = np.maximum.accumulate([min(1, (4 - i) * raw[at]) for i, at in enumerate(ranked)])
     assert table["p"].to_numpy()[ranked] == pytest.approx(corrected)
+
+
+def test_a_question_that_is_asked_again_counts_once(model: VisualLM) -> None:
+    """Verbatim about the same image, whatever object holds it; in a task and in all."""
+    first, other = tiny.image(0), tiny.image(1)
+    asked = [
+        Example(first, "a b", "red", "one"),
+        Example(other, "a b", "red", "one"),
+        Example(first.copy(), "what is this ?", "red", "two"),
+    ]
+    again = [
+        *asked,
+        Example(first.copy(), "a b", "red", "one"),
+        Example(first, "a b", "red", "two"),
+    ]
+    settings: dict[str, Any] = {"operations": ["ffn"], "scopes": ["above"]}
+    once, twice = (ablation(model, each, **settings) for each in (asked, again))
+    assert twice.meta["examples"] == once.meta["examples"] == 3
+    assert twice.tensors["right"].shape[1] == 5
+    for task, count in (("all", 3), ("one", 2), ("two", 2)):
+        assert set(select(twice.frame, task=task)["examples"]) == {count}
+    for task in ("all", "one"):
+        here, there = (
+            select(each.frame, task=task).drop(columns="layer") for each in (once, twice)
+        )
+        pd.testing.assert_frame_equal(
+            here.reset_index(drop=True), there.reset_index(drop=True), rtol=RECOMPUTED
+        )
+
+
+def test_one_question_with_two_answers_is_refused(model: VisualLM) -> None:
+    asked = [Example(tiny.image(0), "a b", answer) for answer in ("red", "blue")]
+    with pytest.raises(InputError, match="asked twice about the same image"):
+        ablation(model, asked)
 
 
 def test_the_same_layers_give_the_same_numbers_in_every_scope(own: Result) -> None:

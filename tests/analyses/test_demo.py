@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from embedlens.analyses import Result
+from embedlens.analyses import Result, find
 from embedlens.analyses.alignment_by_layer.answer import answer
 from embedlens.analyses.report.demo import PROMPT, true_content, true_words
 from embedlens.analyses.rows import one, select
 from embedlens.lens import VisualLM
 from embedlens.lens.scenes import scenes
+from oracles.told_numbers import SENTENCES, assert_told
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
 
@@ -85,6 +86,13 @@ def test_it_says_what_it_found_and_where_the_page_is(demo: Demo) -> None:
 
 def test_it_fits_into_two_gigabytes(demo: Demo) -> None:
     assert demo.peak_bytes < 2 * 2**30
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_its_findings_say_the_numbers_of_its_tables(demo: Demo, name: str) -> None:
+    result = demo.result(name)
+    for sentence in find(name).findings(result):
+        assert_told(result, sentence)
 
 
 def test_the_lens_reads_what_is_there(demo: Demo) -> None:
@@ -182,4 +190,4 @@ def test_the_page_prints(demo: Demo, browser: Any) -> None:
     pdf = page.pdf(prefer_css_page_size=True)
     page.close()
     assert pdf[:5] == b"%PDF-"
-    assert 4 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 14
+    assert 4 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 12

@@ -191,13 +191,42 @@ def test_every_alive_patch_of_a_coarse_grid_carries_its_word(results: dict[str, 
     frame = results["token_map"].frame
     figure = results["token_map"].plot()
     for axes, (_, tokens) in zip(figure.axes, frame.groupby("sample"), strict=True):
-        written = sorted(text.get_text() for text in axes.texts)
-        assert written == sorted(tokens.loc[tokens["class"] == "alive", "word_1"])
-        for text in axes.texts:
+        alive = tokens[tokens["class"] == "alive"]
+        lines = [text.get_text().split("\n") for text in axes.texts]
+        assert sorted(first for first, *_ in lines) == sorted(alive["word_1"])
+        # Most have room for the next two, and what is written is a token's own words in order.
+        assert np.mean([len(each) == 3 for each in lines]) > 0.8
+        for text, written in zip(axes.texts, lines, strict=True):
             x, y = text.get_position()
             near = tokens[(tokens["left"] - 8 <= x) & (x <= tokens["right"] + 8)]
             near = near[(near["top"] <= y) & (y <= near["bottom"])]
-            assert text.get_text() in set(near["word_1"])
+            names = [f"word_{rank + 1}" for rank in range(len(written))]
+            assert written in near[names].to_numpy().tolist()
+
+
+@pytest.mark.parametrize("classified", [True, False])
+def test_every_right_word_is_marked_in_its_patch(
+    results: dict[str, Result], classified: bool
+) -> None:
+    made = results["token_map"]
+    frame = made.frame.copy()
+    frame["hit"] = pd.Series([i % 7 == 0 for i in range(len(frame))], dtype="boolean")
+    if not classified:
+        frame["class"] = pd.Categorical([None] * len(frame), CLASSES)
+    figure = Result(made.name, frame, made.tensors, made.meta).plot()
+    check_legible(figure)
+    for axes, (_, tokens) in zip(figure.axes, frame.groupby("sample"), strict=True):
+        marks = [line.get_xydata()[0] for line in axes.lines]
+        right = tokens[tokens["hit"].astype(bool)]
+        assert len(marks) == len(right)
+        for (x, y), cell in zip(marks, right.itertuples(), strict=True):
+            assert cell.left < x < cell.right
+            assert cell.top < y < cell.bottom
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == (["dead", "alive"] if classified else []) + ["a word for what it shows"]
+    drawn = {patch.get_facecolor() for axes in figure.axes for patch in axes.patches}
+    shown = {patch.get_facecolor() for patch in figure.legends[0].get_patches()}
+    assert shown <= drawn
 
 
 @pytest.mark.parametrize("side", [16, 24, 32])

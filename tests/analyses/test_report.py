@@ -55,6 +55,9 @@ def told_beside_the_table(result: Result) -> list[float]:
     frame, tasks = result.frame, result.meta["tasks"]
     single = frame[(frame["scope"] == "single") & (frame["task"] == "all")]
     found = [float(result.meta["margin"]), len(tasks), 2.0 * len(tasks)]
+    every = frame[(frame["operation"] != "none") & (frame["task"] == "all")]
+    every = every.groupby(["operation", "layers"]).first()
+    found += [*corrected(every["difference_p"].tolist()), len(every), LAYERS - 1]
     for _, rows in single.groupby("operation"):
         found += [*corrected(rows["difference_p"].tolist()), len(rows)]
     everywhere = frame[(frame["scope"] == "above") & (frame["layer"] == 0)]
@@ -115,10 +118,10 @@ def test_words_are_counted_and_their_cosine_is_the_median() -> None:
         (lens_hits(), "so the words come from the patch itself", "come from luck"),
         (lens_hits(embed=0.1), "which is not clearly different", "so the words come"),
         (lens_hits(logit=0.01), "the tokens say nothing yet", "come from luck"),
-        (ablation(), "−7.3 points (−11.5 to −3.1), a loss, without attention", "a gain"),
-        (ablation(0.1, 0.1, 0.2), "+10.0 points (−10.0 to +30.0), which shows neither", "a loss,"),
-        (ablation(0.0, 0.0, 0.01), "no loss of more than 5.0 points, without the FFN", "neither"),
-        (ablation(-0.01, 0.02), "which shows neither a loss nor that there is none", "a loss,"),
+        (ablation(), "−7.3 points (−11.5 to −3.1) without attention, a loss", "a gain"),
+        (ablation(0.1, 0.1, 0.2), "(−10.0 to +30.0) without attention, which neither", ", a loss"),
+        (ablation(0.0, 0.0, 0.01), "without the FFN, no loss of more than 5.0 points", "neither"),
+        (ablation(-0.01, 0.02), "nor rules out one of 5.0 points", ", a loss"),
         (ablation(), "Some single layers need the FFN: the largest change, at layer 0", "nothing"),
         (ablation(-0.01, -0.01), "No single layer clearly needs attention: the largest", "Some"),
         (ablation(), "Without attention, 2 of 2 tasks lose: count (−10.3 points", "No task"),
@@ -128,6 +131,53 @@ def test_words_are_counted_and_their_cosine_is_the_median() -> None:
 def test_the_wording_follows_the_numbers(result: Result, expected: str, unexpected: str) -> None:
     assert expected in said(result)
     assert unexpected not in said(result)
+
+
+def with_singles(changes: list[float], ps: list[float]) -> Result:
+    """An ablation with these changes and p without attention in single layers, of all tasks."""
+    result = ablation(0.0, 0.0)
+    frame = result.frame
+    mine = (frame["operation"] == "attention") & (frame["scope"] == "single")
+    mine &= frame["task"] == "all"
+    frame.loc[mine, "difference"] = changes
+    frame.loc[mine, "difference_p"] = ps
+    return result
+
+
+def test_of_equal_largest_changes_the_surer_one_is_told() -> None:
+    told = with_singles([-0.1, -0.2, 0.2, -0.2], [0.5, 0.2, 0.001, 0.01])
+    assert "needs attention: the largest change, at layer 2, is +20.0 points" in said(told)
+    assert "is +20.0 points (−4.2 to +4.2), without attention in layer 2, p" in said(told)
+    first = with_singles([-0.1, -0.2, 0.2, -0.2], [0.5, 0.01, 0.01, 0.01])
+    assert "need attention: the largest change, at layer 1, is −20.0 points" in said(first)
+    tasks = ablation()
+    everywhere = (tasks.frame["scope"] == "above") & (tasks.frame["layer"] == 0)
+    everywhere &= (tasks.frame["task"] != "all") & (tasks.frame["operation"] == "attention")
+    tasks.frame.loc[everywhere, "difference"] = 0.1
+    tasks.frame.loc[everywhere, "difference_p"] = [0.4, 0.3]
+    assert "No task clearly loses without attention; the largest change is in shape" in said(tasks)
+
+
+def test_the_largest_change_of_all_is_told_wherever_it_is() -> None:
+    result = ablation(-0.01, -0.01)
+    below = (result.frame["scope"] == "below") & (result.frame["layer"] == 3)
+    below &= (result.frame["operation"] == "ffn") & (result.frame["task"] == "all")
+    result.frame.loc[below, "difference"] = -0.25
+    # Per operation four single layers, three more sets below a layer and two more above one.
+    assert "The largest change of all 18 conditions is −25.0 points" in said(result)
+    assert "without the FFN in layers 0 to 2, p = " in said(result)
+    nothing = ablation(0.0, 0.0)
+    nothing.frame["difference"] = 0.0
+    assert "None of the 18 conditions changes accuracy." in said(nothing)
+    assert "Without attention in a single layer, accuracy stays the same in every" in said(nothing)
+
+
+def test_a_sweep_from_below_has_its_tasks_as_well() -> None:
+    both, table = ablation(), find("ablation").table
+    below = both.frame[both.frame["scope"].isin(["clean", "wrong image", "below"])]
+    part = Result("ablation", below.reset_index(drop=True), {}, both.meta)
+    assert table(part).equals(table(both))
+    assert sentences(part)[0] == sentences(both)[0]
 
 
 def test_a_missing_control_is_said_not_shown_as_a_number() -> None:
@@ -142,7 +192,7 @@ def test_without_intervals_none_is_written() -> None:
     result = ablation()
     result.frame.loc[:, result.frame.columns.str.endswith(("_low", "_high"))] = np.nan
     assert "nan" not in said(result)
-    assert "−7.3 points, of too few images to say more, without attention" in said(result)
+    assert "−7.3 points without attention, of too few images to say more" in said(result)
 
 
 def verdict(part: str, *results: Result) -> Claim:

@@ -40,12 +40,19 @@ def marked(batch: Batch) -> tuple[Batch, Tensor]:
     share = np.where(batch.visual.sample % 2, 0.6, 0.35)
     dead = np.random.default_rng(0).random(len(batch.visual)) < share
     dead &= batch.visual.position < batch.length - 1
-    none = np.zeros(len(dead), bool)
     where = torch.zeros(len(batch), batch.length, dtype=torch.bool)
     where[batch.visual.sample[dead], batch.visual.position[dead]] = True
-    return batch.with_classes(
-        TokenClasses({"vit-sink": none, "llm-sink": none, "dead": dead})
-    ), where
+    return _dead(batch, dead), where
+
+
+def called_dead(single: Batch, where: Tensor) -> Batch:
+    """A prompt alone, with the tokens called dead that are in its row of a padded batch."""
+    return _dead(single, where[-single.length :][single.visual.position.copy()].numpy())
+
+
+def _dead(batch: Batch, dead: np.ndarray) -> Batch:
+    none = np.zeros(len(dead), bool)
+    return batch.with_classes(TokenClasses({"vit-sink": none, "llm-sink": none, "dead": dead}))
 
 
 def tiny_batch(model: VisualLM, name: str = "ragged") -> Batch:

@@ -196,7 +196,14 @@ def ablation(attention: float = -0.073, ffn: float = -0.146, spread: float = 0.0
             "differs_p": 2 * norm.sf(max(0.0, -0.05 - change) / error),
             "decided_at_images": 74.0,
         }
-        rows.append({**row, "layers": "", "examples": 96 if task == "all" else 23, "images": 37})
+        span = {
+            "single": (layer, layer),
+            "below": (0, (layer or 1) - 1),
+            "above": (layer, LAYERS - 1),
+        }
+        ends = dict.fromkeys(span.get(scope, ()))
+        row["layers"] = "-".join(map(str, ends))
+        rows.append({**row, "examples": 96 if task == "all" else 23, "images": 37})
 
     for task in ("all", "count", "shape"):
         add("none", "clean", None, task, 0.0)

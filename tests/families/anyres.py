@@ -11,8 +11,8 @@ from typing import Any
 
 import transformers as hf
 
-from families.family import Family, family, random_model, tokenizer
-from families.parts import fed, offline, text_sizes
+from families.family import Family, family, tokenizer
+from families.parts import fed_family, offline, text_sizes, vision_sizes
 from families.rasters import CALM, USER, begins, chat_of
 
 PATCH, SIDE = 8, 4
@@ -23,14 +23,7 @@ CANVASES = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE]]
 
 def _clip() -> Any:
 
-    return hf.CLIPVisionConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=TILE,
-        patch_size=PATCH,
-    )
+    return hf.CLIPVisionConfig(**vision_sizes(TILE, PATCH, num_hidden_layers=3))
 
 
 def _tiles() -> dict[str, Any]:
@@ -43,8 +36,6 @@ def _tiles() -> dict[str, Any]:
 
 @family("llava_next")
 def llava_next() -> Family:
-    from transformers.models.llava_next import LlavaNextImageProcessorPil
-
     tok = begins(tokenizer(image_token="<image>"))
     config = hf.LlavaNextConfig(
         vision_config=_clip(),
@@ -57,21 +48,18 @@ def llava_next() -> Family:
     )
     prompt, size = "user : <image> what is this ? a :", (6 * PATCH, TILE)
     made = hf.LlavaNextProcessor(
-        image_processor=LlavaNextImageProcessorPil(**_tiles()),
+        image_processor=hf.LlavaNextImageProcessorPil(**_tiles()),
         tokenizer=tok,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=USER,
     )
-    model = random_model(lambda: hf.LlavaNextForConditionalGeneration(config), calm=CALM)
-    return Family(model, made, prompt, fed(made, prompt, size), size)
+    return fed_family(hf.LlavaNextForConditionalGeneration, config, made, prompt, size, *CALM)
 
 
 @family("llava_next_video")
 def llava_next_video() -> Family:
-    from transformers.models.llava_next import LlavaNextImageProcessorPil
-
     tok = begins(tokenizer(image_token="<image>", video_token="<video>"))
     config = hf.LlavaNextVideoConfig(
         vision_config=_clip(),
@@ -87,33 +75,22 @@ def llava_next_video() -> Family:
     prompt, size = "user : <image> what is this ? a :", (TILE, 6 * PATCH)
     made = offline(hf.LlavaNextVideoProcessor)(
         video_processor=None,
-        image_processor=LlavaNextImageProcessorPil(**_tiles()),
+        image_processor=hf.LlavaNextImageProcessorPil(**_tiles()),
         tokenizer=tok,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=USER,
     )
-    model = random_model(lambda: hf.LlavaNextVideoForConditionalGeneration(config), calm=CALM)
-    return Family(model, made, prompt, fed(made, prompt, size), size)
+    return fed_family(hf.LlavaNextVideoForConditionalGeneration, config, made, prompt, size, *CALM)
 
 
 def _onevision(aspect: str, size: tuple[int, int]) -> Family:
-    from transformers.models.llava_onevision import LlavaOnevisionImageProcessorPil
-
     tok = tokenizer(
         image_token="<image>", video_token="<video>", special=("<|im_start|>", "<|im_end|>")
     )
     config = hf.LlavaOnevisionConfig(
-        vision_config=hf.SiglipVisionConfig(
-            hidden_size=24,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=TILE,
-            patch_size=PATCH,
-            vision_use_head=False,
-        ),
+        vision_config=hf.SiglipVisionConfig(**vision_sizes(TILE, PATCH, vision_use_head=False)),
         text_config=hf.Qwen2Config(**text_sizes(tok)),
         image_token_index=tok.image_token_id,
         video_token_index=tok.video_token_id,
@@ -124,7 +101,7 @@ def _onevision(aspect: str, size: tuple[int, int]) -> Family:
     )
     prompt = "<|im_start|>user\n<image>\nwhat is this ?<|im_end|>\n<|im_start|>assistant\n"
     made = offline(hf.LlavaOnevisionProcessor)(
-        image_processor=LlavaOnevisionImageProcessorPil(
+        image_processor=hf.LlavaOnevisionImageProcessorPil(
             size={"height": TILE, "width": TILE}, image_grid_pinpoints=CANVASES
         ),
         tokenizer=tok,
@@ -134,8 +111,7 @@ def _onevision(aspect: str, size: tuple[int, int]) -> Family:
         chat_template=chat_of("<image>\n", "<video>\n"),
         vision_aspect_ratio=aspect,
     )
-    model = random_model(lambda: hf.LlavaOnevisionForConditionalGeneration(config), calm=CALM)
-    return Family(model, made, prompt, fed(made, prompt, size), size)
+    return fed_family(hf.LlavaOnevisionForConditionalGeneration, config, made, prompt, size, *CALM)
 
 
 @family("llava_onevision")

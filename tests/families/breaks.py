@@ -13,8 +13,8 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from families.family import Family, family, random_model, tokenizer
-from families.parts import chat, fed, text_sizes, vision_sizes
+from families.family import Family, family, tokenizer
+from families.parts import chat, fed_family, text_sizes, vision_sizes
 from families.torchless import processors_of
 
 TEMPLATE = (
@@ -26,11 +26,10 @@ TEMPLATE = (
 
 def _pixtral(patch: int, merge: int) -> tuple[Any, Any, Any]:
     """Tokenizer, processor and vision configuration of the Pixtral tower."""
-    from transformers.models.pixtral import PixtralImageProcessorPil, PixtralVisionConfig
 
     words = tokenizer(("[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]"))
     processor = processors_of("pixtral.processing_pixtral").PixtralProcessor(
-        PixtralImageProcessorPil(
+        hf.PixtralImageProcessorPil(
             size={"longest_edge": 48}, patch_size={"height": patch, "width": patch}
         ),
         words,
@@ -38,54 +37,42 @@ def _pixtral(patch: int, merge: int) -> tuple[Any, Any, Any]:
         spatial_merge_size=merge,
         chat_template=TEMPLATE,
     )
-    vision = PixtralVisionConfig(**vision_sizes(image=48, patch=patch, hidden_size=32))
+    vision = hf.PixtralVisionConfig(**vision_sizes(image=48, patch=patch, hidden_size=32))
     return words, processor, vision
 
 
 @family("mistral3")
 def mistral3() -> Family:
-    from transformers.models.mistral import MistralConfig
-    from transformers.models.mistral3 import Mistral3Config
-
     words, processor, vision = _pixtral(patch=4, merge=2)
-    config = Mistral3Config(
+    config = hf.Mistral3Config(
         vision_config=vision,
-        text_config=MistralConfig(**text_sizes(words, head_dim=8, sliding_window=None)),
+        text_config=hf.MistralConfig(**text_sizes(words, head_dim=8, sliding_window=None)),
         image_token_index=words.convert_tokens_to_ids("[IMG]"),
         spatial_merge_size=2,
     )
-    model = random_model(
-        lambda: hf.Mistral3ForConditionalGeneration(config), calm=("vision_tower.transformer",)
-    )
     prompt, size = "[IMG] what is this ?", (48, 32)
-    return Family(model, processor, prompt, fed(processor, prompt, size), size)
+    kind = hf.Mistral3ForConditionalGeneration
+    return fed_family(kind, config, processor, prompt, size, "vision_tower.transformer")
 
 
 @family("pixtral")
 def pixtral() -> Family:
-    from transformers.models.mistral import MistralConfig
-
     words, processor, vision = _pixtral(patch=8, merge=1)
     config = hf.LlavaConfig(
         vision_config=vision,
-        text_config=MistralConfig(**text_sizes(words, head_dim=8, sliding_window=None)),
+        text_config=hf.MistralConfig(**text_sizes(words, head_dim=8, sliding_window=None)),
         image_token_index=words.convert_tokens_to_ids("[IMG]"),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )
-    model = random_model(
-        lambda: hf.LlavaForConditionalGeneration(config), calm=("vision_tower.transformer",)
-    )
     prompt, size = "[IMG] what is this ?", (48, 32)
-    return Family(model, processor, prompt, fed(processor, prompt, size), size)
+    kind = hf.LlavaForConditionalGeneration
+    return fed_family(kind, config, processor, prompt, size, "vision_tower.transformer")
 
 
 @family("lighton_ocr")
 def lighton_ocr() -> Family:
     """The Pixtral tower without breaks: the family's processor puts none in."""
-    from transformers.models.lighton_ocr import LightOnOcrConfig, LightOnOcrProcessor
-    from transformers.models.pixtral import PixtralImageProcessorPil, PixtralVisionConfig
-    from transformers.models.qwen3 import Qwen3Config
 
     words = tokenizer(
         ("<|im_start|>", "<|im_end|>"),
@@ -93,24 +80,24 @@ def lighton_ocr() -> Family:
         image_break_token="<|vision_pad|>",
         image_end_token="<|vision_end|>",
     )
-    processor = LightOnOcrProcessor(
-        PixtralImageProcessorPil(size={"longest_edge": 48}, patch_size={"height": 8, "width": 8}),
+    processor = hf.LightOnOcrProcessor(
+        hf.PixtralImageProcessorPil(
+            size={"longest_edge": 48}, patch_size={"height": 8, "width": 8}
+        ),
         words,
         patch_size=4,
         spatial_merge_size=2,
         chat_template=chat("<|image_pad|>", "<|im_start|>", "<|im_end|>"),
     )
-    config = LightOnOcrConfig(
-        vision_config=PixtralVisionConfig(**vision_sizes(image=48, patch=4, hidden_size=32)),
-        text_config=Qwen3Config(**text_sizes(words, head_dim=8)),
+    config = hf.LightOnOcrConfig(
+        vision_config=hf.PixtralVisionConfig(**vision_sizes(image=48, patch=4, hidden_size=32)),
+        text_config=hf.Qwen3Config(**text_sizes(words, head_dim=8)),
         image_token_id=words.image_token_id,
         spatial_merge_size=2,
     )
-    model = random_model(
-        lambda: hf.LightOnOcrForConditionalGeneration(config), calm=("vision_encoder.transformer",)
-    )
     prompt, size = "<|image_pad|> what is this ?", (48, 32)
-    return Family(model, processor, prompt, fed(processor, prompt, size), size)
+    kind = hf.LightOnOcrForConditionalGeneration
+    return fed_family(kind, config, processor, prompt, size, "vision_encoder.transformer")
 
 
 def _with_prefix(words: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
@@ -132,7 +119,6 @@ def _with_prefix(words: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 @family("fuyu")
 def fuyu() -> Family:
     """No vision tower: patches go straight into the decoder, in front of the prompt."""
-    from transformers.models.persimmon import PersimmonConfig
 
     words = _with_prefix(tokenizer(("▁", "|SPEAKER|", "|NEWLINE|", "<0x04>")))
     # The variant of the image processor on PIL hands the processor arrays it cannot use.
@@ -147,8 +133,7 @@ def fuyu() -> Family:
         image_size=64,
         patch_size=8,
         image_token_id=words.convert_tokens_to_ids("|SPEAKER|"),
-        text_config=PersimmonConfig(**text_sizes(words, num_key_value_heads=4)),
+        text_config=hf.PersimmonConfig(**text_sizes(words, num_key_value_heads=4)),
     )
-    model = random_model(lambda: hf.FuyuForCausalLM(config))
     prompt, size = "what is this ?", (44, 32)
-    return Family(model, processor, prompt, fed(processor, prompt, size), size)
+    return fed_family(hf.FuyuForCausalLM, config, processor, prompt, size)

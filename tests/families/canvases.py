@@ -10,20 +10,13 @@ from typing import Any
 
 import transformers as hf
 
-from families.family import Family, family, random_model, tokenizer
-from families.parts import chat, fed, offline, text_sizes, vision_sizes
+from families.family import Family, family, tokenizer
+from families.parts import chat, fed_family, offline, text_sizes, vision_sizes
 from families.torchless import processors_of
 
 
 @family("llama4")
 def llama4() -> Family:
-    from transformers.models.llama4 import (
-        Llama4Config,
-        Llama4Processor,
-        Llama4TextConfig,
-        Llama4VisionConfig,
-    )
-
     words = tokenizer(
         (
             "<|image|>",
@@ -38,21 +31,21 @@ def llama4() -> Family:
         )
     )
     images = processors_of("llama4.image_processing_llama4")
-    processor = Llama4Processor(
+    processor = hf.Llama4Processor(
         images.Llama4ImageProcessor(size={"height": 24, "width": 24}, max_patches=6),
         words,
         patch_size=4,
         pixel_shuffle_ratio=0.5,
         chat_template=chat("<|image|>", "<|header_start|>", "<|eot|>"),
     )
-    config = Llama4Config(
-        vision_config=Llama4VisionConfig(
+    config = hf.Llama4Config(
+        vision_config=hf.Llama4VisionConfig(
             **vision_sizes(image=24, patch=4, hidden_size=32, intermediate_size=128),
             vision_output_dim=24,
             projector_input_dim=24,
             projector_output_dim=24,
         ),
-        text_config=Llama4TextConfig(
+        text_config=hf.Llama4TextConfig(
             **text_sizes(words, layers=4, head_dim=8),
             intermediate_size_mlp=48,
             num_local_experts=2,
@@ -63,23 +56,15 @@ def llama4() -> Family:
         eoi_token_index=words.convert_tokens_to_ids("<|image_end|>"),
         image_token_index=words.convert_tokens_to_ids("<|patch|>"),
     )
-    model = random_model(
-        lambda: hf.Llama4ForConditionalGeneration(config), calm=("vision_model.model",)
-    )
     # 68 wide on a canvas of 72: the last cells are half padding.
     prompt, size = "<|image|> what is this ?", (68, 48)
-    return Family(model, processor, prompt, fed(processor, prompt, size), size)
+    return fed_family(
+        hf.Llama4ForConditionalGeneration, config, processor, prompt, size, "vision_model.model"
+    )
 
 
 @family("molmo2")
 def molmo2() -> Family:
-    from transformers.models.molmo2 import Molmo2Config, Molmo2Processor
-    from transformers.models.molmo2.configuration_molmo2 import (
-        Molmo2AdapterConfig,
-        Molmo2TextConfig,
-        Molmo2VisionConfig,
-    )
-
     marks = "im_patch im_col im_start low_res_im_start frame_start im_end frame_end im_low".split()
     words = tokenizer(
         (*(f"<{mark}>" for mark in marks), "<|im_start|>", "<|im_end|>"),
@@ -87,7 +72,7 @@ def molmo2() -> Family:
         video_token="<|video|>",
     )
     images = processors_of("molmo2.image_processing_molmo2")
-    processor = offline(Molmo2Processor)(
+    processor = offline(hf.Molmo2Processor)(
         images.Molmo2ImageProcessor(
             size={"height": 24, "width": 24}, patch_size=4, overlap_margins=[1, 1], max_crops=6
         ),
@@ -98,12 +83,12 @@ def molmo2() -> Family:
         chat_template=chat("<|image|>", "<|im_start|>", "<|im_end|>"),
     )
     tower: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 12}
-    config = Molmo2Config(
-        vision_config=Molmo2VisionConfig(
+    config = hf.Molmo2Config(
+        vision_config=hf.Molmo2VisionConfig(
             **{**vision_sizes(image=24, patch=4), **tower, "image_size": [24, 24]},
             num_position_embeddings=36,
         ),
-        adapter_config=Molmo2AdapterConfig(
+        adapter_config=hf.Molmo2AdapterConfig(
             vision_feature_layer=[-1, -2],
             hidden_size=24,
             intermediate_size=32,
@@ -111,7 +96,7 @@ def molmo2() -> Family:
             **tower,
         ),
         # The last words live in the additional rows of the embedding, which the head lacks.
-        text_config=Molmo2TextConfig(
+        text_config=hf.Molmo2TextConfig(
             **text_sizes(words, head_dim=8, vocab_size=len(words) - 8), additional_vocab_size=8
         ),
         image_start_token_id=words.convert_tokens_to_ids("<im_start>"),
@@ -121,19 +106,14 @@ def molmo2() -> Family:
         frame_start_token_id=words.convert_tokens_to_ids("<frame_start>"),
         frame_end_token_id=words.convert_tokens_to_ids("<frame_end>"),
     )
-    model = random_model(
-        lambda: hf.Molmo2ForConditionalGeneration(config), calm=("vision_tower.layers",)
-    )
     prompt, size = "<|image|> what is this ?", (56, 40)
-    return Family(model, processor, prompt, fed(processor, prompt, size), size)
+    return fed_family(
+        hf.Molmo2ForConditionalGeneration, config, processor, prompt, size, "vision_tower.layers"
+    )
 
 
 @family("lfm2_vl")
 def lfm2_vl() -> Family:
-    from transformers.models.lfm2 import Lfm2Config
-    from transformers.models.lfm2_vl import Lfm2VlConfig, Lfm2VlProcessor
-    from transformers.models.siglip2 import Siglip2VisionConfig
-
     words = tokenizer(
         (
             *(f"<|img_row_{row}_col_{col}|>" for row in range(1, 11) for col in range(1, 11)),
@@ -146,7 +126,7 @@ def lfm2_vl() -> Family:
         image_thumbnail_token="<|img_thumbnail|>",
     )
     images = processors_of("lfm2_vl.image_processing_lfm2_vl")
-    processor = Lfm2VlProcessor(
+    processor = hf.Lfm2VlProcessor(
         images.Lfm2VlImageProcessor(
             tile_size=24, encoder_patch_size=4, min_image_tokens=4, max_image_tokens=12
         ),
@@ -155,30 +135,27 @@ def lfm2_vl() -> Family:
     )
     vision = vision_sizes(image=24, patch=4)
     del vision["image_size"]
-    config = Lfm2VlConfig(
-        vision_config=Siglip2VisionConfig(**vision, num_patches=36, vision_use_head=False),
-        text_config=Lfm2Config(**text_sizes(words), layer_types=["conv", "full_attention", "conv"]),
+    config = hf.Lfm2VlConfig(
+        vision_config=hf.Siglip2VisionConfig(**vision, num_patches=36, vision_use_head=False),
+        text_config=hf.Lfm2Config(
+            **text_sizes(words), layer_types=["conv", "full_attention", "conv"]
+        ),
         image_token_id=words.image_token_id,
         projector_hidden_size=48,
     )
-    model = random_model(
-        lambda: hf.Lfm2VlForConditionalGeneration(config), calm=("vision_tower.encoder",)
-    )
     prompt, size = "<image> what is this ?", (72, 48)
-    return Family(model, processor, prompt, fed(processor, prompt, size), size)
+    return fed_family(
+        hf.Lfm2VlForConditionalGeneration, config, processor, prompt, size, "vision_tower.encoder"
+    )
 
 
 @family("perception_lm")
 def perception_lm() -> Family:
-    from transformers.models.clip import CLIPVisionConfig
-    from transformers.models.llama import LlamaConfig
-    from transformers.models.perception_lm import PerceptionLMConfig, PerceptionLMProcessor
-
     words = tokenizer(
         ("<|header_start|>", "<|eot|>"), image_token="<|image|>", video_token="<|video|>"
     )
     images = processors_of("perception_lm.image_processing_perception_lm")
-    processor = offline(PerceptionLMProcessor)(
+    processor = offline(hf.PerceptionLMProcessor)(
         processors_of("perception_lm.video_processing_perception_lm").PerceptionLMVideoProcessor(
             size={"height": 24, "width": 24}
         ),
@@ -189,47 +166,38 @@ def perception_lm() -> Family:
         chat_template=chat("<|image|>", "<|header_start|>", "<|eot|>"),
     )
     # The released towers come from timm; any tower with a first class token fits the model.
-    vision = CLIPVisionConfig(**vision_sizes(image=24, patch=4))
+    vision = hf.CLIPVisionConfig(**vision_sizes(image=24, patch=4))
     vision.model_args = {"embed_dim": 24}
-    config = PerceptionLMConfig(
+    config = hf.PerceptionLMConfig(
         vision_config=vision,
-        text_config=LlamaConfig(**text_sizes(words)),
+        text_config=hf.LlamaConfig(**text_sizes(words)),
         projector_pooling_ratio=2,
         image_token_id=words.image_token_id,
         video_token_id=words.video_token_id,
     )
-    model = random_model(
-        lambda: hf.PerceptionLMForConditionalGeneration(config), calm=("vision_tower.encoder",)
-    )
     prompt, size = "<|image|> what is this ?", (72, 48)
-    return Family(model, processor, prompt, fed(processor, prompt, size), size)
+    kind = hf.PerceptionLMForConditionalGeneration
+    return fed_family(kind, config, processor, prompt, size, "vision_tower.encoder")
 
 
 @family("phi4_multimodal")
 def phi4_multimodal() -> Family:
-    from transformers.models.phi4_multimodal import (
-        Phi4MultimodalAudioConfig,
-        Phi4MultimodalConfig,
-        Phi4MultimodalProcessor,
-        Phi4MultimodalVisionConfig,
-    )
-
     words = tokenizer(
         ("<|user|>", "<|end|>"), image_token="<|endoftext10|>", audio_token="<|endoftext11|>"
     )
     images = processors_of("phi4_multimodal.image_processing_phi4_multimodal")
-    processor = offline(Phi4MultimodalProcessor, "audio_processor")(
+    processor = offline(hf.Phi4MultimodalProcessor, "audio_processor")(
         # Thirty-two patches a side: the processor's 256 tokens for the whole image are a constant.
         images.Phi4MultimodalImageProcessor(size={"height": 64, "width": 64}, patch_size=2),
         None,
         words,
         chat_template=chat("<|endoftext10|>", "<|user|>", "<|end|>"),
     )
-    config = Phi4MultimodalConfig(
-        vision_config=Phi4MultimodalVisionConfig(
+    config = hf.Phi4MultimodalConfig(
+        vision_config=hf.Phi4MultimodalVisionConfig(
             **vision_sizes(image=64, patch=2), crop_size=64, image_token_id=words.image_token_id
         ),
-        audio_config=Phi4MultimodalAudioConfig(
+        audio_config=hf.Phi4MultimodalAudioConfig(
             hidden_size=16,
             intermediate_size=16,
             num_blocks=1,
@@ -243,9 +211,7 @@ def phi4_multimodal() -> Family:
         **text_sizes(words, max_position_embeddings=2048),
         original_max_position_embeddings=2048,
     )
-    model = random_model(
-        lambda: hf.Phi4MultimodalForCausalLM(config), calm=("image_embed.img_processor.encoder",)
-    )
     # Two crops, three quarters of each padding that has no tokens.
     prompt, size = "<|endoftext10|> what is this ?", (128, 16)
-    return Family(model, processor, prompt, fed(processor, prompt, size), size)
+    kind = hf.Phi4MultimodalForCausalLM
+    return fed_family(kind, config, processor, prompt, size, "image_embed.img_processor.encoder")

@@ -12,23 +12,8 @@ import torch
 import transformers as hf
 
 from families.family import Family, family, noise, random_model, tokenizer
-
-TEXT: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-CHAT = (
-    "{% for message in messages %}user : {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
-    "{% endfor %}{% endfor %}{% if add_generation_prompt %}a :{% endif %}"
-)
+from families.parts import text_sizes
+from tiny import CHAT
 
 
 def near_sighted(codec: Any, *sizes: Any) -> None:
@@ -62,7 +47,6 @@ def near_sighted(codec: Any, *sizes: Any) -> None:
 @family("chameleon")
 def chameleon() -> Family:
     """The image becomes words of the vocabulary: codes of a VQ-GAN, whose logits are masked."""
-    from transformers.models.chameleon import ChameleonImageProcessorPil
 
     codes = [f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z" for i in range(64)]
     tok = tokenizer(
@@ -74,8 +58,7 @@ def chameleon() -> Family:
     )
     tok.padding_side = "left"
     config = hf.ChameleonConfig(
-        **TEXT,
-        vocab_size=len(tok),
+        **text_sizes(tok),
         vq_config={
             "embed_dim": 8,
             "num_embeddings": 64,
@@ -90,7 +73,7 @@ def chameleon() -> Family:
         },
     )
     processor = hf.ChameleonProcessor(
-        ChameleonImageProcessorPil(
+        hf.ChameleonImageProcessorPil(
             size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}
         ),
         tok,
@@ -107,7 +90,6 @@ def chameleon() -> Family:
 @family("emu3")
 def emu3() -> Family:
     """Codes of a VQ-GAN as rows of text embeddings; each line ends in a newline of the same id."""
-    from transformers.models.emu3 import Emu3ImageProcessor
 
     codes = [f"<|visual token {i:06}|>" for i in range(64)]
     tok = tokenizer(
@@ -120,7 +102,7 @@ def emu3() -> Family:
     )
     tok.padding_side = "left"
     config = hf.Emu3Config(
-        text_config={**TEXT, "vocab_size": len(tok), "attention_dropout": 0.0},
+        text_config=text_sizes(tok, attention_dropout=0.0),
         vq_config={
             "codebook_size": 64,
             "embed_dim": 4,
@@ -135,7 +117,7 @@ def emu3() -> Family:
         },
     )
     processor = hf.Emu3Processor(
-        Emu3ImageProcessor(min_pixels=32 * 32, max_pixels=64 * 64), tok, chat_template=CHAT
+        hf.Emu3ImageProcessor(min_pixels=32 * 32, max_pixels=64 * 64), tok, chat_template=CHAT
     )
     size, prompt = (48, 32), "<image> what is this ?"
     inputs = processor(images=noise(size), text=prompt, return_tensors="pt")

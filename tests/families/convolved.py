@@ -10,14 +10,12 @@ import torch
 import transformers as hf
 
 from families.family import Family, family, noise, random_model, tokenizer
-from families.parts import fed, text_sizes
+from families.parts import fed_family, text_sizes
 from families.rasters import PATCH, PIXELS, SIDE, chat_of, clip_images
 
 
 @family("fast_vlm")
 def fast_vlm() -> Family:
-    from transformers.models.clip import CLIPImageProcessorPil
-
     tok = tokenizer(image_token="<image>", special=("<|im_start|>", "<|im_end|>"))
     # The released tower, FastViT, comes with timm; ConvNeXt has the same face: maps of features
     # [image, channel, row, column] at a fraction of the resolution.
@@ -33,25 +31,21 @@ def fast_vlm() -> Family:
     )
     prompt, size = "<image> what is this ?", (32, 32)
     made = hf.LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(**clip_images()),
+        image_processor=hf.CLIPImageProcessorPil(**clip_images()),
         tokenizer=tok,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=chat_of("<image>\n"),
     )
-    model = random_model(lambda: hf.FastVlmForConditionalGeneration(config), calm=("pwconv2",))
-    return Family(model, made, prompt, fed(made, prompt, size), size)
+    return fed_family(hf.FastVlmForConditionalGeneration, config, made, prompt, size, "pwconv2")
 
 
 @family("got_ocr2")
 def got_ocr2() -> Family:
-    from transformers.models.got_ocr2 import GotOcr2ImageProcessorPil
-    from transformers.models.got_ocr2.configuration_got_ocr2 import GotOcr2VisionConfig
-
     tok = tokenizer(special=("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<imgpad>"))
     config = hf.GotOcr2Config(
-        vision_config=GotOcr2VisionConfig(
+        vision_config=hf.GotOcr2VisionConfig(
             hidden_size=24,
             output_channels=16,
             num_hidden_layers=2,
@@ -69,7 +63,9 @@ def got_ocr2() -> Family:
     )
     prompt, size = "<|im_start|>user\n<img><imgpad></img>\nwhat is this ?<|im_end|>", (128, 96)
     made = hf.GotOcr2Processor(
-        image_processor=GotOcr2ImageProcessorPil(size={"height": 4 * PIXELS, "width": 4 * PIXELS}),
+        image_processor=hf.GotOcr2ImageProcessorPil(
+            size={"height": 4 * PIXELS, "width": 4 * PIXELS}
+        ),
         tokenizer=tok,
         chat_template=chat_of("<img><imgpad></img>\n"),
     )

@@ -12,8 +12,8 @@ from unittest import mock
 import torch
 import transformers as hf
 
-from families.family import Family, family, random_model, tokenizer
-from families.parts import fed, offline, quiet, text_sizes, vision_sizes
+from families.family import Family, family, tokenizer
+from families.parts import fed_family, offline, quiet, text_sizes, vision_sizes
 from families.torchless import processors_of
 
 TEMPLATE = (
@@ -29,35 +29,26 @@ def gemma_sizes(words: Any, layers: int = 3, **others: Any) -> dict[str, Any]:
 
 
 def siglip(patch: int) -> Any:
-    from transformers.models.siglip import SiglipVisionConfig
-
-    return SiglipVisionConfig(**vision_sizes(image=32, patch=patch, vision_use_head=False))
+    return hf.SiglipVisionConfig(**vision_sizes(image=32, patch=patch, vision_use_head=False))
 
 
 @family("gemma3")
 def gemma3() -> Family:
-    from transformers.models.gemma3 import (
-        Gemma3Config,
-        Gemma3ImageProcessorPil,
-        Gemma3Processor,
-        Gemma3TextConfig,
-    )
-
     words = tokenizer(
         ("<start_of_turn>", "<end_of_turn>", "\n"),
         image_token="<image_soft_token>",
         boi_token="<start_of_image>",
         eoi_token="<end_of_image>",
     )
-    processor = Gemma3Processor(
-        Gemma3ImageProcessorPil(size={"height": 32, "width": 32}),
+    processor = hf.Gemma3Processor(
+        hf.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}),
         words,
         chat_template=TEMPLATE.replace("IMAGE", "<start_of_image>"),
         image_seq_length=16,
     )
-    config = Gemma3Config(
+    config = hf.Gemma3Config(
         vision_config=siglip(patch=4),
-        text_config=Gemma3TextConfig(
+        text_config=hf.Gemma3TextConfig(
             **gemma_sizes(words, layers=4),
             query_pre_attn_scalar=8,
             sliding_window=12,
@@ -68,22 +59,18 @@ def gemma3() -> Family:
         boi_token_index=words.boi_token_id,
         eoi_token_index=words.eoi_token_id,
     )
-    model = random_model(
-        lambda: hf.Gemma3ForConditionalGeneration(config), calm=("vision_tower.encoder",)
-    )
     prompt, size = "<start_of_image> what is this ?", (64, 48)
-    return Family(model, processor, prompt, fed(processor, prompt, size), size)
+    return fed_family(
+        hf.Gemma3ForConditionalGeneration, config, processor, prompt, size, "vision_tower.encoder"
+    )
 
 
 def _paligemma(text: Any) -> Family:
-    from transformers.models.paligemma import PaliGemmaConfig, PaliGemmaProcessor
-    from transformers.models.siglip import SiglipImageProcessorPil
-
     words = tokenizer(("\n",), image_token="<image>")
-    pixels = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    pixels = hf.SiglipImageProcessorPil(size={"height": 32, "width": 32})
     pixels.image_seq_length = 16
-    processor = quiet(PaliGemmaProcessor)(pixels, words)
-    config = PaliGemmaConfig(
+    processor = quiet(hf.PaliGemmaProcessor)(pixels, words)
+    config = hf.PaliGemmaConfig(
         vision_config=siglip(patch=8),
         text_config=text(words),
         image_token_index=words.image_token_id,
@@ -91,40 +78,26 @@ def _paligemma(text: Any) -> Family:
         hidden_size=32,
         vocab_size=len(words),
     )
-    model = random_model(
-        lambda: hf.PaliGemmaForConditionalGeneration(config), calm=("vision_tower.encoder",)
-    )
     prompt, size = "<image> what is this ?", (64, 48)
-    return Family(model, processor, prompt, fed(processor, prompt, size), size)
+    kind = hf.PaliGemmaForConditionalGeneration
+    return fed_family(kind, config, processor, prompt, size, "vision_tower.encoder")
 
 
 @family("paligemma")
 def paligemma() -> Family:
-    from transformers.models.gemma import GemmaConfig
-
-    return _paligemma(lambda words: GemmaConfig(**gemma_sizes(words)))
+    return _paligemma(lambda words: hf.GemmaConfig(**gemma_sizes(words)))
 
 
 @family("paligemma2")
 def paligemma2() -> Family:
-    from transformers.models.gemma2 import Gemma2Config
-
     return _paligemma(
-        lambda words: Gemma2Config(
+        lambda words: hf.Gemma2Config(
             **gemma_sizes(words, layers=4), query_pre_attn_scalar=8, sliding_window=12
         )
     )
 
 
 def _gemma4(**text: Any) -> Family:
-    from transformers.models.gemma4 import (
-        Gemma4Config,
-        Gemma4ImageProcessorPil,
-        Gemma4Processor,
-        Gemma4TextConfig,
-        Gemma4VisionConfig,
-    )
-
     words = tokenizer(
         ("<start_of_turn>", "<end_of_turn>", "<|video|>"),
         image_token="<|image|>",
@@ -134,17 +107,17 @@ def _gemma4(**text: Any) -> Family:
         boa_token="<|audio>",
         eoa_token="<audio|>",
     )
-    processor = offline(Gemma4Processor, "video_processor", "feature_extractor")(
+    processor = offline(hf.Gemma4Processor, "video_processor", "feature_extractor")(
         None,
         # 70 tokens an image is the smallest number the processor allows.
-        Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=3, max_soft_tokens=70),
+        hf.Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=3, max_soft_tokens=70),
         words,
         processors_of("gemma4.video_processing_gemma4").Gemma4VideoProcessor(patch_size=4),
         chat_template=TEMPLATE.replace("IMAGE", "<|image|>"),
         image_seq_length=70,
     )
-    config = Gemma4Config(
-        vision_config=Gemma4VisionConfig(
+    config = hf.Gemma4Config(
+        vision_config=hf.Gemma4VisionConfig(
             hidden_size=24,
             intermediate_size=32,
             num_hidden_layers=2,
@@ -155,7 +128,7 @@ def _gemma4(**text: Any) -> Family:
             patch_size=4,
             position_embedding_size=32,
         ),
-        text_config=Gemma4TextConfig(
+        text_config=hf.Gemma4TextConfig(
             **gemma_sizes(words, layers=4),
             sliding_window=16,
             layer_types=["sliding_attention", "full_attention"] * 2,
@@ -171,11 +144,10 @@ def _gemma4(**text: Any) -> Family:
         boa_token_id=words.boa_token_id,
         eoa_token_index=words.eoa_token_id,
     )
-    model = random_model(
-        lambda: hf.Gemma4ForConditionalGeneration(config), calm=("vision_tower.encoder",)
-    )
     prompt, size = "<|image|> what is this ?", (108, 84)
-    return Family(model, processor, prompt, fed(processor, prompt, size), size)
+    return fed_family(
+        hf.Gemma4ForConditionalGeneration, config, processor, prompt, size, "vision_tower.encoder"
+    )
 
 
 @family("gemma4")
@@ -220,7 +192,6 @@ def gemma3n() -> Family:
         Gemma3nVisionConfig,
         modeling_gemma3n,
     )
-    from transformers.models.siglip import SiglipImageProcessorPil
 
     words = tokenizer(
         ("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<start_of_audio>", "\n")
@@ -239,7 +210,7 @@ def gemma3n() -> Family:
         setattr(words, f"{name}_token_id", words.convert_tokens_to_ids(token))
     processor = offline(Gemma3nProcessor, "feature_extractor")(
         None,
-        SiglipImageProcessorPil(size={"height": 32, "width": 32}),
+        hf.SiglipImageProcessorPil(size={"height": 32, "width": 32}),
         words,
         chat_template=TEMPLATE.replace("IMAGE", "<image_soft_token>"),
         image_seq_length=16,
@@ -281,6 +252,5 @@ def gemma3n() -> Family:
         return made(part, **others)
 
     with mock.patch.object(modeling_gemma3n.AutoModel, "from_config", from_config):
-        model = random_model(lambda: hf.Gemma3nForConditionalGeneration(config))
-    prompt, size = "<image_soft_token> what is this ?", (64, 48)
-    return Family(model, processor, prompt, fed(processor, prompt, size), size)
+        prompt, size = "<image_soft_token> what is this ?", (64, 48)
+        return fed_family(hf.Gemma3nForConditionalGeneration, config, processor, prompt, size)

@@ -13,8 +13,8 @@ from typing import Any
 import transformers as hf
 from transformers import PreTrainedTokenizerFast
 
-from families.family import Family, family, random_model, tokenizer
-from families.parts import fed, offline, text_sizes
+from families.family import Family, family, tokenizer
+from families.parts import fed_family, offline, text_sizes
 from families.rasters import chat_of
 
 PATCH, MERGE = 8, 2
@@ -58,17 +58,15 @@ def ids_of(tok: PreTrainedTokenizerFast) -> dict[str, int]:
 
 def qwen(model: Any, config: Any, processor: Any, tok: PreTrainedTokenizerFast) -> Family:
     """A family that uses the image processor and the marks of Qwen2-VL."""
-    from transformers.models.qwen2_vl import Qwen2VLImageProcessorPil
 
     prompt = f"<|im_start|>user\n{IMAGE}what is this ?<|im_end|>\n<|im_start|>assistant\n"
     made = offline(processor)(
-        image_processor=Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, size=AREAS),
+        image_processor=hf.Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, size=AREAS),
         tokenizer=tok,
         video_processor=None,
         chat_template=chat_of(IMAGE, VIDEO),
     )
-    built = random_model(lambda: model(config), calm=CALM)
-    return Family(built, made, prompt, fed(made, prompt, SIZE), SIZE)
+    return fed_family(model, config, made, prompt, SIZE, *CALM)
 
 
 @family("qwen2_vl")
@@ -191,9 +189,8 @@ def glm(
     processors: tuple[Any, Any] | None = None,
 ) -> Family:
     """A family that uses the marks of GLM-4V, and its processors unless told otherwise."""
-    from transformers.models.glm4v import Glm4vImageProcessorPil
 
-    whole, images = processors or (hf.Glm4vProcessor, Glm4vImageProcessorPil)
+    whole, images = processors or (hf.Glm4vProcessor, hf.Glm4vImageProcessorPil)
     tok = tokenizer(special=(*GLM, "[gMASK]", "<sop>", "<|user|>", "<|assistant|>"))
     names = ("image_start", "image_end", "video_start", "video_end", "image", "video")
     marks = {
@@ -226,8 +223,7 @@ def glm(
             "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
         ),
     )
-    built = random_model(lambda: model(settings), calm=CALM)
-    return Family(built, made, prompt, fed(made, prompt, SIZE), SIZE)
+    return fed_family(model, settings, made, prompt, SIZE, *CALM)
 
 
 @family("glm4v")
@@ -239,14 +235,12 @@ def glm4v() -> Family:
 
 @family("glm46v")
 def glm46v() -> Family:
-    from transformers.models.glm46v import Glm46VImageProcessorPil
-
     return glm(
         hf.Glm46VForConditionalGeneration,
         hf.Glm46VConfig,
         {"rope_parameters": rope(2, 1, 1), "model_type": "glm4v_text"},
         {"model_type": "glm4v_vision"},
-        (hf.Glm46VProcessor, Glm46VImageProcessorPil),
+        (hf.Glm46VProcessor, hf.Glm46VImageProcessorPil),
     )
 
 
@@ -265,11 +259,9 @@ def glm4v_moe() -> Family:
 
 @family("glm_ocr")
 def glm_ocr() -> Family:
-    from transformers.models.glm46v import Glm46VImageProcessorPil
-
     return glm(
         hf.GlmOcrForConditionalGeneration,
         hf.GlmOcrConfig,
         {"rope_parameters": rope(2, 1, 1)},
-        processors=(hf.Glm46VProcessor, Glm46VImageProcessorPil),
+        processors=(hf.Glm46VProcessor, hf.Glm46VImageProcessorPil),
     )

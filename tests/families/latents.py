@@ -10,38 +10,22 @@ from typing import Any
 
 import transformers as hf
 
-from families.family import Family, family, noise, random_model, tokenizer
+from families.family import Family, family, tokenizer
+from families.parts import fed_family, text_sizes, vision_sizes
+from tiny import CHAT
 
-TEXT: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-EYE: dict[str, Any] = {
-    "hidden_size": 24,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-}
-CHAT = (
-    "{% for message in messages %}user : {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
-    "{% endfor %}{% endfor %}{% if add_generation_prompt %}a :{% endif %}"
-)
+EYE = vision_sizes(image=32, patch=8, num_attention_heads=4)
+
+
+def _questions(words: Any) -> dict[str, Any]:
+    """Settings of a Q-Former that reads these words."""
+    kept = {key: value for key, value in EYE.items() if key not in ("image_size", "patch_size")}
+    return {**kept, "vocab_size": len(words), "encoder_hidden_size": 24}
 
 
 @family("blip-2")
 def blip2() -> Family:
     """OPT text: learned positions are added after inputs_embeds, feed-forward without a module."""
-    from transformers.models.blip import BlipImageProcessorPil
 
     tok = tokenizer(("<image>",))
     tok.padding_side = "left"
@@ -59,60 +43,40 @@ def blip2() -> Family:
             pad_token_id=0,
         ).to_dict(),
         vision_config=EYE,
-        qformer_config={
-            "hidden_size": 24,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "vocab_size": len(tok),
-            "encoder_hidden_size": 24,
-        },
+        qformer_config=_questions(tok),
         num_query_tokens=6,
         image_token_index=tok.convert_tokens_to_ids("<image>"),
     )
     processor = hf.Blip2Processor(
-        BlipImageProcessorPil(size={"height": 32, "width": 32}), tok, num_query_tokens=6
+        hf.BlipImageProcessorPil(size={"height": 32, "width": 32}), tok, num_query_tokens=6
     )
     size, prompt = (48, 32), "what is this ?"
-    inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: hf.Blip2ForConditionalGeneration(config))
-    return Family(model, processor, prompt, dict(inputs), size)
+    return fed_family(hf.Blip2ForConditionalGeneration, config, processor, prompt, size)
 
 
 @family("instructblip")
 def instructblip() -> Family:
     """The queries read the instruction too, through a second tokenizer and its own input ids."""
-    from transformers.models.blip import BlipImageProcessorPil
 
     tok, asking = tokenizer(("<image>",)), tokenizer()
     tok.padding_side = "left"
     config = hf.InstructBlipConfig(
-        text_config=hf.LlamaConfig(**TEXT, vocab_size=len(tok)).to_dict(),
+        text_config=hf.LlamaConfig(**text_sizes(tok)).to_dict(),
         vision_config=EYE,
-        qformer_config={
-            "hidden_size": 24,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "vocab_size": len(asking),
-            "encoder_hidden_size": 24,
-        },
+        qformer_config=_questions(asking),
         num_query_tokens=6,
         image_token_index=tok.convert_tokens_to_ids("<image>"),
     )
     processor = hf.InstructBlipProcessor(
-        BlipImageProcessorPil(size={"height": 32, "width": 32}), tok, asking, num_query_tokens=6
+        hf.BlipImageProcessorPil(size={"height": 32, "width": 32}), tok, asking, num_query_tokens=6
     )
     size, prompt = (48, 32), "what is this ?"
-    inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: hf.InstructBlipForConditionalGeneration(config))
-    return Family(model, processor, prompt, dict(inputs), size)
+    return fed_family(hf.InstructBlipForConditionalGeneration, config, processor, prompt, size)
 
 
 @family("idefics2")
 def idefics2() -> Family:
     """A perceiver of four latents for each of the four quarters and for the whole image."""
-    from transformers.models.idefics2 import Idefics2ImageProcessorPil
 
     tok = tokenizer(
         ("<end_of_utterance>",),
@@ -121,7 +85,7 @@ def idefics2() -> Family:
     )
     tok.padding_side = "left"
     config = hf.Idefics2Config(
-        text_config=hf.MistralConfig(**TEXT, vocab_size=len(tok), sliding_window=None).to_dict(),
+        text_config=hf.MistralConfig(**text_sizes(tok), sliding_window=None).to_dict(),
         vision_config=EYE,
         perceiver_config={
             "hidden_size": 32,
@@ -134,7 +98,7 @@ def idefics2() -> Family:
         image_token_id=tok.convert_tokens_to_ids("<image>"),
     )
     processor = hf.Idefics2Processor(
-        Idefics2ImageProcessorPil(
+        hf.Idefics2ImageProcessorPil(
             size={"shortest_edge": 16, "longest_edge": 32}, do_image_splitting=True
         ),
         tok,
@@ -142,9 +106,7 @@ def idefics2() -> Family:
         chat_template=CHAT,
     )
     size, prompt = (32, 16), "<image> what is this ?"
-    inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: hf.Idefics2ForConditionalGeneration(config))
-    return Family(model, processor, prompt, dict(inputs), size)
+    return fed_family(hf.Idefics2ForConditionalGeneration, config, processor, prompt, size)
 
 
 @family("aria")
@@ -153,21 +115,19 @@ def aria() -> Family:
 
     The image processor takes crops of 490 or 980 pixels only, so the patches are large instead.
     """
-    from transformers.models.aria import AriaImageProcessorPil
-    from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 
     tok = tokenizer(image_token="<image>")
     tok.padding_side = "left"
     config = hf.AriaConfig(
         text_config=hf.AriaTextConfig(
-            **TEXT, vocab_size=len(tok), moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1
+            **text_sizes(tok), moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1
         ),
-        vision_config=Idefics3VisionConfig(**{**EYE, "image_size": 490, "patch_size": 98}),
+        vision_config=hf.Idefics3VisionConfig(**{**EYE, "image_size": 490, "patch_size": 98}),
         projector_patch_to_query_dict={25: 4},
         image_token_index=tok.convert_tokens_to_ids("<image>"),
     )
     processor = hf.AriaProcessor(
-        AriaImageProcessorPil(max_image_size=490, split_image=True),
+        hf.AriaImageProcessorPil(max_image_size=490, split_image=True),
         tok,
         chat_template=CHAT,
         size_conversion={490: 4},
@@ -175,15 +135,12 @@ def aria() -> Family:
     # The processor's class asks for 980 pixels in one piece, over what its image processor says.
     processor.images_kwargs = {"max_image_size": 490, "split_image": True}
     size, prompt = (980, 490), "<image> what is this ?"
-    inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: hf.AriaForConditionalGeneration(config))
-    return Family(model, processor, prompt, dict(inputs), size)
+    return fed_family(hf.AriaForConditionalGeneration, config, processor, prompt, size)
 
 
 @family("kosmos-2")
 def kosmos2() -> Family:
     """No image token id: a mask says where the queries go; rows are scaled inside the decoder."""
-    from transformers.models.clip import CLIPImageProcessorPil
 
     tags = [f"<{end}{tag}>" for tag in ("image", "phrase", "object") for end in ("", "/")]
     tags += ["</doc>", "</chunk>", "</line>", "</delimiter_of_multi_objects/>", "<grounding>"]
@@ -205,7 +162,7 @@ def kosmos2() -> Family:
         latent_query_num=6,
     )
     processor = hf.Kosmos2Processor(
-        CLIPImageProcessorPil(
+        hf.CLIPImageProcessorPil(
             size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_center_crop=True
         ),
         tok,
@@ -213,23 +170,19 @@ def kosmos2() -> Family:
     )
     processor.num_image_tokens = 6
     size, prompt = (48, 32), "what is this ?"
-    inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(lambda: hf.Kosmos2ForConditionalGeneration(config))
-    return Family(model, processor, prompt, dict(inputs), size)
+    return fed_family(hf.Kosmos2ForConditionalGeneration, config, processor, prompt, size)
 
 
 @family("granite4_vision")
 def granite4_vision() -> Family:
     """Image rows enter as zeros; window queries of anyres tiles are added before layers 0 to 4."""
-    from transformers.models.llava_next import LlavaNextImageProcessorPil
 
     tok = tokenizer(image_token="<image>")
     tok.padding_side = "left"
     pinpoints = [[32, 64], [64, 32], [64, 64]]
     config = hf.Granite4VisionConfig(
         text_config=hf.Granite4VisionTextConfig(
-            **{**TEXT, "num_hidden_layers": 6},
-            vocab_size=len(tok),
+            **text_sizes(tok, layers=6),
             embedding_multiplier=2.0,
             residual_multiplier=0.5,
             logits_scaling=3.0,
@@ -254,7 +207,7 @@ def granite4_vision() -> Family:
         spatial_target_layers=[1, 2, 3, 4],
     )
     processor = hf.Granite4VisionProcessor(
-        LlavaNextImageProcessorPil(
+        hf.LlavaNextImageProcessorPil(
             size={"shortest_edge": 32},
             crop_size={"height": 32, "width": 32},
             image_grid_pinpoints=pinpoints,
@@ -266,9 +219,7 @@ def granite4_vision() -> Family:
         chat_template=CHAT,
     )
     size, prompt = (64, 32), "<image> what is this ?"
-    inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
-    model = random_model(
-        lambda: hf.Granite4VisionForConditionalGeneration(config),
-        calm=("vision_tower.encoder.layers", "qformer.encoder"),
+    kind = hf.Granite4VisionForConditionalGeneration
+    return fed_family(
+        kind, config, processor, prompt, size, "vision_tower.encoder.layers", "qformer.encoder"
     )
-    return Family(model, processor, prompt, dict(inputs), size)

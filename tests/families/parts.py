@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from families.family import noise
+from families.family import Family, noise, random_model
 
 
 def chat(image: str, start: str = "", end: str = "", answer: str = "a :") -> str:
@@ -91,3 +91,11 @@ def fed(processor: Any, prompt: str, size: tuple[int, int]) -> dict[str, torch.T
         for name, value in made.items()
         if isinstance(value, torch.Tensor)
     }
+
+
+def fed_family(
+    kind: Any, config: Any, processor: Any, prompt: str, size: tuple[int, int], *calm: str
+) -> Family:
+    """A model of this class with random weights, and what the processor makes for it."""
+    model = random_model(lambda: kind(config), calm=calm)
+    return Family(model, processor, prompt, fed(processor, prompt, size), size)

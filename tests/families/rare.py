@@ -7,6 +7,7 @@ not add its parts to what came in, ``output - input`` is not what attention and 
 from __future__ import annotations
 
 import torch
+import transformers as hf
 
 from families.byhand import (
     END,
@@ -27,10 +28,8 @@ from families.family import Family, family
 @family("inkling_mm_model")
 def inkling() -> Family:
     """Short convolutions behind each sublayer: the addend is the output of the convolution."""
-    from transformers.models.inkling.configuration_inkling import InklingConfig
-    from transformers.models.inkling.modeling_inkling import InklingForConditionalGeneration
 
-    config = InklingConfig(
+    config = hf.InklingConfig(
         text_config={
             **TEXT,
             "head_dim": 8,
@@ -61,14 +60,12 @@ def inkling() -> Family:
         audio_bos_token_id=94,
     )
     inputs = prompt(6, pixel_values=pixels(6, 2, 8, 8, 3))
-    return by_hand(lambda: InklingForConditionalGeneration(config), inputs)
+    return by_hand(lambda: hf.InklingForConditionalGeneration(config), inputs)
 
 
 @family("inkling2")
 def inkling2() -> Family:
     """Residual by attention over earlier blocks: at a boundary a layer's input is not added."""
-    from transformers.models.inkling2.configuration_inkling2 import Inkling2Config
-    from transformers.models.inkling2.modeling_inkling2 import Inkling2ForConditionalGeneration
 
     text = {
         **TEXT,
@@ -86,7 +83,7 @@ def inkling2() -> Family:
         **EXPERTS,
     }
     text.pop("intermediate_size")
-    config = Inkling2Config(
+    config = hf.Inkling2Config(
         text_config=text,
         vision_config={
             **EYE,
@@ -98,18 +95,14 @@ def inkling2() -> Family:
         image_token_id=IMAGE,
     )
     inputs = prompt(6, pixel_values=pixels(6, 8, 8, 3), image_grid_thw=torch.tensor([[1, 2, 3]]))
-    return by_hand(lambda: Inkling2ForConditionalGeneration(config), inputs)
+    return by_hand(lambda: hf.Inkling2ForConditionalGeneration(config), inputs)
 
 
 @family("muse_spark")
 def muse_spark() -> Family:
     """A learned gate mixes residual and addend; logits are scaled, then capped."""
-    from transformers.models.muse_spark.configuration_muse_spark import MuseSparkConfig
-    from transformers.models.muse_spark.modeling_muse_spark import (
-        MuseSparkForConditionalGeneration,
-    )
 
-    config = MuseSparkConfig(
+    config = hf.MuseSparkConfig(
         text_config={
             **TEXT,
             "head_dim": 8,
@@ -134,14 +127,12 @@ def muse_spark() -> Family:
         audio_token_id=94,
     )
     inputs = prompt(6, pixel_values=pixels(24, 96), image_grid_thw=GRID)
-    return by_hand(lambda: MuseSparkForConditionalGeneration(config), inputs)
+    return by_hand(lambda: hf.MuseSparkForConditionalGeneration(config), inputs)
 
 
 @family("qwen4_exp")
 def qwen4_exp() -> Family:
     """Hyper-connections: the stream between layers is several streams side by side."""
-    from transformers.models.qwen4_exp.configuration_qwen4_exp import Qwen4ExpConfig
-    from transformers.models.qwen4_exp.modeling_qwen4_exp import Qwen4ExpForConditionalGeneration
 
     text = {
         **TEXT,
@@ -175,7 +166,7 @@ def qwen4_exp() -> Family:
         **EXPERTS,
     }
     text.pop("intermediate_size")
-    config = Qwen4ExpConfig(
+    config = hf.Qwen4ExpConfig(
         text_config=text,
         vision_config={**QWEN_EYE, "num_position_embeddings": 16},
         image_token_id=IMAGE,
@@ -185,16 +176,14 @@ def qwen4_exp() -> Family:
     )
     inputs = prompt(6, pixel_values=pixels(24, 96), image_grid_thw=GRID)
     inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
-    return by_hand(lambda: Qwen4ExpForConditionalGeneration(config), inputs)
+    return by_hand(lambda: hf.Qwen4ExpForConditionalGeneration(config), inputs)
 
 
 @family("glm5_next")
 def glm5_next() -> Family:
     """Four-dimensional stream of hyper-connections; layers return a tuple with indices."""
-    from transformers.models.glm5_next.configuration_glm5_next import Glm5NextConfig
-    from transformers.models.glm5_next.modeling_glm5_next import Glm5NextForConditionalGeneration
 
-    config = Glm5NextConfig(
+    config = hf.Glm5NextConfig(
         text_config={
             **TEXT,
             "num_key_value_heads": 4,
@@ -227,18 +216,14 @@ def glm5_next() -> Family:
     )
     inputs = prompt(6, pixel_values=pixels(24, 96), image_grid_thw=GRID)
     inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
-    return by_hand(lambda: Glm5NextForConditionalGeneration(config), inputs)
+    return by_hand(lambda: hf.Glm5NextForConditionalGeneration(config), inputs)
 
 
 @family("cohere_compass")
 def cohere_compass() -> Family:
     """Parallel blocks and features added between layers at once."""
-    from transformers.models.cohere_compass.configuration_cohere_compass import CohereCompassConfig
-    from transformers.models.cohere_compass.modeling_cohere_compass import (
-        CohereCompassForConditionalGeneration,
-    )
 
-    config = CohereCompassConfig(
+    config = hf.CohereCompassConfig(
         text_config={
             **TEXT,
             "sliding_window": 8,
@@ -265,4 +250,4 @@ def cohere_compass() -> Family:
     )
     inputs = prompt(6, pixel_values=pixels(24, 96), image_grid_thw=GRID)
     inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
-    return by_hand(lambda: CohereCompassForConditionalGeneration(config), inputs)
+    return by_hand(lambda: hf.CohereCompassForConditionalGeneration(config), inputs)

@@ -40,10 +40,8 @@ def git() -> Family:
 @family("step3p7")
 def step3p7() -> Family:
     """Local tiles stand before the whole image; query heads and windows differ by layer."""
-    from transformers.models.step3p7.configuration_step3p7 import Step3p7Config
-    from transformers.models.step3p7.modeling_step3p7 import Step3p7ForConditionalGeneration
 
-    config = Step3p7Config(
+    config = hf.Step3p7Config(
         text_config={
             **TEXT,
             "head_dim": 8,
@@ -68,18 +66,14 @@ def step3p7() -> Family:
         "pixel_values_local": pixels(2, 3, 32, 32),
         "num_local_patches": torch.tensor([2]),
     }
-    return by_hand(lambda: Step3p7ForConditionalGeneration(config), inputs)
+    return by_hand(lambda: hf.Step3p7ForConditionalGeneration(config), inputs)
 
 
 @family("hunyuan_vl")
 def hunyuan_vl() -> Family:
     """Rows end in a newline and the image in two marks, all under the image's own id."""
-    from transformers.models.hunyuan_vl.configuration_hunyuan_vl import HunYuanVLConfig
-    from transformers.models.hunyuan_vl.modeling_hunyuan_vl import (
-        HunYuanVLForConditionalGeneration,
-    )
 
-    config = HunYuanVLConfig(
+    config = hf.HunYuanVLConfig(
         text_config={
             **TEXT,
             "head_dim": 8,
@@ -107,7 +101,7 @@ def hunyuan_vl() -> Family:
     )
     inputs = prompt(10, pixel_values=pixels(24, 48), image_grid_thw=GRID)
     inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
-    return by_hand(lambda: HunYuanVLForConditionalGeneration(config), inputs)
+    return by_hand(lambda: hf.HunYuanVLForConditionalGeneration(config), inputs)
 
 
 @family("kosmos-2.5")
@@ -148,12 +142,8 @@ def kosmos2_5() -> Family:
 @family("gemma4_unified")
 def gemma4_unified() -> Family:
     """No vision tower: patches are projected straight into scaled text space, both ways visible."""
-    from transformers.models.gemma4_unified.configuration_gemma4_unified import Gemma4UnifiedConfig
-    from transformers.models.gemma4_unified.modeling_gemma4_unified import (
-        Gemma4UnifiedForConditionalGeneration,
-    )
 
-    config = Gemma4UnifiedConfig(
+    config = hf.Gemma4UnifiedConfig(
         text_config={
             **TEXT,
             "head_dim": 8,
@@ -184,18 +174,14 @@ def gemma4_unified() -> Family:
         6, pixel_values=pixels(1, 8, 48), image_position_ids=torch.cat([places, padding])[None]
     )
     inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
-    return by_hand(lambda: Gemma4UnifiedForConditionalGeneration(config), inputs)
+    return by_hand(lambda: hf.Gemma4UnifiedForConditionalGeneration(config), inputs)
 
 
 @family("minicpmv4_6")
 def minicpmv4_6() -> Family:
     """Whole image first, then slices of other sizes, all packed into one strip of patches."""
-    from transformers.models.minicpmv4_6.configuration_minicpmv4_6 import MiniCPMV4_6Config
-    from transformers.models.minicpmv4_6.modeling_minicpmv4_6 import (
-        MiniCPMV4_6ForConditionalGeneration,
-    )
 
-    config = MiniCPMV4_6Config(
+    config = hf.MiniCPMV4_6Config(
         text_config={
             **TEXT,
             "model_type": "qwen3_5_text",
@@ -220,18 +206,14 @@ def minicpmv4_6() -> Family:
         "pixel_values": pixels(1, 3, 4, 4 * int(sizes.prod(-1).sum())),
         "target_sizes": sizes,
     }
-    return by_hand(lambda: MiniCPMV4_6ForConditionalGeneration(config), inputs)
+    return by_hand(lambda: hf.MiniCPMV4_6ForConditionalGeneration(config), inputs)
 
 
 @family("deepseek_ocr2")
 def deepseek_ocr2() -> Family:
     """144 queries of a causal encoder per view, then one separator, under the image's own id."""
-    from transformers.models.deepseek_ocr2.configuration_deepseek_ocr2 import DeepseekOcr2Config
-    from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import (
-        DeepseekOcr2ForConditionalGeneration,
-    )
 
-    config = DeepseekOcr2Config(
+    config = hf.DeepseekOcr2Config(
         text_config={
             **TEXT,
             "n_routed_experts": 4,
@@ -257,14 +239,12 @@ def deepseek_ocr2() -> Family:
         image_token_id=IMAGE,
     )
     inputs = prompt(145, pixel_values=pixels(1, 3, 32, 32))
-    return by_hand(lambda: DeepseekOcr2ForConditionalGeneration(config), inputs)
+    return by_hand(lambda: hf.DeepseekOcr2ForConditionalGeneration(config), inputs)
 
 
 @family("t5gemma2")
 def t5gemma2() -> Family:
     """Encoder-decoder with an image token id: the visual rows stand in the encoder."""
-    from transformers.models.t5gemma2.configuration_t5gemma2 import T5Gemma2Config
-    from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2ForConditionalGeneration
 
     text = {
         **TEXT,
@@ -272,7 +252,7 @@ def t5gemma2() -> Family:
         "sliding_window": 8,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     }
-    config = T5Gemma2Config(
+    config = hf.T5Gemma2Config(
         encoder={
             "text_config": text,
             "vision_config": {
@@ -291,4 +271,4 @@ def t5gemma2() -> Family:
     )
     inputs = prompt(4, pixel_values=pixels(1, 3, 16, 16))
     inputs["decoder_input_ids"] = torch.tensor([[1, 5]])
-    return by_hand(lambda: T5Gemma2ForConditionalGeneration(config), inputs)
+    return by_hand(lambda: hf.T5Gemma2ForConditionalGeneration(config), inputs)

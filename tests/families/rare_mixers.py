@@ -7,6 +7,7 @@ attention chooses its own keys, and a layer may have one part only.
 from __future__ import annotations
 
 import torch
+import transformers as hf
 
 from families.byhand import (
     END,
@@ -27,9 +28,6 @@ from families.family import Family, family
 def nemotron_h_omni() -> Family:
     """One mixer per layer: state space, experts, attention or feed-forward, never two."""
     from transformers.models.nemotron_h_omni import modeling_nemotron_h_omni as modeling
-    from transformers.models.nemotron_h_omni.configuration_nemotron_h_omni import (
-        NemotronH_Omni_Reasoning_V3_Config,
-    )
 
     text = {
         **TEXT,
@@ -46,7 +44,7 @@ def nemotron_h_omni() -> Family:
         **EXPERTS,
     }
     text.pop("num_hidden_layers")
-    config = NemotronH_Omni_Reasoning_V3_Config(
+    config = hf.NemotronH_Omni_Reasoning_V3_Config(
         text_config=text,
         vision_config={
             "model_type": "radio",
@@ -74,12 +72,8 @@ def nemotron_h_omni() -> Family:
 @family("mistral_large4")
 def mistral_large4() -> Family:
     """Layers that borrow keys and values from earlier ones, and return a tuple."""
-    from transformers.models.mistral_large4.configuration_mistral_large4 import MistralLarge4Config
-    from transformers.models.mistral_large4.modeling_mistral_large4 import (
-        MistralLarge4ForConditionalGeneration,
-    )
 
-    config = MistralLarge4Config(
+    config = hf.MistralLarge4Config(
         text_config={
             **TEXT,
             "num_key_value_heads": 4,
@@ -99,18 +93,14 @@ def mistral_large4() -> Family:
         spatial_merge_size=2,
     )
     inputs = prompt(6, pixel_values=pixels(1, 3, 16, 24), image_sizes=torch.tensor([[16, 24]]))
-    return by_hand(lambda: MistralLarge4ForConditionalGeneration(config), inputs)
+    return by_hand(lambda: hf.MistralLarge4ForConditionalGeneration(config), inputs)
 
 
 @family("minimax_m3_vl")
 def minimax_m3_vl() -> Family:
     """Block-sparse attention and a mixture of experts."""
-    from transformers.models.minimax_m3_vl.configuration_minimax_m3_vl import MiniMaxM3VLConfig
-    from transformers.models.minimax_m3_vl.modeling_minimax_m3_vl import (
-        MiniMaxM3SparseForConditionalGeneration,
-    )
 
-    config = MiniMaxM3VLConfig(
+    config = hf.MiniMaxM3VLConfig(
         text_config={
             **TEXT,
             "head_dim": 8,
@@ -131,16 +121,14 @@ def minimax_m3_vl() -> Family:
         projector_hidden_size=32,
     )
     inputs = prompt(6, pixel_values=pixels(24, 96), image_grid_thw=GRID)
-    return by_hand(lambda: MiniMaxM3SparseForConditionalGeneration(config), inputs)
+    return by_hand(lambda: hf.MiniMaxM3SparseForConditionalGeneration(config), inputs)
 
 
 @family("lfm3_vl")
 def lfm3_vl() -> Family:
     """Convolutions and gated attention between sandwich norms, video under the image's grids."""
-    from transformers.models.lfm3_vl.configuration_lfm3_vl import Lfm3VlConfig
-    from transformers.models.lfm3_vl.modeling_lfm3_vl import Lfm3VlForConditionalGeneration
 
-    config = Lfm3VlConfig(
+    config = hf.Lfm3VlConfig(
         text_config={
             **TEXT,
             "model_type": "lfm3",
@@ -158,5 +146,5 @@ def lfm3_vl() -> Family:
     )
     inputs = prompt(6, pixel_values=pixels(24, 96), image_grid_thw=GRID)
     return by_hand(
-        lambda: Lfm3VlForConditionalGeneration(config), inputs, calm=("vision_tower.layers",)
+        lambda: hf.Lfm3VlForConditionalGeneration(config), inputs, calm=("vision_tower.layers",)
     )

@@ -13,8 +13,8 @@ import transformers as hf
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from families.family import Family, family, random_model, tokenizer
-from families.parts import fed, offline, text_sizes
+from families.family import Family, family, tokenizer
+from families.parts import fed_family, offline, text_sizes, vision_sizes
 
 PATCH, SIDE = 8, 4
 PIXELS = PATCH * SIDE
@@ -54,15 +54,7 @@ def begins(tok: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 def clip(layers: int = 3) -> Any:
     """Settings of a small CLIP tower on images of ``PIXELS``."""
-
-    return hf.CLIPVisionConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        image_size=PIXELS,
-        patch_size=PATCH,
-    )
+    return hf.CLIPVisionConfig(**vision_sizes(PIXELS, PATCH, num_hidden_layers=layers))
 
 
 def clip_images() -> dict[str, Any]:
@@ -73,10 +65,8 @@ def clip_images() -> dict[str, Any]:
 
 
 def _llava_processor(tok: PreTrainedTokenizerFast) -> Any:
-    from transformers.models.clip import CLIPImageProcessorPil
-
     return hf.LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(**clip_images()),
+        image_processor=hf.CLIPImageProcessorPil(**clip_images()),
         tokenizer=tok,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
@@ -99,8 +89,7 @@ def llava() -> Family:
     )
     prompt, size = "user : <image> what is this ? a :", (48, 32)
     made = _llava_processor(tok)
-    model = random_model(lambda: hf.LlavaForConditionalGeneration(config), calm=CALM)
-    return Family(model, made, prompt, fed(made, prompt, size), size)
+    return fed_family(hf.LlavaForConditionalGeneration, config, made, prompt, size, *CALM)
 
 
 @family("vipllava")
@@ -116,8 +105,7 @@ def vipllava() -> Family:
     )
     prompt, size = "user : <image> what is this ? a :", (32, 48)
     made = _llava_processor(tok)
-    model = random_model(lambda: hf.VipLlavaForConditionalGeneration(config), calm=CALM)
-    return Family(model, made, prompt, fed(made, prompt, size), size)
+    return fed_family(hf.VipLlavaForConditionalGeneration, config, made, prompt, size, *CALM)
 
 
 @family("video_llava")
@@ -144,51 +132,32 @@ def video_llava() -> Family:
         num_additional_image_tokens=1,
         chat_template=USER,
     )
-    model = random_model(lambda: hf.VideoLlavaForConditionalGeneration(config), calm=CALM)
-    return Family(model, made, prompt, fed(made, prompt, size), size)
-
-
-def _siglip() -> Any:
-
-    return hf.SiglipVisionConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=PIXELS,
-        patch_size=PATCH,
-        vision_use_head=False,
-    )
+    return fed_family(hf.VideoLlavaForConditionalGeneration, config, made, prompt, size, *CALM)
 
 
 @family("deepseek_vl")
 def deepseek_vl() -> Family:
-    from transformers.models.deepseek_vl import DeepseekVLImageProcessorPil
-
     tok = begins(tokenizer(image_token="<image_placeholder>"))
     config = hf.DeepseekVLConfig(
-        vision_config=_siglip(),
+        vision_config=hf.SiglipVisionConfig(**vision_sizes(PIXELS, PATCH, vision_use_head=False)),
         text_config=hf.LlamaConfig(**text_sizes(tok)),
         image_token_id=tok.image_token_id,
         tie_word_embeddings=True,
     )
     prompt, size = "user : <image_placeholder> what is this ? a :", (32, 16)
     made = hf.DeepseekVLProcessor(
-        image_processor=DeepseekVLImageProcessorPil(
+        image_processor=hf.DeepseekVLImageProcessorPil(
             size={"height": PIXELS, "width": PIXELS}, min_size=PATCH
         ),
         tokenizer=tok,
         chat_template=USER.replace("<image>", "<image_placeholder>"),
         num_image_tokens=SIDE * SIDE,
     )
-    model = random_model(lambda: hf.DeepseekVLForConditionalGeneration(config), calm=CALM)
-    return Family(model, made, prompt, fed(made, prompt, size), size)
+    return fed_family(hf.DeepseekVLForConditionalGeneration, config, made, prompt, size, *CALM)
 
 
 @family("janus")
 def janus() -> Family:
-    from transformers.models.janus import JanusImageProcessorPil
-
     tok = begins(
         tokenizer(
             image_token="<image_placeholder>",
@@ -224,12 +193,11 @@ def janus() -> Family:
     )
     prompt, size = "user : <image_placeholder> what is this ? a :", (32, 16)
     made = hf.JanusProcessor(
-        image_processor=JanusImageProcessorPil(
+        image_processor=hf.JanusImageProcessorPil(
             size={"height": PIXELS, "width": PIXELS}, min_size=PATCH
         ),
         tokenizer=tok,
         chat_template=USER.replace("<image>", "<image_placeholder>"),
         num_image_tokens=SIDE * SIDE,
     )
-    model = random_model(lambda: hf.JanusForConditionalGeneration(config), calm=CALM)
-    return Family(model, made, prompt, fed(made, prompt, size), size)
+    return fed_family(hf.JanusForConditionalGeneration, config, made, prompt, size, *CALM)

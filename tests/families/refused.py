@@ -34,18 +34,16 @@ CHAT = (
 @family("mllama")
 def mllama() -> Family:
     """Gated cross-attention in layer 1; tiles 16x16 of 2x2 patches, at most 4 of them."""
-    from transformers.models.mllama import MllamaImageProcessorPil
-    from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
     tok = tokenizer(("<|image|>", "<|python_tag|>"))
     config = hf.MllamaConfig(
-        text_config=MllamaTextConfig(
+        text_config=hf.MllamaTextConfig(
             **TEXT,
             vocab_size=len(tok),
             cross_attention_layers=[1],
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         ),
-        vision_config=MllamaVisionConfig(
+        vision_config=hf.MllamaVisionConfig(
             hidden_size=24,
             attention_heads=4,
             num_hidden_layers=2,
@@ -64,7 +62,7 @@ def mllama() -> Family:
             if "attn_gate" in name or "mlp_gate" in name:
                 weight.fill_(1.0)
     processor = hf.MllamaProcessor(
-        MllamaImageProcessorPil(size={"height": 16, "width": 16}, max_image_tiles=4),
+        hf.MllamaImageProcessorPil(size={"height": 16, "width": 16}, max_image_tiles=4),
         tok,
         chat_template=CHAT.replace("IMAGE", "<|image|>"),
     )
@@ -76,8 +74,6 @@ def mllama() -> Family:
 @family("florence2")
 def florence2() -> Family:
     """Encoder-decoder: the visual rows stand in the encoder (one mean row, then a 2x2 grid)."""
-    from transformers.models.clip import CLIPImageProcessorPil
-    from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 
     tok = tokenizer(image_token="<image>")
     config = hf.Florence2Config(
@@ -97,7 +93,7 @@ def florence2() -> Family:
             decoder_start_token_id=2,
             forced_eos_token_id=2,
         ),
-        vision_config=Florence2VisionConfig(
+        vision_config=hf.Florence2VisionConfig(
             depths=[1, 1, 1, 1],
             embed_dim=[8, 16, 24, 32],
             num_heads=[2, 2, 2, 2],
@@ -108,7 +104,7 @@ def florence2() -> Family:
         image_token_id=tok.convert_tokens_to_ids("<image>"),
     )
     processor = hf.Florence2Processor(
-        CLIPImageProcessorPil(
+        hf.CLIPImageProcessorPil(
             size={"height": 64, "width": 64}, do_center_crop=False, image_seq_length=5
         ),
         tok,
@@ -123,7 +119,6 @@ def florence2() -> Family:
 @family("blip-2-t5")
 def blip2_t5() -> Family:
     """Encoder-decoder: the four queries stand in T5's encoder."""
-    from transformers.models.blip import BlipImageProcessorPil
 
     tok = tokenizer(("<image>",))
     config = hf.Blip2Config(
@@ -159,7 +154,7 @@ def blip2_t5() -> Family:
         image_token_index=tok.convert_tokens_to_ids("<image>"),
     )
     processor = hf.Blip2Processor(
-        BlipImageProcessorPil(size={"height": 32, "width": 32}), tok, num_query_tokens=4
+        hf.BlipImageProcessorPil(size={"height": 32, "width": 32}), tok, num_query_tokens=4
     )
     size, prompt = (48, 32), "what is this ?"
     inputs = processor(images=noise(size), text=prompt, return_tensors="pt")
@@ -171,7 +166,6 @@ def blip2_t5() -> Family:
 @family("idefics")
 def idefics() -> Family:
     """Gated cross-attention blocks in a second list of layers; no image token id in the config."""
-    from transformers.models.idefics import IdeficsImageProcessorPil
 
     tok = tokenizer(("<fake_token_around_image>", "<end_of_utterance>"), image_token="<image>")
     text = {key: value for key, value in TEXT.items() if key != "num_key_value_heads"}
@@ -189,7 +183,7 @@ def idefics() -> Family:
         },
         alpha_initializer="ones",
     )
-    processor = hf.IdeficsProcessor(IdeficsImageProcessorPil(image_size=16), tok, image_size=16)
+    processor = hf.IdeficsProcessor(hf.IdeficsImageProcessorPil(image_size=16), tok, image_size=16)
     size, prompt = (16, 16), "what is this ?"
     inputs = processor(images=[noise(size)], text=[prompt], return_tensors="pt")
     model = random_model(lambda: hf.IdeficsForVisionText2Text(config))
@@ -213,7 +207,6 @@ def llama() -> Family:
 @family("vision-encoder-decoder")
 def vision_encoder_decoder() -> Family:
     """A captioner: a ViT encoder, and a GPT-2 decoder that looks at it by cross-attention only."""
-    from transformers.models.vit import ViTImageProcessorPil
 
     tok = tokenizer()
     encoder = hf.ViTConfig(
@@ -229,7 +222,7 @@ def vision_encoder_decoder() -> Family:
     )
     config = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
     config.decoder_start_token_id, config.pad_token_id = 1, 0
-    images = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    images = hf.ViTImageProcessorPil(size={"height": 16, "width": 16})
     size, prompt = (24, 16), "what is this ?"
     inputs = dict(images(noise(size), return_tensors="pt"))
     inputs["decoder_input_ids"] = tok(prompt, return_tensors="pt")["input_ids"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import transformers as hf
 
-from families.family import Family, family, random_model, tokenizer
+from families.family import Family, family, tokenizer
 from families.grids import (
     AREAS,
     CALM,
@@ -24,15 +24,13 @@ from families.grids import (
     rope,
     tower,
 )
-from families.parts import fed, offline, text_sizes
+from families.parts import fed_family, offline, text_sizes
 from families.rasters import begins, chat_of
 from families.torchless import processors_of
 
 
 @family("video_llama_3")
 def video_llama_3() -> Family:
-    from transformers.models.video_llama_3 import VideoLlama3ImageProcessorPil
-
     tok = tokenizer(special=(*PADS, *TURNS))
     marks = ids_of(tok)
     config = hf.VideoLlama3Config(
@@ -53,19 +51,16 @@ def video_llama_3() -> Family:
     )
     made = offline(hf.VideoLlama3Processor)(
         # As released: stills are not merged, frames of videos are.
-        image_processor=VideoLlama3ImageProcessorPil(patch_size=PATCH, merge_size=1, size=AREAS),
+        image_processor=hf.VideoLlama3ImageProcessorPil(patch_size=PATCH, merge_size=1, size=AREAS),
         tokenizer=tok,
         video_processor=None,
         chat_template=chat_of("<|image_pad|>\n", "<|video_pad|>\n"),
     )
-    model = random_model(lambda: hf.VideoLlama3ForConditionalGeneration(config), calm=CALM)
-    return Family(model, made, prompt, fed(made, prompt, size), size)
+    return fed_family(hf.VideoLlama3ForConditionalGeneration, config, made, prompt, size, *CALM)
 
 
 @family("ernie4_5_vl_moe")
 def ernie4_5_vl_moe() -> Family:
-    from transformers.models.ernie4_5_vl_moe import Ernie4_5_VLMoeImageProcessorPil
-
     marks = {
         "image_token": "<|IMAGE_PLACEHOLDER|>",
         "image_start_token": "<|IMAGE_START|>",
@@ -93,15 +88,14 @@ def ernie4_5_vl_moe() -> Family:
     image = "Picture 1:<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"
     prompt = f"user : {image}what is this ?\na :"
     made = offline(hf.Ernie4_5_VLMoeProcessor)(
-        image_processor=Ernie4_5_VLMoeImageProcessorPil(
+        image_processor=hf.Ernie4_5_VLMoeImageProcessorPil(
             patch_size=PATCH, merge_size=MERGE, size=AREAS
         ),
         tokenizer=tok,
         video_processor=None,
         chat_template=chat_of(image, "<|VIDEO_START|><|VIDEO_PLACEHOLDER|><|VIDEO_END|>", "", ""),
     )
-    model = random_model(lambda: hf.Ernie4_5_VLMoeForConditionalGeneration(config), calm=CALM)
-    return Family(model, made, prompt, fed(made, prompt, SIZE), SIZE)
+    return fed_family(hf.Ernie4_5_VLMoeForConditionalGeneration, config, made, prompt, SIZE, *CALM)
 
 
 @family("kimi_k25")
@@ -160,16 +154,13 @@ def kimi_k25() -> Family:
         video_processor=None,
         chat_template=chat_of(image, video, "<|im_user|>", "<|im_end|>"),
     )
-    model = random_model(
-        lambda: hf.Kimi_K25ForConditionalGeneration(config), calm=("wo.", "out_proj")
+    return fed_family(
+        hf.Kimi_K25ForConditionalGeneration, config, made, prompt, size, "wo.", "out_proj"
     )
-    return Family(model, made, prompt, fed(made, prompt, size), size)
 
 
 @family("paddleocr_vl")
 def paddleocr_vl() -> Family:
-    from transformers.models.paddleocr_vl import PaddleOCRVLImageProcessorPil
-
     start, end = "<|IMAGE_START|>", "<|IMAGE_END|>"
     tok = begins(tokenizer(image_token="<|IMAGE_PLACEHOLDER|>", special=(start, end, "<video>")))
     config = hf.PaddleOCRVLConfig(
@@ -191,14 +182,13 @@ def paddleocr_vl() -> Family:
     image = f"{start}<|IMAGE_PLACEHOLDER|>{end}"
     prompt = f"user : {image}what is this ?\na :"
     made = hf.PaddleOCRVLProcessor(
-        image_processor=PaddleOCRVLImageProcessorPil(
+        image_processor=hf.PaddleOCRVLImageProcessorPil(
             patch_size=PATCH, merge_size=MERGE, size=AREAS
         ),
         tokenizer=tok,
         chat_template=chat_of(image, "", "", ""),
     )
-    model = random_model(lambda: hf.PaddleOCRVLForConditionalGeneration(config), calm=CALM)
-    return Family(model, made, prompt, fed(made, prompt, SIZE), SIZE)
+    return fed_family(hf.PaddleOCRVLForConditionalGeneration, config, made, prompt, SIZE, *CALM)
 
 
 @family("exaone4_5")
@@ -223,8 +213,6 @@ def exaone4_5() -> Family:
 
 @family("qwen2_5_omni_thinker")
 def qwen2_5_omni_thinker() -> Family:
-    from transformers.models.qwen2_vl import Qwen2VLImageProcessorPil
-
     marks = {
         "image_token": "<|IMAGE|>",
         "audio_token": "<|AUDIO|>",
@@ -260,11 +248,12 @@ def qwen2_5_omni_thinker() -> Family:
     image = "<|vision_bos|><|IMAGE|><|vision_eos|>"
     prompt = f"<|im_start|>user\n{image}what is this ?<|im_end|>\n<|im_start|>assistant\n"
     made = offline(hf.Qwen2_5OmniProcessor)(
-        image_processor=Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, size=AREAS),
+        image_processor=hf.Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, size=AREAS),
         video_processor=None,
         feature_extractor=hf.WhisperFeatureExtractor(feature_size=16),
         tokenizer=tok,
         chat_template=chat_of(image, "<|vision_bos|><|VIDEO|><|vision_eos|>"),
     )
-    model = random_model(lambda: hf.Qwen2_5OmniThinkerForConditionalGeneration(config), calm=CALM)
-    return Family(model, made, prompt, fed(made, prompt, SIZE), SIZE)
+    return fed_family(
+        hf.Qwen2_5OmniThinkerForConditionalGeneration, config, made, prompt, SIZE, *CALM
+    )

@@ -173,11 +173,8 @@ def hooked(hf: nn.Module, path: str, batch: Any) -> torch.Tensor:
         return (states, *args[1:]), kwargs
 
     handle = hf.get_submodule(path).register_forward_pre_hook(turn, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            return hf(**batch.inputs).logits[:, -1]
-    finally:
-        handle.remove()
+    with handle, torch.no_grad():
+        return hf(**batch.inputs).logits[:, -1]
 
 
 def test_an_engine_from_one_file_is_applied_to_its_hosts(plugged: Any, model: VisualLM) -> None:

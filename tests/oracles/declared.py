@@ -22,6 +22,7 @@ from embedlens import (
     ScaleTokens,
     ZeroFFN,
 )
+from oracles.torch_hooks import attached, leaving
 
 N = tiny.LAYERS
 
@@ -79,9 +80,8 @@ class Hooks:
         kept: dict[Any, Tensor] = {}
         for op in operations:
             if backwards(op):  # a pass of its own, before any hook is there
-                kept[id(op)] = self.logits([o for o in operations if not backwards(o)], op.source)[
-                    1
-                ]
+                others = [one for one in operations if not backwards(one)]
+                kept[id(op)] = self.logits(others, op.source)[1]
         for op in operations:
             self._attach(op, hidden, handles, kept)
         for layer in range(N):
@@ -89,19 +89,17 @@ class Hooks:
                 handles.append(self._hide(layer, hidden[layer]))
         if capture is not None:
             handles.append(self._read(capture, kept, "captured"))
-        try:
-            with torch.set_grad_enabled(grad):
-                return self.plain(**self.inputs, use_cache=False).logits, kept.get("captured")
-        finally:
-            for handle in handles:
-                handle.remove()
+        with attached(handles), torch.set_grad_enabled(grad):
+            return self.plain(**self.inputs, use_cache=False).logits, kept.get("captured")
 
     def _attach(self, op: Any, hidden: Tensor, handles: list[Any], kept: Any) -> None:
         if isinstance(op, AblateAttention | ZeroFFN):
+            where = self.mask(op.tokens)
             part = "self_attn" if isinstance(op, AblateAttention) else "mlp"
+            zero = leaving(lambda states: torch.where(where[..., None], 0.0, states))
             for layer in numbers(str(op.layers)):
                 module = getattr(self.layers[layer], part)
-                handles.append(module.register_forward_hook(zeroing(self.mask(op.tokens))))
+                handles.append(module.register_forward_hook(zero))
         elif isinstance(op, BlockAttention):
             pairs = self.mask(op.queries)[:, :, None] & self.mask(op.keys)[:, None]
             hidden[numbers(str(op.layers))] |= pairs
@@ -158,15 +156,6 @@ def numbers(layers: str) -> list[int]:
         first, _, last = part.partition("-")
         found += range(int(first), int(last or first) + 1)
     return found
-
-
-def zeroing(where: Tensor) -> Any:
-    def hook(_: Any, __: Any, output: Any) -> Any:
-        states = output[0] if isinstance(output, tuple) else output
-        made = torch.where(where[..., None], 0.0, states)
-        return (made, *output[1:]) if isinstance(output, tuple) else made
-
-    return hook
 
 
 def overwriting(op: Any, where: Tensor, sources: Tensor) -> Any:

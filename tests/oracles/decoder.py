@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oracles.torch_hooks import entered
+
 Edit = Callable[[Tensor], None]
 
 
@@ -21,13 +23,11 @@ def entering(plain: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     kept: list[Tensor] = []
 
     def keep(_: Any, args: Any, kwargs: Any) -> None:
-        kept.append(args[0] if args else kwargs["hidden_states"])
+        kept.append(entered(args, kwargs))
 
     first = plain.model.language_model.layers[0]
-    handle = first.register_forward_pre_hook(keep, with_kwargs=True)
-    with torch.no_grad():
+    with first.register_forward_pre_hook(keep, with_kwargs=True), torch.no_grad():
         plain(**inputs, use_cache=False)
-    handle.remove()
     return kept[0][0].double()
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oracles.torch_hooks import attached, entered
+
 
 def shortened(value: Any, length: int, keep: Tensor) -> Any:
     """A layer's argument with the kept rows of every dimension as long as the sequence."""
@@ -39,15 +41,13 @@ class ByHand:
 
         def keep(_: Any, args: Any, kwargs: Any) -> None:
             assert len(args) <= 1
-            states.append(args[0] if args else kwargs["hidden_states"])
+            states.append(entered(args, kwargs))
             left_out = ("hidden_states", "past_key_values", "use_cache")
             self.arguments.append({k: v for k, v in kwargs.items() if k not in left_out})
 
         handles = [x.register_forward_pre_hook(keep, with_kwargs=True) for x in self.layers]
-        with torch.no_grad():
+        with attached(handles), torch.no_grad():
             self.clean = model(**inputs, use_cache=False).logits
-        for handle in handles:
-            handle.remove()
         self.entering = states
         self.entry = states[0]
 

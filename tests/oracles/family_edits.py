@@ -11,6 +11,7 @@ from torch import Tensor
 
 from builders.copies import layers_of
 from families.sublayers import KNOWN, LIKE, child
+from oracles.torch_hooks import attached, entering, leaving
 
 EDITS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[int, int] | None]] = {
     "attention": ({"attention": (1,)}, None),
@@ -28,35 +29,26 @@ def edited(model: Any, name: str, edit: str, where: Tensor) -> Iterator[None]:
     layers, length = layers_of(model, name), where.shape[1]
     handles, kept = [], {}
 
-    def zero(_: Any, __: Any, output: Any) -> Any:
-        states = output[0] if isinstance(output, tuple) else output
+    def zero(states: Tensor) -> Tensor:
         if states.shape[:-1].numel() != where.numel():
-            return None
-        made = torch.where(where.reshape(*states.shape[:-1], 1), 0.0, states)
-        return (made, *output[1:]) if isinstance(output, tuple) else made
+            return states
+        return torch.where(where.reshape(*states.shape[:-1], 1), 0.0, states)
 
-    def read(_: Any, args: Any, kwargs: Any) -> None:
-        states = args[0] if args else kwargs["hidden_states"]
+    def read(states: Tensor) -> Tensor:
         if states.shape[1] == length:
             kept["states"] = states.clone()
+        return states
 
-    def write(_: Any, args: Any, kwargs: Any) -> Any:
-        states = args[0] if args else kwargs["hidden_states"]
-        if states.shape[1] != length:
-            return None
-        made = torch.where(where[..., None], kept["states"], states)
-        if args:
-            return (made, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": made}
+    def write(states: Tensor) -> Tensor:
+        whole = states.shape[1] == length
+        return torch.where(where[..., None], kept["states"], states) if whole else states
 
     for kind, names in (("attention", attention), ("ffn", ffn)):
         for index in zeroed.get(kind, ()):
-            handles.append(child(layers[index], names).register_forward_hook(zero))
+            handles.append(child(layers[index], names).register_forward_hook(leaving(zero)))
     if patch:
-        for index, hook in zip(patch, (read, write), strict=True):
+        for index, change in zip(patch, (read, write), strict=True):
+            hook = entering(change)
             handles.append(layers[index].register_forward_pre_hook(hook, with_kwargs=True))
-    try:
+    with attached(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
+
+from oracles.torch_hooks import attached
 
 MIXERS = ("self_attn", "attention", "attn", "mixer")
 
@@ -76,12 +79,7 @@ def knocked_out(
 
     handles = [m.register_forward_pre_hook(enter) for m in mixers]
     handles += [m.register_forward_hook(leave) for m in mixers]
-    torch.nn.functional.softmax = softmax
-    try:
-        with torch.no_grad():
-            yield
-        assert not mixers or calls, "no softmax ran inside the mixers"
-    finally:
-        torch.nn.functional.softmax = original
-        for handle in handles:
-            handle.remove()
+    swapped = mock.patch.object(torch.nn.functional, "softmax", softmax)
+    with attached(handles), swapped, torch.no_grad():
+        yield
+    assert not mixers or calls, "no softmax ran inside the mixers"

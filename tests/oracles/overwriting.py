@@ -17,6 +17,7 @@ from torch import Tensor
 
 from builders.copies import pair
 from embedlens import Batch, Plan
+from oracles.torch_hooks import attached, entering, leaving
 from tolerances import EQUAL, MOVED_A_LITTLE
 
 
@@ -80,36 +81,14 @@ class Overwrite:
 @contextmanager
 def overwritten(edits: Sequence[Overwrite]) -> Iterator[None]:
     """The edits in force, in order, while inside."""
-
-    def entering(edit: Overwrite) -> Callable[..., Any]:
-        def hook(_: Any, args: Any, kwargs: Any) -> Any:
-            if args:
-                return (edit.apply(args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": edit.apply(kwargs["hidden_states"])}
-
-        return hook
-
-    def leaving(edit: Overwrite) -> Callable[..., Any]:
-        def hook(_: Any, __: Any, output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (edit.apply(output[0]), *output[1:])
-            return edit.apply(output)
-
-        return hook
-
-    handles = []
-    for edit in edits:
-        register = edit.module.register_forward_pre_hook
-        options: dict[str, Any] = {"with_kwargs": True}
-        if edit.output:
-            register, options = edit.module.register_forward_hook, {}
-        hook = leaving(edit) if edit.output else entering(edit)
-        handles.append(register(hook, **options))
-    try:
+    handles = [
+        edit.module.register_forward_hook(leaving(edit.apply))
+        if edit.output
+        else edit.module.register_forward_pre_hook(entering(edit.apply), with_kwargs=True)
+        for edit in edits
+    ]
+    with attached(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def reading(module: Any, into: list[Tensor], *, output: bool = False) -> Overwrite:

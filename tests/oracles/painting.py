@@ -7,11 +7,14 @@ first decoder layer.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+
+from oracles.torch_hooks import entered
 
 
 class _Reached(Exception):
@@ -23,17 +26,12 @@ def entry(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     caught: list[torch.Tensor] = []
 
     def catch(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append(args[0] if args else kwargs["hidden_states"])
+        caught.append(entered(args, kwargs))
         raise _Reached
 
     handle = first_layer(model).register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            model(**{n: t.float() if t.is_floating_point() else t for n, t in inputs.items()})
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
+    with handle, suppress(_Reached), torch.no_grad():
+        model(**{n: t.float() if t.is_floating_point() else t for n, t in inputs.items()})
     state = caught[0].detach().clone()
     return state if state.ndim == 3 else state[0]  # some keep several copies of the stream
 

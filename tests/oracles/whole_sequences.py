@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from oracles.overwriting import seed_of
+from oracles.torch_hooks import attached, entering, leaving
 
 
 @dataclass(frozen=True)
@@ -110,33 +112,14 @@ def patched(decoder: Any, source: int, target: int, at: Prompts) -> list[Edit]:
 @contextmanager
 def edited(edits: Sequence[Edit]) -> Iterator[None]:
     """The edits in force, in order, while inside."""
-
-    def entering(made: Callable[..., Any]) -> Callable[..., Any]:
-        def hook(_: Any, args: Any, kwargs: Any) -> Any:
-            if args:
-                return (made(args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": made(kwargs["hidden_states"])}
-
-        return hook
-
-    def leaving(made: Callable[..., Any]) -> Callable[..., Any]:
-        def hook(_: Any, __: Any, found: Any) -> Any:
-            return (made(found[0]), *found[1:]) if isinstance(found, tuple) else made(found)
-
-        return hook
-
-    handles = []
-    for module, made, output in edits:
-        if output:
-            handles.append(module.register_forward_hook(leaving(made)))
-        else:
-            hook = entering(made)
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-    try:
+    handles = [
+        module.register_forward_hook(leaving(made))
+        if output
+        else module.register_forward_pre_hook(entering(made), with_kwargs=True)
+        for module, made, output in edits
+    ]
+    with attached(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -167,10 +150,5 @@ def unseen(
 
     handles = [m.register_forward_pre_hook(enter) for m in mixers]
     handles += [m.register_forward_hook(leave) for m in mixers]
-    torch.nn.functional.softmax = softmax
-    try:
+    with attached(handles), mock.patch.object(torch.nn.functional, "softmax", softmax):
         yield
-    finally:
-        torch.nn.functional.softmax = original
-        for handle in handles:
-            handle.remove()

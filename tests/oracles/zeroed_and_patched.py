@@ -13,6 +13,7 @@ from torch import Tensor
 import tiny
 from embedlens import AblateAttention, Batch, PatchTokens, Plan, ZeroFFN
 from oracles.selected_tokens import VISUAL, Tokens
+from oracles.torch_hooks import attached, entering, leaving
 
 N = tiny.LAYERS
 STEPS = 5
@@ -55,10 +56,6 @@ def plan_of(edits: Sequence[Edit]) -> Plan:
     return Plan(*(edit.operation() for edit in edits))
 
 
-def stream(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
-
-
 @contextmanager
 def hooks(
     plain: Any,
@@ -84,19 +81,14 @@ def hooks(
         return torch.full((len(ids), 1), on) if on else None
 
     def zero(edit: Edit) -> Callable[..., Any]:
-        def hook(module: Any, args: Any, output: Any) -> Any:
-            tensor = output[0] if isinstance(output, tuple) else output
+        def change(tensor: Tensor) -> Tensor:
             where = chosen(edit, tensor.shape[1])
-            if where is None:
-                return output
-            tensor = torch.where(where[..., None], torch.zeros(()), tensor)
-            return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
+            return tensor if where is None else torch.where(where[..., None], 0.0, tensor)
 
-        return hook
+        return leaving(change)
 
     def enter(layer: int) -> Callable[..., Any]:
-        def hook(module: Any, args: Any, kwargs: Any) -> Any:
-            tensor = stream(args, kwargs)
+        def change(tensor: Tensor) -> Tensor:
             for edit in edits:
                 if edit.site == "patch" and edit.layers[0] == layer and edit.source != layer:
                     where = chosen(edit, tensor.shape[1])
@@ -105,11 +97,9 @@ def hooks(
                         given = seen[edit.source] if given is None else given
                         tensor = torch.where(where[..., None], given, tensor)
             seen[layer] = tensor
-            if args:
-                return (tensor, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": tensor}
+            return tensor
 
-        return hook
+        return entering(change)
 
     for layer, module in enumerate([*decoder.layers, decoder.norm]):
         handles.append(module.register_forward_pre_hook(enter(layer), with_kwargs=True))
@@ -118,42 +108,32 @@ def hooks(
             block = decoder.layers[layer]
             site = block.self_attn if edit.site == "attention" else block.mlp
             handles.append(site.register_forward_hook(zero(edit)))
-    try:
-        with torch.no_grad():
-            yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), torch.no_grad():
+        yield seen
 
 
 def oracle_forward(
     plain: Any, edits: Sequence[Edit], batch: Batch
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    inputs = dict(batch.inputs)
-    backward = [edit for edit in edits if edit.site == "patch" and edit.source > edit.layers[0]]
-    donors = None
-    if backward:
-        forward_edits = [edit for edit in edits if edit not in backward]
-        with hooks(plain, forward_edits, inputs) as first:
-            plain(**inputs, use_cache=False)
-        donors = {edit.source: first[edit.source] for edit in backward}
-    with hooks(plain, edits, inputs, donors) as seen:
-        logits = plain(**inputs, use_cache=False).logits
+    with hooks(plain, edits, dict(batch.inputs), _donors(plain, edits, batch)) as seen:
+        logits = plain(**batch.inputs, use_cache=False).logits
     return logits, seen
 
 
-def oracle_generate(plain: Any, edits: Sequence[Edit], batch: Batch) -> Any:
-    inputs = dict(batch.inputs)
+def _donors(plain: Any, edits: Sequence[Edit], batch: Batch) -> dict[int, Tensor] | None:
+    """What backward patches read in an earlier pass, in which all other edits are in force."""
     backward = [edit for edit in edits if edit.site == "patch" and edit.source > edit.layers[0]]
-    donors = None
-    if backward:
-        with hooks(plain, [e for e in edits if e not in backward], inputs) as first:
-            plain(**inputs, use_cache=False)
-        donors = {edit.source: first[edit.source] for edit in backward}
-    with hooks(plain, edits, inputs, donors):
-        return plain.generate(
-            **inputs, **GENERATION, return_dict_in_generate=True, output_logits=True
-        )
+    if not backward:
+        return None
+    with hooks(plain, [e for e in edits if e not in backward], dict(batch.inputs)) as first:
+        plain(**batch.inputs, use_cache=False)
+    return {edit.source: first[edit.source] for edit in backward}
+
+
+def oracle_generate(plain: Any, edits: Sequence[Edit], batch: Batch) -> Any:
+    settings = {**GENERATION, "return_dict_in_generate": True, "output_logits": True}
+    with hooks(plain, edits, dict(batch.inputs), _donors(plain, edits, batch)):
+        return plain.generate(**batch.inputs, **settings)
 
 
 def stepwise(plain: Any, edits: Sequence[Edit], batch: Batch, answer: list[int]) -> list[Tensor]:

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 from builders.prompts import visual_of
-from embedlens.analyses.report.analyze import everyday_sentences
+from embedlens.analyses.report.sentences import everyday_sentences
 from processes import ROOT
 from real.planted_words import picture
 from tolerances import MEASURED
@@ -99,7 +99,7 @@ def test_nothing_of_the_kind_is_measured_in_random_weights(benchmark: ModuleType
     texts = ["what is this ? a red star", "the blue circle on the left", "where is the letter a ?"]
     found = benchmark.measure(model, tiny.tokenizer(), texts)
     assert not any(found["dims"])
-    assert (found["first"] / found["rest"]).between(0.8, 1.25).all()
+    assert (found["first"] / found["rest"]).between(0.5, 2).all()
     # An even share is 1 / 2 for the second token, 1 / 3 for the third, and so on.
     lengths = [len(tiny.tokenizer()(text).input_ids) for text in texts]
     even = np.mean([np.mean([1 / (i + 1) for i in range(1, length)]) for length in lengths])
@@ -110,7 +110,7 @@ def test_nothing_of_the_kind_is_measured_in_random_weights(benchmark: ModuleType
 def test_what_comes_first_is_the_sink_a_visual_token_too(countries: Any, first: bool) -> None:
     model = countries.model
     prompt = "<image> What is it?" if first else "What is it? <image>"
-    shown = [[0, 1, 2, 3, 4, 5, 6, 7, 8], [5, 5, 5, 1, 1, 1, 0, 0, 0]]
+    shown = [[0, 1, 2, 3, 4, 5, 6, 7, 8], [5, 0, 5, 1, 5, 1, 0, 0, 0]]
     batch = model.encode([picture(rows) for rows in shown], [prompt] * 2)
     assert bool(visual_of(batch)[:, 0].all()) == first
     run = model.run(batch, capture="residual", layers=[FIRST_LAYER], logits=None)

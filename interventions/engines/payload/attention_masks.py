@@ -4,8 +4,6 @@ Under sdpa a mixer often receives no mask at all, which does not mean that every
 be read: the causal mask is then the kernel's. Under eager a mask is added to the scores, so a
 boolean one would be added as 1. And a query without any key left attends to everything, the future
 included, on one backend, and to nothing on the other.
-
-Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules
@@ -59,14 +57,7 @@ def blocked_pairs(step: dict[str, Any], mask: torch.Tensor, total: int) -> torch
 
 
 def block(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
-    """Hide the step's keys from its queries in the mask that one mixer receives.
-
-    Args:
-        model: The traced model.
-        store: Keeps the mask that was made for one layer, for those that receive the same.
-        step: Path of the mixer, queries and keys.
-        decoded: Which decoding step this is; 0 for the prompt.
-    """
+    """Hide the step's keys from its queries in the mask that one mixer receives."""
     site = model.get(step["path"])
     args, kwargs = site.inputs
     states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]

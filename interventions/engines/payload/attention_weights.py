@@ -1,11 +1,9 @@
 """Zeroing attention weights behind the softmax inside a trace, where no mask can express it.
 
-Weights that a module returns are a by-product, and writing them changes nothing. So the
+Weights that a module returns are a by-product, and writing them alone changes nothing. So the
 call of the attention function is caught with its queries, keys and values, what it must have
 computed is computed again, and only if that is what it returned are the edited rows replaced. Where
 several steps edit one call, each leaves its weights to the next, which goes on from there.
-
-Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules
@@ -64,15 +62,7 @@ def collapsed(
 
 
 def zero_weights(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
-    """Take the step's keys out of its queries' attention without scaling up what is left.
-
-    Args:
-        model: The traced model.
-        store: What steps leave to one another.
-        step: Path of the mixer, the name of the call inside it, queries and keys; whether it
-            ``takes`` the weights that an earlier step on this call left, and ``leaves`` its own.
-        decoded: Which decoding step this is; 0 for the prompt.
-    """
+    """Take the step's keys out of its queries' attention without scaling up what is left."""
     call = getattr(model.get(step["path"]).source, step["call"])
     args, options = call.inputs
     query, key, value, *rest = args[1:]
@@ -109,7 +99,23 @@ def zero_weights(model: Any, store: dict[str, Any], step: dict[str, Any], decode
         store[slot] = changed
     edited = mixed.clone()
     edited[:, at] = torch.where(rows, made, before)
-    call.output = (edited, *output[1:]) if isinstance(output, tuple) else edited
+    if isinstance(output, tuple):
+        returned = [in_force(part, changed, at, rows) for part in output[1:]]
+        call.output = (edited, *returned)
+    else:
+        call.output = edited
+
+
+def in_force(returned: Any, changed: torch.Tensor, at: torch.Tensor, rows: torch.Tensor) -> Any:
+    """Weights that the attention function returns beside what it gathered, the edit in them.
+
+    Nothing is computed from them any more; but whoever reads them is to see what was in force.
+    """
+    if not isinstance(returned, torch.Tensor) or returned.ndim != changed.ndim:
+        return returned
+    weights = returned.clone()
+    weights[:, :, at] = torch.where(rows[:, None, :, :, 0], changed.to(weights), weights[:, :, at])
+    return weights
 
 
 def refuse(step: dict[str, Any]) -> None:

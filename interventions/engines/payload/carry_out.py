@@ -119,6 +119,14 @@ def add_noise(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: 
     replace(site, step, states, noise(states[index_of(step, states)], step, decoded))
 
 
+def add(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
+    """Add a vector to states."""
+    site = model.get(step["path"])
+    states = states_at(site, step)
+    mine = states[index_of(step, states)]
+    replace(site, step, states, mine + step["factor"] * step["values"].to(mine))
+
+
 def scale(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
     """Scale states by a factor or to a norm."""
     site = model.get(step["path"])

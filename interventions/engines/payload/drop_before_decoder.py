@@ -6,7 +6,6 @@ positions for the seams of packed sequences. So positions and a mask are always 
 argument that is not understood is refused.
 
 Samples that drop different numbers of tokens keep some of them as padding on the left.
-Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules
@@ -39,12 +38,8 @@ def finished_mask(
 ) -> Any:
     """What a decoder is given in place of a mask that was made before it.
 
-    Args:
-        step: On whose behalf.
-        left: Which tokens are left.
-        mask: ``[sample, head, query, key]``, or one by each kind of layer.
-        columns: Keys that its layers are going to have.
-        queries: How many there are, all of them left; 0 for a pass over the whole sequence.
+    The mask is ``[sample, head, query, key]``, or one by each kind of layer; ``queries`` is 0 for a
+    pass over the whole sequence.
     """
     if isinstance(mask, dict):
         return {
@@ -77,15 +72,7 @@ def refuse_mask(step: dict[str, Any]) -> None:
 def drop_before_decoder(
     model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int
 ) -> None:
-    """Shorten the decoder's arguments to the step's tokens and whatever came after the prompt.
-
-    Args:
-        model: The traced model.
-        store: Not used.
-        step: Path of the decoder, which tokens to take, which of these are no padding, and whether
-            positions are counted anew.
-        decoded: Which decoding step this is; 0 for the prompt.
-    """
+    """Shorten the decoder's arguments to the step's tokens and whatever came after the prompt."""
     site = model.get(step["path"])
     args, given = site.inputs
     embeds, ids = given.get("inputs_embeds"), given.get("input_ids")

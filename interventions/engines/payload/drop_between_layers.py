@@ -4,8 +4,6 @@ What a decoder makes once for all its layers (masks, rotary tables, positions) i
 whole sequence, for the layers without the tokens too, and while decoding masks are as long as the
 first layer's cache, which those layers do not have. So each of them gets arguments of its own, all
 shortened alike, and an argument that is not understood is refused.
-
-Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules
@@ -20,14 +18,7 @@ from .shorter_tensors import is_mask, key_columns, left_over, made_mask, shorter
 def drop_between_layers(
     model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int
 ) -> None:
-    """Lead only the step's tokens, and whatever came after the prompt, through the last layers.
-
-    Args:
-        model: The traced model.
-        store: Not used.
-        step: The layers in their order, which tokens to take, and which of these are no padding.
-        decoded: Which decoding step this is; 0 for the prompt.
-    """
+    """Lead only the step's tokens, and whatever came after the prompt, through the last layers."""
     left = None
     for layer in step["layers"]:
         site = model.get(layer["path"])
@@ -119,12 +110,7 @@ def layer_mask(
 ) -> Any:
     """The mask of one layer, or None where it received none and needs none.
 
-    Args:
-        step: On whose behalf.
-        left: Which tokens are left.
-        layer: How the layer's attention takes its mask.
-        given: What the layer received.
-        queries: How many there are, all of them left; 0 for a pass over the whole sequence.
+    ``queries`` are all left; 0 for a pass over the whole sequence.
     """
     mask, whole = given.get("attention_mask"), not queries
     if mask is None and bool(left["kept"].all()):

@@ -3,8 +3,6 @@
 Without a cache every step computes the prompt again, an assistant's candidates stand behind the
 prompt in one pass, and beams repeat the rows of every sample: whoever takes the first pass for the
 prompt, and each later one for one new token, edits 1 of 8 prompts or the rows of other samples.
-
-Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules
@@ -17,15 +15,11 @@ import torch
 def follow(model: Any, store: dict[str, Any], clock: dict[str, Any], passes: Any) -> None:
     """Leave in the store, for every step, which tokens each pass of a generation is over.
 
-    Args:
-        model: The traced model.
-        store: Gets ``now``: the rows of the pass, its first token's position ``start``, the
-            position ``end`` behind its last one, the length of the ``prompt``, and whether a cache
-            keeps what was computed.
-        clock: Path of the decoder, ``samples`` and ``prompt`` length of the batch, tokens
-            ``dropped`` before the layer whose cache is asked for its length, and whether any step
-            acts on what is ``generated``.
-        passes: All of them.
+    That is ``now``: the rows of the pass, its first token's position ``start``, the position
+    ``end`` behind its last one, the length of the ``prompt``, and whether a cache keeps what was
+    computed. The clock has the decoder's path, ``samples`` and ``prompt`` length of the batch,
+    tokens ``dropped`` before the layer whose cache is asked for its length, and whether any step
+    acts on what is ``generated``.
     """
     seen = 0
     for _ in passes[:]:
@@ -38,10 +32,7 @@ def follow(model: Any, store: dict[str, Any], clock: dict[str, Any], passes: Any
 def pass_of(inputs: Any, clock: dict[str, Any], seen: int) -> dict[str, Any]:
     """What a pass is over, by what the decoder receives; refuses what is no part of a generation.
 
-    Args:
-        inputs: The decoder's positional and named arguments.
-        clock: As for :func:`follow`.
-        seen: Position behind the last token of the pass before; 0 for the first.
+    ``seen`` is the position behind the last token of the pass before; 0 for the first.
     """
     args, given = inputs
     entering = given.get("inputs_embeds")
@@ -68,13 +59,7 @@ def pass_of(inputs: Any, clock: dict[str, Any], seen: int) -> dict[str, Any]:
             f"neither the whole prompt of {prompt} tokens nor what comes next"
         )
     cached = cache is not None
-    return {
-        "rows": rows,
-        "start": start,
-        "end": start + width,
-        "prompt": prompt,
-        "cached": cached,
-    }
+    return {"rows": rows, "start": start, "end": start + width, "prompt": prompt, "cached": cached}
 
 
 def refuse(why: str) -> None:
@@ -91,10 +76,6 @@ def parts_of(step: dict[str, Any], now: dict[str, Any]) -> list[tuple[dict[str, 
 
     A part's columns count from the end of the pass, because some layers compute its last tokens
     only; its rows are those of one beam or copy.
-
-    Args:
-        step: A step on the batch.
-        now: What :func:`pass_of` returned.
     """
     start, end, prompt = now["start"], now["end"], now["prompt"]
     copies, prefill = now["rows"] // step["samples"], step["when"] == "prefill"

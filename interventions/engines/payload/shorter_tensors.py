@@ -2,8 +2,6 @@
 
 Samples that lose different numbers of tokens keep some of them as padding on the left,
 and a mask that is only cut would show that padding to everybody.
-
-Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules
@@ -22,15 +20,9 @@ def taken(tensor: torch.Tensor, take: torch.Tensor) -> torch.Tensor:
 def left_over(step: dict[str, Any], rows: int, decoded: int, device: Any) -> dict[str, Any]:
     """Which tokens are left so far: those of the prompt and all behind it.
 
-    Args:
-        step: Which tokens of the prompt are left, and how many the answer adds to it.
-        rows: Sequences of the pass; a beam search has several of each sample.
-        decoded: Which decoding step this is; 0 for the prompt.
-        device: Where they are needed.
-
-    Returns:
-        ``take`` and ``kept`` ``[row, token]``: positions, and which of these are no padding;
-        ``total``: the tokens there would be; ``made``: room for what is made of these.
+    ``take`` and ``kept`` ``[row, token]`` are positions, and which of these are no padding;
+    ``total`` the tokens there would be; ``made`` room for what is made of these. A beam search has
+    several rows of each sample.
     """
     prompt, total = step["length"], step["length"] + step["behind"] + decoded
     copies = max(1, rows // len(step["take"]))
@@ -78,13 +70,9 @@ def is_mask(mask: Any, left: dict[str, Any], queries: int) -> bool:
 def shorter_mask(
     left: dict[str, Any], mask: torch.Tensor, columns: int, whole: bool
 ) -> torch.Tensor:
-    """A mask, boolean or added to the scores, cut on both sides.
+    """A mask ``[sample, head, query, key]``, boolean or added to the scores, cut on both sides.
 
-    Args:
-        left: Which tokens are left.
-        mask: ``[sample, head, query, key]``; one query stays one.
-        columns: Keys of what it is for.
-        whole: Whether the pass is over the whole sequence; all its queries are left otherwise.
+    One query stays one. Unless the pass is over the ``whole`` sequence all its queries are left.
     """
     take = left["take"].to(mask.device)
     mask = mask.expand(len(take), *mask.shape[1:])

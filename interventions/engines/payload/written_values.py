@@ -3,8 +3,6 @@
 A mean that rounds would change what was alike already, so it is counted from its first member; and
 noise drawn where it is needed would differ between machines, engines and paddings, so it is drawn
 on the CPU from a seed of its sample's own.
-
-Shipped by value to remote runs: imports nothing but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules
@@ -20,11 +18,9 @@ def wide(states: torch.Tensor) -> torch.Tensor:
 
 
 def means(states: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Mean state of each group, ``[group, d]``; equal states average to themselves, bit for bit.
+    """Mean ``[group, d]`` of states ``[source, d]``; equal states average to themselves.
 
-    Args:
-        states: ``[source, d]``.
-        groups: Group of every source, counted from 0 without a gap, ``[source]``.
+    Groups are counted from 0 without a gap, ``[source]``.
     """
     groups, exact = groups.to(states.device), wide(states)
     found = []
@@ -35,14 +31,7 @@ def means(states: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
 
 
 def noise(states: torch.Tensor, step: dict[str, Any], decoded: int) -> torch.Tensor:
-    """Random directions with the norms of the given states, ``[selected, d]``.
-
-    Args:
-        states: What is replaced.
-        step: ``rows`` and ``seeds`` of the selected tokens, one for all prompt tokens of a sample,
-            and the ``stride`` between the seeds of decoding steps.
-        decoded: Which decoding step this is; 0 for the prompt.
-    """
+    """Random directions with the norms of the given states, ``[selected, d]``."""
     drawn = []
     own = torch.stack([step["rows"].to(step["seeds"]), step["seeds"]], dim=1)
     found, counts = torch.unique_consecutive(own, dim=0, return_counts=True)
@@ -64,14 +53,7 @@ def kept(store: dict[str, Any], step: dict[str, Any]) -> torch.Tensor:
 
 
 def scaled(states: torch.Tensor, store: dict[str, Any], step: dict[str, Any]) -> torch.Tensor:
-    """States times the step's factor, or with the median norm of those in its slot.
-
-    Args:
-        states: ``[selected, d]``.
-        store: What earlier steps have read.
-        step: A ``factor``; or a ``slot``, the ``from_group`` of every state in it and the
-            ``group`` of every selected one.
-    """
+    """States ``[selected, d]`` times the step's factor, or with the median norm of its slot's."""
     if "factor" in step:
         times: torch.Tensor = states * step["factor"]
         return times

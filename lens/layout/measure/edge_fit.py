@@ -33,17 +33,11 @@ def mean(field: NDArray[np.floating[Any]], keep: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class LinearFit:
-    """A place in the image as a function of the index of a unit: start + step × index.
+    """A place in the image as a function of the index of a unit: start + step × index."""
 
-    Attributes:
-        start: Place of the left (top) edge of the first unit, as a share of the image.
-        step: Share of the image that one unit covers.
-        units: How many units there are.
-    """
-
-    start: float
-    step: float
-    units: int
+    start: float  # place of the left (top) edge of the first unit, as a share of the image
+    step: float  # share of the image that one unit covers
+    units: int  # how many units there are
 
     @classmethod
     def through(cls, centers: NDArray[np.float64], pixels: int = 1) -> LinearFit | None:
@@ -89,14 +83,9 @@ def raster_edges(
     cols: int,
     seen: tuple[int, int],
 ) -> Edges | None:
-    """Edges of a grid over one picture ``[channel, height, width]`` of a pixel tensor.
+    """Edges of a grid over one picture ``[channel, height, width]``, ``index`` in a pixel tensor.
 
-    Args:
-        origins: Of the tensor.
-        index: Of the picture.
-        rows: Rows of the grid.
-        cols: Columns of the grid.
-        seen: Height and width of the part of the picture that the grid covers.
+    ``seen`` is height and width of the part of the picture that the grid covers.
     """
     if origins is None:
         return None
@@ -113,13 +102,9 @@ def patch_edges(
     grid: tuple[int, int],
     merge: int,
 ) -> Edges | None:
-    """Edges of the token grid over a stretch of patches, whatever their order.
+    """Edges of the token grid over a stretch of patches ``[patch, value]``, whatever their order.
 
-    Args:
-        origins: Of the tensor.
-        patches: Where the patches are: the indexed tensor is ``[patch, value]``.
-        grid: Rows and columns of patches.
-        merge: Side of the block of patches that makes one token.
+    ``merge`` is the side of the block of patches that makes one token.
     """
     if origins is None:
         return None

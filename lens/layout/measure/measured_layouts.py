@@ -35,8 +35,7 @@ def explain_measured(
 ) -> Layouts | None:
     """Explain every sample as the first sample with images of its sizes.
 
-    Returns:
-        None when an image is not at hand, or a rule fails.
+    None when an image is not at hand, or a rule fails.
     """
     known = [[image for image in row if image is not None] for row in images]
     if any(len(row) < len(given) for row, given in zip(known, images, strict=True)):

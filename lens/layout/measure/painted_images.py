@@ -32,17 +32,11 @@ _DIGIT = 16  # images told apart by one painted brightness
 
 @dataclass(frozen=True, eq=False)
 class PixelOrigins:
-    """Which place of which image every element of one pixel tensor shows.
+    """Which place of which image every element of one pixel tensor shows."""
 
-    Attributes:
-        x: Place in the width of the image, 0 to 1, of the shape of the tensor; NaN for padding.
-        y: Place in its height.
-        owner: Index of the image in the batch, counted through the samples; -1 for padding.
-    """
-
-    x: NDArray[np.float32]
-    y: NDArray[np.float32]
-    owner: NDArray[np.int32]
+    x: NDArray[np.float32]  # place in the width, 0 to 1, for each element; NaN for padding
+    y: NDArray[np.float32]  # place in its height
+    owner: NDArray[np.int32]  # index of the image, counted through the samples; -1 for padding
 
     def owners(self, leading: int) -> NDArray[np.int32]:
         """The image that is shown at each index of the ``leading`` first axes; -1 for none."""
@@ -51,13 +45,7 @@ class PixelOrigins:
 
 
 class MeasuredOrigins:
-    """The origins of a processor call's pixel tensors, measured when first asked for.
-
-    Args:
-        repeat_call: The call.
-        images: The images of every sample, for their sizes.
-        samples: Indices of these samples in the batch of the call.
-    """
+    """The origins of a processor call's pixel tensors, measured when first asked for."""
 
     def __init__(
         self,

@@ -19,15 +19,10 @@ CHANNELS = (1, 3)
 
 @dataclass(frozen=True, eq=False)
 class PixelTensor:
-    """A pixel tensor and what is known of it.
+    """A pixel tensor and what is known of it."""
 
-    Attributes:
-        tensor: Pictures ``[..., channel, height, width]`` or patches ``[..., patch, value]``.
-        origins: What its elements show, where the processor could be asked.
-    """
-
-    tensor: Tensor
-    origins: PixelOrigins | None
+    tensor: Tensor  # pictures ``[..., channel, height, width]`` or patches ``[..., patch, value]``
+    origins: PixelOrigins | None  # what its elements show, where the processor could be asked
 
     @classmethod
     def of(cls, inputs: LayoutInputs) -> PixelTensor | None:

@@ -26,19 +26,12 @@ _WIDEST = 256  # pixels along a token, larger than any model has used
 
 @dataclass(frozen=True)
 class _TokenGrid:
-    """One way in which tokens can cover the rows of a grid tensor.
+    """One way in which tokens can cover the rows of a grid tensor."""
 
-    Attributes:
-        merges: Per row the side of a token, in units of the grid.
-        newline: Whether a newline token ends every row of the raster.
-        around: Tokens without a place before and behind it.
-        times: Frames that share their tokens.
-    """
-
-    merges: tuple[int, ...]
-    newline: bool = False
-    around: int = 0
-    times: int = 1
+    merges: tuple[int, ...]  # per row the side of a token, in units of the grid
+    newline: bool = False  # whether a newline token ends every row of the raster
+    around: int = 0  # tokens without a place before and behind it
+    times: int = 1  # frames that share their tokens
 
     def blocks(self, index: int, size: Sequence[int]) -> list[Block]:
         merge = self.merges[index]

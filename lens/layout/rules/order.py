@@ -47,8 +47,7 @@ LATENT_RULES: tuple[Rule, ...] = (tiles, learned_queries)
 def explain(inputs: LayoutInputs) -> Layouts | None:
     """What the first rule says that explains every visual position exactly; None if none does.
 
-    Raises:
-        InputError: The layout is understood, and is that of another number of images.
+    InputError where the layout is understood, and is that of another number of images.
     """
     if not inputs.total:
         return [[] for _ in inputs.positions]

@@ -49,10 +49,8 @@ def explain(inputs: LayoutInputs) -> Layouts | None:
 def join_frames(explained: Layouts, frames_per_video: Sequence[Sequence[int]]) -> Layouts:
     """Frames that were read as images, joined to the videos that they are.
 
-    Args:
-        explained: Per sample the layouts of its images and frames.
-        frames_per_video: Per sample, for each of its videos. A sample stays as it is where these
-            are not all its layouts, for then which ones are frames is not known.
+    A sample stays as it is where its frames per video are not all its layouts, for then which ones
+    are frames is not known.
     """
     joined: list[Sequence[Layout]] = []
     for layouts, numbers in zip(explained, frames_per_video, strict=True):

@@ -40,6 +40,7 @@ def compile_conditions(
     Raises:
         InputError, Unsupported: A plan that cannot be carried out, named by its number.
     """
+    model.anatomy.check_ids(request.inputs, model.tokenizer)
     lowest = lowest_layer(request.sites, model.n_layers)
     conditions = []
     for index, plan in enumerate(plans):

@@ -11,7 +11,9 @@ from ...errors import InputError
 from ...inputs.batch import Batch
 from ...opening.wrapping import need_processor
 from ...progress import Progress, silent
+from ...torch_settings import default_torch
 from ..forward import Kept, Layers, Output, Request, Tokens, as_run, run_request
+from ..one_at_a_time import alone
 from ..program import Intervention
 from ..run import Run, Scores, Site
 from ..scoring import Answers, AnswerTokens, as_scores, score_request
@@ -22,6 +24,7 @@ T = TypeVar("T")
 Plans = Sequence[Intervention | None]
 
 
+@default_torch()
 @torch.no_grad()
 def run_many(
     model: Any,
@@ -63,12 +66,13 @@ def run_many(
     """
     request = run_request(model.anatomy, batch, capture, layers, tokens, logits, remote)
 
-    def result(output: Output, _: int) -> Run:
-        return as_run(model, batch, request, output, logits)
+    def result(output: Output, index: int) -> Run:
+        return as_run(model, batch, plans[index], request, output, logits)
 
     return _results(model, batch, plans, request, result, at_once, progress)
 
 
+@default_torch()
 @torch.no_grad()
 def score_many(
     model: Any,
@@ -102,7 +106,7 @@ def score_many(
     request = score_request(model, batch, answered, remote)
 
     def result(output: Output, index: int) -> Scores:
-        return as_scores(model, batch, answered, output, plans[index], remote)
+        return as_scores(model, batch, answered, plans[index], request, output)
 
     return _results(model, batch, plans, request, result, at_once, progress)
 
@@ -119,10 +123,11 @@ def _results(
     """The result of every plan, in their order; made as passes end, so that outputs are let go."""
     if at_once is not None and at_once < 1:
         raise InputError(f"at_once={at_once}: at least one condition per pass")
-    conditions = compile_conditions(model, batch, plans, request)
     results: dict[int, T] = {}
-    for group, outputs in SharedPasses(model, request, at_once).run(conditions):
-        for condition, output in zip(group, outputs, strict=True):
-            results[condition.index] = result(output, condition.index)
-        progress("running conditions", len(results), len(plans))
+    with alone(model.hf):
+        conditions = compile_conditions(model, batch, plans, request)
+        for group, outputs in SharedPasses(model, request, at_once).run(conditions):
+            for condition, output in zip(group, outputs, strict=True):
+                results[condition.index] = result(output, condition.index)
+            progress("running conditions", len(results), len(plans))
     return [results[index] for index in range(len(plans))]

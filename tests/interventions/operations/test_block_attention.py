@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from oracles.selected_tokens import (
     pairs,
     visual,
 )
+from oracles.torch_hooks import attached
 from tolerances import ACCUMULATED, EQUAL, MOVED
 
 N = tiny.LAYERS
@@ -114,6 +116,28 @@ def test_forward_equals_weights_zeroed_behind_the_softmax(
     found = model.run(batch, plan, logits="all").logits
     assert float((found - expected)[real].abs().max()) < EQUAL
     assert float((clean - expected)[real].abs().max()) > MOVED
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", ["middle", "ragged"])
+def test_weights_read_in_a_trace_are_those_in_force(twin: Any, name: str, how: str) -> None:
+    model, copied = twin("llama", "eager").model, eager("llama", "eager", twin)
+    batch, layer = encode(model, name), 2
+    blocked = pairs(LAST, VISUAL, batch)
+    mixers = mixers_of(copied, copied.model.language_model.layers)
+    kept: list[Tensor] = []
+    handle = mixers[layer].register_forward_hook(lambda _, __, output: kept.append(output[1]))
+    with torch.no_grad(), knocked(how, {mixers[layer]: blocked}, blocked.any(1)):
+        copied(**batch.inputs, use_cache=False)
+    handle.remove()
+    plan = Plan(BlockAttention(queries="last", keys="visual", layers=layer, **HOW[how]))
+    with model.trace(batch, plan):
+        found = model.layers[layer].self_attn.output[1].save()
+    real = batch.inputs["attention_mask"].bool()
+    assert float((found - kept[0]).transpose(1, 2)[real].abs().max()) < EQUAL
+    with model.trace(batch):
+        clean = model.layers[layer].self_attn.output[1].save()
+    assert float((found - clean).abs().max()) > MOVED
 
 
 GENERATED = {
@@ -302,14 +326,9 @@ def test_the_papers_layer_0_is_two_operations(twin: Any) -> None:
         mixer.register_forward_pre_hook(lambda *_: inside.append(1)),
         mixer.register_forward_hook(lambda *_: inside.clear()),
     ]
-    torch.nn.functional.softmax = softmax
-    try:
-        with torch.no_grad():
-            expected = copied(**batch.inputs).logits
-    finally:
-        torch.nn.functional.softmax = original
-        for handle in handles:
-            handle.remove()
+    swapped = mock.patch.object(torch.nn.functional, "softmax", softmax)
+    with attached(handles), swapped, torch.no_grad():
+        expected = copied(**batch.inputs).logits
     found = model.run(batch, plan, logits="all").logits
     assert float((found - expected).abs().max()) < EQUAL
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,14 +11,13 @@ from torch import Tensor
 import tiny
 from builders.copies import eager_copy, opened, padded, plain
 from builders.generations import generated
-from builders.prompts import encode, marked, singles
+from builders.prompts import called_dead, encode, marked, singles
 from embedlens import (
     Batch,
     InjectTokens,
     InputError,
     Plan,
     PruneTokens,
-    TokenClasses,
     Unsupported,
     VisualLM,
     WithdrawTokens,
@@ -181,18 +179,11 @@ def test_a_batch_generates_what_its_prompts_generate_alone(twin: Any) -> None:
     ):
         ids, logits = generated(model, Plan(operation), batch, 3)
         for row, single in enumerate(singles(model)):
-            part, _ = marked(single)
-            part = single.with_classes(labels(single, gone[row, -single.length :]))
+            part = called_dead(single, gone[row])
             ids_alone, logits_alone = generated(model, Plan(operation), part, 3)
             assert torch.equal(ids_alone[0], ids[row])
             for one, other in zip(logits_alone, logits, strict=True):
                 assert float((one[0] - other[row]).abs().max()) < EQUAL
-
-
-def labels(single: Batch, gone: Tensor) -> TokenClasses:
-    dead = gone[single.visual.position.copy()].numpy()
-    none = np.zeros(len(dead), bool)
-    return TokenClasses({"vit-sink": none, "llm-sink": none, "dead": dead})
 
 
 # ---------------------------------------------------------------- nothing, composition, refusals

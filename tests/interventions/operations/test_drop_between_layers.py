@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +13,8 @@ from torch import Tensor
 
 import tiny
 from builders.copies import eager_copy, opened, padded, plain
-from builders.generations import generated
-from builders.prompts import encode, marked, singles
+from builders.generations import decoded, generated
+from builders.prompts import called_dead, encode, marked, singles
 from embedlens import (
     Batch,
     BlockAttention,
@@ -30,7 +29,6 @@ from embedlens import (
 from embedlens.interventions.engines.payload.drop_between_layers import drop_between_layers
 from embedlens.interventions.program.steps import Drop, Hide, Zero
 from embedlens.lens.runs.program import Pass
-from embedlens.lens.runs.undisturbed import undisturbed
 from families.family import FAMILIES, noise, random_model
 from families.zoo import built
 from oracles.dropped_tokens import ByHand
@@ -232,19 +230,6 @@ def test_pruning_at_a_layer_is_withdrawing_there(twin: Any) -> None:
 # ---------------------------------------------------------------- the sequence and its caches
 
 
-def decoded(model: VisualLM, plan: Plan, batch: Batch, **generation: Any) -> Any:
-    """What transformers' ``generate`` returns under a plan, its cache included."""
-    target = plan.compile(model, batch, Pass("generation")).apply(model.nn)
-    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, **generation}
-    arguments = {**batch.inputs, **settings, "return_dict_in_generate": True, "output_logits": True}
-    arguments["suppress_tokens"] = list(model.anatomy.visual_ids) or None
-    with warnings.catch_warnings(), torch.no_grad(), undisturbed(model.hf):
-        warnings.filterwarnings("ignore", "'.*' was never reached")
-        with target.generate(**arguments) as tracer:
-            out = tracer.result.save()
-    return out
-
-
 def test_layers_below_are_as_ever_and_those_above_are_shorter(twin: Any) -> None:
     model, layer = twin().model, 2
     batch, gone = marked(encode(model, "middle"))
@@ -293,16 +278,10 @@ def test_generations_without_a_cache_and_in_beams_are_the_same(twin: Any, attn: 
         assert max(map(gap, found.logits, expected.logits)) < EQUAL
         beams = decoded(model, leaves(layer), batch, num_beams=3).sequences
         for row, single in enumerate(singles(model)):
-            part, _ = marked(single)
             # Which of its tokens are dead is drawn for the whole batch.
-            dead = gone[row, -single.length :][part.visual.position.copy()].numpy()
-            part = part.with_classes(type(part.classes)({"dead": dead, **none_of(dead)}))
+            part = called_dead(single, gone[row])
             alone = decoded(model, leaves(layer, "mask"), part, num_beams=3).sequences
             assert torch.equal(beams[row, -4:], alone[0, -4:])
-
-
-def none_of(dead: Any) -> dict[str, Any]:
-    return {"vit-sink": dead & False, "llm-sink": dead & False}
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])

@@ -288,11 +288,8 @@ def seen_of(plain: Any, module: Any, batch: Batch, *, output: bool = False) -> T
     "name", ["llava", "gemma3", "qwen2_5_vl", "qwen3_vl", "idefics3", "mistral3", "molmo2"]
 )
 def test_states_of_another_batch_equal_hooks(name: str, attn: str) -> None:
-    batch, donor, (model, plain) = (
-        batch_of(name, attn, True),
-        donor_of(name, attn),
-        pair(name, attn),
-    )
+    batch, donor = batch_of(name, attn, True), donor_of(name, attn)
+    model, plain = pair(name, attn)
     where, theirs = visual_of(batch), visual_of(donor)
     layer = layers_of(plain, name)[1]
     states = seen_of(plain, layer, donor)
@@ -302,13 +299,8 @@ def test_states_of_another_batch_equal_hooks(name: str, attn: str) -> None:
     # ... and with the donor's run in place of its batch, and by the other name for it.
     run = model.run(donor, capture="residual", layers=[1])
     assert_overwritten(name, attn, batch, plan.given(other=run), [edit])
-    assert_overwritten(
-        name,
-        attn,
-        batch,
-        Plan(ReplaceTokens(by="other", layers=1, states="other")).given(other=donor),
-        [edit],
-    )
+    plan = Plan(ReplaceTokens(by="other", layers=1, states="other")).given(other=donor)
+    assert_overwritten(name, attn, batch, plan, [edit])
     mean = states[theirs].double().mean(0)
     edit = Overwrite(layer, lambda s, _: mean.expand_as(s), where)
     plan = Plan(ReplaceTokens(by="mean", layers=1, states="set"))
@@ -327,11 +319,8 @@ def test_states_of_another_batch_equal_hooks(name: str, attn: str) -> None:
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("name", ["llava", "gemma3", "idefics3", "mistral3"])
 def test_addends_of_another_batch_equal_hooks(name: str, site: str) -> None:
-    batch, donor, (_, plain) = (
-        batch_of(name, "sdpa", True),
-        donor_of(name, "sdpa"),
-        pair(name, "sdpa"),
-    )
+    batch, donor = batch_of(name, "sdpa", True), donor_of(name, "sdpa")
+    _, plain = pair(name, "sdpa")
     source, target = (sublayer(plain, name, layer, site) for layer in (2, 1))
     states = seen_of(plain, source, donor, output=True)
     edit = Overwrite(target, lambda *_: states[visual_of(donor)], visual_of(batch), output=True)

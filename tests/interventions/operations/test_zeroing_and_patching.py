@@ -30,6 +30,7 @@ from embedlens import (
 from embedlens.lens.runs.program import Pass
 from oracles.decoder import Cache, Decoder, entering
 from oracles.selected_tokens import BOX, EVERY, IMAGE_1, LAST, NOT_BOX, TEXT, VISUAL, Tokens, visual
+from oracles.torch_hooks import attached, entered
 from oracles.zeroed_and_patched import (
     GENERATION,
     Edit,
@@ -41,17 +42,10 @@ from oracles.zeroed_and_patched import (
     patch,
     plan_of,
     stepwise,
-    stream,
 )
 from tolerances import ACCUMULATED, EQUAL, MOVED
 
 N = tiny.LAYERS
-
-
-# ---------------------------------------------------------------- positions, worked out by hand
-
-
-# ---------------------------------------------------------------- the oracle
 
 
 def worst(found: Tensor, expected: Tensor, keep: Tensor) -> float:
@@ -460,9 +454,8 @@ def test_captured_addends_are_what_the_layer_adds(twin: Any, attn: str) -> None:
                     into.append(output[0] if isinstance(output, tuple) else output)
 
                 handles.append(site.register_forward_hook(keep))
-        pair.plain(**batch.inputs, use_cache=False)
-    for handle in handles:
-        handle.remove()
+        with attached(handles):
+            pair.plain(**batch.inputs, use_cache=False)
     run = pair.model.run(
         batch, plan_of(edits), capture=("residual", "attention", "ffn"), tokens="all"
     )
@@ -498,7 +491,7 @@ def test_gradients_flow_through_a_plan(twin: Any) -> None:
     kept: list[Tensor] = []
 
     def enter(_: Any, args: Any, kwargs: Any) -> Any:
-        kept.append(stream(args, kwargs).detach().requires_grad_())
+        kept.append(entered(args, kwargs).detach().requires_grad_())
         return (kept[0], *args[1:]), kwargs
 
     def zero(_: Any, __: Any, output: Tensor) -> Tensor:
@@ -508,10 +501,9 @@ def test_gradients_flow_through_a_plan(twin: Any) -> None:
         layers[1].register_forward_pre_hook(enter, with_kwargs=True),
         layers[2].mlp.register_forward_hook(zero),
     ]
-    logits = pair.plain(**batch.inputs, use_cache=False).logits
+    with attached(handles):
+        logits = pair.plain(**batch.inputs, use_cache=False).logits
     (expected,) = torch.autograd.grad(logits[0, -1, 7], kept)
-    for handle in handles:
-        handle.remove()
     model = pair.model
     with model.trace(batch, plan_of([ffn(2)]), grad=True):
         entering = model.layers[1].input

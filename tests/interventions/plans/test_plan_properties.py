@@ -14,7 +14,6 @@ from typing import Any
 
 import jsonschema
 import numpy as np
-import pytest
 import torch
 import yaml
 from hypothesis import HealthCheck, assume, example, given, settings
@@ -51,12 +50,6 @@ REPEATABLE: dict[str, Any] = {
     "suppress_health_check": list(HealthCheck),
 }
 ROWS = {"middle": (0,), "two": (1, 2), "short": (3,), "end": (4,)}
-
-
-@pytest.fixture(scope="module")
-def model(twin: Any) -> VisualLM:
-    found: VisualLM = twin().model
-    return found
 
 
 @functools.cache

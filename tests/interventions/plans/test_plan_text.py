@@ -20,7 +20,16 @@ from embedlens import (
     WithdrawTokens,
     ZeroFFN,
 )
-from embedlens.interventions import Box, FrameIs, ImageIs, Name, Random, TileIs, parse_selector
+from embedlens.interventions import (
+    Box,
+    FrameIs,
+    ImageIs,
+    Name,
+    Random,
+    Selector,
+    TileIs,
+    parse_selector,
+)
 from embedlens.interventions.operations import OPERATIONS
 from embedlens.interventions.plans.schema import PUBLISHED, schema_text
 
@@ -301,3 +310,20 @@ def test_no_text_makes_the_reader_fail(text: str) -> None:
 def test_selectors_that_make_no_sense_cannot_be_built(make: Any) -> None:
     with pytest.raises(InputError):
         make()
+
+
+def test_a_selector_of_ones_own_is_refused_where_it_is_given() -> None:
+    """It has no text, so a plan with it could not be written down."""
+
+    class Brightest(Selector):
+        def select(self, batch: Any) -> Any:
+            raise AssertionError("never asked")
+
+    class Disguised(Brightest):
+        def __str__(self) -> str:
+            return "visual"
+
+    for selector in (Brightest(), Disguised(), Name("visual") & Disguised()):
+        with pytest.raises(InputError, match=r"(Brightest|Disguised|And) cannot be written down"):
+            ZeroFFN(tokens=selector)
+    assert str(ZeroFFN(tokens=Name("visual") & ~Name("dead")).tokens) == "visual & ~dead"

@@ -10,6 +10,7 @@ import pytest
 import tiny
 from embedlens import (
     AblateAttention,
+    AddDirection,
     Batch,
     BlockAttention,
     InjectTokens,
@@ -26,12 +27,6 @@ from embedlens import (
 from embedlens.interventions.operations import OPERATIONS
 
 N = tiny.LAYERS
-
-
-@pytest.fixture(scope="module")
-def model(twin: Any) -> VisualLM:
-    found: VisualLM = twin().model
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +132,11 @@ SENTENCES: dict[str, tuple[Any, str]] = {
         "1); entering layer 2, they get the states with which they entered layer 0, each with the "
         "median norm of the others; all others keep their positions.",
     ),
+    "add": (
+        AddDirection(vector="v", factor=-2, layers="1-2"),
+        "-2 times the vector 'v' is added to",
+    ),
+    "written-vector": (ReplaceTokens(by="vector", vector="v"), "is replaced by the vector 'v'"),
     "inject-nothing": (InjectTokens(layer=0), "nothing changes"),
     "inject-scaled": (InjectTokens(layer=0, norm="rescaled"), "one factor per sample"),
 }

@@ -22,6 +22,8 @@ from embedlens import (
     PatchTokens,
     Plan,
     PruneTokens,
+    ReplaceTokens,
+    ScaleTokens,
     TokenClasses,
     VisualLM,
     WithdrawTokens,
@@ -31,12 +33,6 @@ from embedlens.interventions import Box, ImageIs, Name, Random, Selector, parse_
 from embedlens.interventions.selectors.layers import Layers
 
 NAMES = ("visual", "text", "bos", "last", "generated", "sink", "vit-sink", "dead", "alive")
-
-
-@pytest.fixture
-def model(twin: Any) -> VisualLM:
-    found: VisualLM = twin().model
-    return found
 
 
 @pytest.fixture
@@ -258,3 +254,27 @@ def test_operations_cannot_be_changed() -> None:
     operation = ZeroFFN()
     with pytest.raises(ValueError, match="frozen"):
         operation.layers = "last"  # type: ignore[misc]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    one, two = np.int64(1), np.int32(2)
+    plan = Plan(
+        ZeroFFN(layers=[one, two]),
+        ZeroFFN(layers=two),
+        PatchTokens(source=one, target=two),
+        ScaleTokens(factor=np.float32(0.5)),
+        ReplaceTokens(by="noise", seed=one),
+    )
+    plain = Plan(
+        ZeroFFN(layers=[1, 2]),
+        ZeroFFN(layers=2),
+        PatchTokens(source=1, target=2),
+        ScaleTokens(factor=0.5),
+        ReplaceTokens(by="noise", seed=1),
+    )
+    assert plan == plain
+    assert plan.to_yaml() == plain.to_yaml()
+    with pytest.raises(InputError):
+        ZeroFFN(layers=[np.float64(1.5)])
+    with pytest.raises(InputError):
+        PatchTokens(source=np.bool_(True), target=1)

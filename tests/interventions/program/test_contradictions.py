@@ -34,12 +34,6 @@ BACK = {"source": 3, "target": 1}
 
 
 @pytest.fixture(scope="module")
-def model(twin: Any) -> VisualLM:
-    found: VisualLM = twin().model
-    return found
-
-
-@pytest.fixture(scope="module")
 def batch(model: VisualLM) -> Batch:
     images = [[tiny.image(0)], [tiny.image(1), tiny.image(2)]]
     return model.encode(images, [tiny.PROMPTS["middle"], tiny.PROMPTS["two"]])

@@ -37,6 +37,7 @@ from families.family import FAMILIES
 from families.zoo import built, visual_lm
 from oracles.declared import Hooks
 from oracles.dropped_tokens import ByHand
+from oracles.torch_hooks import attached
 
 N = tiny.LAYERS
 # Grouped keys, gated FFNs, sandwich norms, fused projections, wide heads, experts.
@@ -288,14 +289,10 @@ def test_keys_are_used_where_their_gradient_is_not_zero(name: str) -> None:
             mixer.v_proj.register_forward_hook(lambda _, __, out, probe=probe: out + probe),
             mixer.register_forward_hook(lambda _, __, out, to=gathered: to.append(out[0])),
         ]
-        try:
-            with torch.enable_grad():
-                plain(**batch.inputs)
-                gathered[0][0, position].sum().backward()
-        finally:
-            for handle in handles:
-                handle.remove()
-            plain.zero_grad()
+        with attached(handles), torch.enable_grad():
+            plain(**batch.inputs)
+            gathered[0][0, position].sum().backward()
+        plain.zero_grad()
         assert probe.grad is not None
         used = probe.grad[0].abs().amax(-1) > 0
         visible = visible_pairs(Target(model, batch, Pass("forward")))
@@ -391,14 +388,10 @@ def against_gradients(pair: Any, padded: Batch, plan: Plan) -> None:
     for operation in operations:
         if N - 1 in operation.absent(N):
             read &= ~hooks.mask(getattr(operation, "tokens", "visual"))
-    try:
-        with torch.enable_grad():
-            logits, _ = hooks.logits(operations, grad=True)
-            (logits[read] * torch.randn(logits.shape[-1])).sum().backward()
-    finally:
-        for handle in handles:
-            handle.remove()
-        plain.zero_grad()
+    with attached(handles), torch.enable_grad():
+        logits, _ = hooks.logits(operations, grad=True)
+        (logits[read] * torch.randn(logits.shape[-1])).sum().backward()
+    plain.zero_grad()
     for (name, layer), zeros in probes.items():
         used = torch.zeros_like(hooks.real) if zeros.grad is None else zeros.grad.abs().amax(-1) > 0
         expected = torch.from_numpy(getattr(flow, name)[layer][:, :-1])

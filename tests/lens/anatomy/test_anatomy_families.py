@@ -15,6 +15,7 @@ from embedlens import Anatomy, InputError, Unsupported
 from embedlens.lens.anatomy import verification
 from families.sublayers import ADDENDS
 from families.zoo import READABLE, REFUSED, UNEXPLAINED, anatomy, built
+from oracles.torch_hooks import attached
 from tolerances import ACCUMULATED, MEASURED
 
 # What is particular about families, as measured for transformers 5.23 by hand; all of it.
@@ -72,11 +73,8 @@ def listening(model: Any, hooks: dict[str, Any], *, before: bool = False) -> Ite
         else modules[path].register_forward_hook(hook)
         for path, hook in hooks.items()
     ]
-    try:
+    with attached(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def first(value: Any) -> Tensor:

@@ -109,12 +109,6 @@ def test_a_moving_picture_is_a_video_of_its_frames() -> None:
 # ---------------------------------------------------------------- conversations
 
 
-@pytest.fixture
-def model(twin: Any) -> VisualLM:
-    found: VisualLM = twin().model
-    return found
-
-
 def said(text: str, *images: Any) -> list[dict[str, Any]]:
     parts = [{"type": "image", **({"image": i} if i is not None else {})} for i in images]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]

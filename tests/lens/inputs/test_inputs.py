@@ -34,12 +34,6 @@ from tolerances import EQUAL, PREPARED
 SIDE, CELLS = tiny.SIDE, tiny.CELLS
 
 
-@pytest.fixture
-def model(twin: Any) -> VisualLM:
-    found: VisualLM = twin().model
-    return found
-
-
 # ---------------------------------------------------------------- where the visual tokens are
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from embedlens import Markers, TokenClasses, VisualLM
+from embedlens import InputError, Markers, TokenClasses, VisualLM
 from embedlens.lens.scenes import scenes
 from tolerances import EQUAL, LARGE
 
@@ -197,3 +197,12 @@ def test_ground_truth_agrees_on_held_out_scenes(shipped: VisualLM) -> None:
     truth = np.concatenate([scene.labels().reshape(-1) for scene in judged])
     assert marked[truth == -1].mean() > 0.75
     assert marked[truth >= 0].mean() < 0.1
+
+
+def test_an_image_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    """All of it would recur, and all of its tokens would be called dead."""
+    model = planted("dead")
+    IMAGES[0].save(tmp_path / "again.png")
+    for again in (IMAGES[0].copy(), tmp_path / "again.png"):
+        with pytest.raises(InputError, match="the same image is given twice"):
+            Markers.discover(model, [IMAGES[0], IMAGES[1], again])

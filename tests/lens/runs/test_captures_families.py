@@ -13,6 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from embedlens import Unsupported, VisualLM
 from families.zoo import READABLE, WITH_PROCESSOR, built, visual_lm
+from oracles.torch_hooks import attached, entered
 from tolerances import ACCUMULATED, EQUAL, LARGE, MEASURED
 
 # Its generate() takes no logits processor.
@@ -26,8 +27,8 @@ def streams(model: Any, paths: list[str]) -> Iterator[dict[str, tuple[Tensor, Te
 
     def hook(path: str) -> Any:
         def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            entering = args[0] if args else kwargs["hidden_states"]
-            kept[path] = (entering, output if isinstance(output, Tensor) else output[0])
+            left = output if isinstance(output, Tensor) else output[0]
+            kept[path] = (entered(args, kwargs), left)
 
         return keep
 
@@ -35,11 +36,8 @@ def streams(model: Any, paths: list[str]) -> Iterator[dict[str, tuple[Tensor, Te
         model.get_submodule(path).register_forward_hook(hook(path), with_kwargs=True)
         for path in paths
     ]
-    try:
+    with attached(handles):
         yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @pytest.mark.parametrize("name", READABLE)

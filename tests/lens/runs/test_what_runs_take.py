@@ -1,0 +1,45 @@
+"""Layers, tokens and answers in the forms that people have them in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from builders.prompts import tiny_batch
+from embedlens import InputError, VisualLM
+from embedlens.lens.runs.captures import capture_positions
+
+
+@pytest.fixture
+def model(twin: Any) -> VisualLM:
+    found: VisualLM = twin().model
+    return found
+
+
+@pytest.mark.parametrize(
+    "layers", [np.arange(1, 3), [np.int64(1), np.int32(2)], range(1, 3), {2, 1}]
+)
+def test_layers_may_be_any_collection_of_whole_numbers(model: VisualLM, layers: Any) -> None:
+    run = model.run(tiny_batch(model), capture="residual", layers=layers)
+    assert [*run.residual] == [1, 2]
+
+
+def test_a_mask_may_be_a_tensor(model: VisualLM) -> None:
+    batch = tiny_batch(model)
+    mask = batch.inputs["attention_mask"].bool()
+    found = model.run(batch, capture="ffn", layers=[1], tokens=mask).ffn[1]
+    assert torch.equal(found, model.run(batch, capture="ffn", layers=[1], tokens="all").ffn[1])
+
+
+def test_other_forms_are_refused_in_one_line(model: VisualLM) -> None:
+    batch = tiny_batch(model)
+    with pytest.raises(InputError, match="a mask must be boolean"):
+        capture_positions(batch, np.ones((2, 2), dtype=bool))
+    image = tiny.VOCABULARY.index("<image>")
+    for answers in ([[3], [image], [5]], ["a", "<image>", "b"]):
+        with pytest.raises(InputError, match="placeholder of an image"):
+            model.score(batch, answers)
