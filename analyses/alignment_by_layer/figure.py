@@ -1,4 +1,6 @@
-"""The picture of alignment: cosine and norm against the text states of every layer."""
+"""The picture of alignment: every measure beside the curves of text, and norms."""
+
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -7,52 +9,68 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from ..analysis import Result
 from ..figures.curves import curve, layer_axis
-from ..figures.style import ACCENT, CHANCE, MUTED, SECOND, THIRD, new_figure, style, tidy
+from ..figures.style import ACCENT, CHANCE, INK, MUTED, SECOND, THIRD, new_figure, style, tidy
 from ..rows import one, select
+from .answer import answer
+from .curves_by_layer import CENTRED, CKA, NEIGHBOURS, RAW, STANDARDISED, Measure
 
-_COLORS = {"entry": ACCENT, "same layer": SECOND}
+_PANELS = {
+    STANDARDISED: ("a  Standardised cosine", "largest, to a text state"),
+    RAW: ("b  Raw cosine", "largest, to a text state"),
+    CENTRED: ("c  Centred cosine", "largest, to a text state"),
+    CKA: ("d  CKA", "of dimensions"),
+    NEIGHBOURS: ("e  Mutual neighbours", "share of tokens"),
+}
+_REFERENCE: dict[str, Any] = {"color": "#B8B8B8", "linewidth": 0.6, "zorder": 1}
 
 
 def draw_alignment(result: Result) -> Figure:
-    """Three panels: raw and centred cosines with their chance level, and norms."""
+    """Six panels: five measures with their references and chance levels, and norms."""
     frame = result.frame
+    named = answer(frame).kind == "layer"
     with style():
-        figure = new_figure(3.0)
-        raw, centred, norms = figure.subplots(1, 3)
-        _cosines(raw, frame, centred=False)
-        raw.set(title="a  Direction, raw", ylabel="largest cosine to a text state")
-        _cosines(centred, frame, centred=True)
-        centred.set(title="b  Direction, centred")
-        top = max(raw.get_ylim()[1], centred.get_ylim()[1])
-        for axes in (raw, centred):
-            axes.set_ylim(0, top)
+        figure = new_figure(5.0)
+        panels = figure.subplots(2, 3).flat
+        for measure in _PANELS:
+            axes = next(panels)
+            _measure(axes, frame, measure, named=named)
+            title, label = _PANELS[measure]
+            axes.set(title=title, ylabel=label)
+        norms = next(panels)
         _norms(norms, frame)
-        handles, names = raw.get_legend_handles_labels()
-        more, more_names = norms.get_legend_handles_labels()
-        figure.legend(handles + more, names + more_names, loc="outside lower center", ncols=3)
+        legend: dict[str, Any] = {}
+        for axes in figure.axes:
+            handles, names = axes.get_legend_handles_labels()
+            legend |= dict(zip(names, handles, strict=True))
+        figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3)
     return figure
 
 
-def _cosines(axes: Axes, frame: pd.DataFrame, *, centred: bool) -> None:
-    chosen = select(frame, centred=centred)
-    for comparison, color in _COLORS.items():
-        rows = select(chosen, comparison=comparison, measure="cosine")
-        own = select(rows, states="visual")
-        label = {"entry": "visual tokens at entry", "same layer": "visual states, same layer"}
-        curve(axes, own, color, label=label[comparison])
-        peak = int(one(chosen, comparison=comparison, measure="peak layer")["value"])
-        axes.plot(
-            peak,
-            one(own, layer=peak)["value"],
-            "o",
-            markersize=9,
-            markerfacecolor="none",
-            markeredgecolor=color,
-            markeredgewidth=1.2,
-            label="peak" if comparison == "entry" else None,
-        )
-    chance = select(rows, states="random")
-    axes.plot(chance["layer"].astype(int), chance["value"], label="random vectors", **CHANCE)
+def _measure(axes: Axes, frame: pd.DataFrame, measure: Measure, *, named: bool) -> None:
+    """One measure: text of every layer in grey, that of the named one dark, tokens in colour."""
+    where: dict[str, object] = {"measure": measure.name}
+    if measure.centred is not None:
+        where["centred"] = measure.centred
+    chosen = select(frame, **where)
+    entry = select(chosen, comparison="entry")
+    references = select(entry, states="reference")
+    for number, (_, rows) in enumerate(references.groupby("of_layer")):
+        label = None if number else "text of each layer"
+        axes.plot(rows["layer"].astype(int), rows["value"], label=label, **_REFERENCE)
+    if named:
+        by = {"by" if key == "measure" else key: value for key, value in where.items()}
+        layer = int(one(frame, **by, measure="nearest layer")["value"])
+        rows = select(references, of_layer=layer)
+        x = rows["layer"].astype(int)
+        axes.plot(x, rows["value"], color=INK, linewidth=1.0, label="text of the nearest layer")
+    own, same = (
+        select(part, states="visual") for part in (entry, select(chosen, comparison="same layer"))
+    )
+    curve(axes, own, ACCENT, label="visual tokens at entry")
+    curve(axes, same, SECOND, label="visual states, same layer")
+    chance = select(entry, states="random")
+    x = chance["layer"].astype(int)
+    axes.plot(x, chance["value"], label="dimensions shuffled", **CHANCE)
     axes.margins(y=0.1)
     axes.set_ylim(bottom=0)
     layer_axis(axes, frame["layer"])
@@ -70,7 +88,7 @@ def _norms(axes: Axes, frame: pd.DataFrame) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set(title="c  Norm", ylabel="median L2 norm (log scale)")
+    axes.set(title="f  Norm", ylabel="median L2 norm (log scale)")
     layer_axis(axes, frame["layer"])
     tidy(axes)
     axes.plot([], [], color=MUTED, linewidth=0.8, linestyle=":", label="norm-matched layer")

@@ -1,74 +1,85 @@
-"""What alignment says: the layer that visual tokens resemble, by direction and by norm."""
+"""What alignment says: the layer that visual tokens resemble, or that there is none."""
 
-from typing import NamedTuple
+from typing import Any
+
+import pandas as pd
 
 from ..analysis import Analysis, Result, register
-from ..claim import ABSTRACT, SECOND_HAND, Claim
-from ..numbers_in_words import apart, depth, estimate, number
-from ..rows import one
-from ..statistics import Verdict
+from ..numbers_in_words import apart, depth, estimate, listing, number, p_value, percent, share
+from ..rows import one, select
+from .answer import Answer, answer
+from .claims import Norms, claims, direction_in_words
+from .curves_by_layer import STANDARDISED
 from .figure import draw_alignment
 from .measure import alignment
-
-_CLOSE = 1.5  # how many times the smaller of two norms the larger may be, to be called close
-
-
-class _Norms(NamedTuple):
-    """Median norms of entering tokens and of the layer of text that is nearest by norm."""
-
-    layer: int
-    entry: float
-    text: float
-
-    @property
-    def close(self) -> bool:
-        return max(self.entry, self.text) <= _CLOSE * min(self.entry, self.text)
-
-
-def _norms(result: Result) -> _Norms:
-    layer = int(one(result.frame, measure="norm-matched layer")["value"])
-    entry = one(result.frame, measure="norm", states="entry", layer=0)["value"]
-    text = one(result.frame, measure="norm", states="text", layer=layer)["value"]
-    return _Norms(layer, float(entry), float(text))
-
-
-def _peak(result: Result, *, centred: bool) -> int:
-    """The layer whose text states entering tokens are nearest to by direction."""
-    where = {"measure": "peak layer", "comparison": "entry", "centred": centred}
-    return int(one(result.frame, **where)["value"])
 
 
 def _findings(result: Result) -> list[str]:
     frame, last = result.frame, int(result.meta["layers"])
-    said = []
-    for centred, sort in ((False, "raw"), (True, "mean-centred")):
-        peak = _peak(result, centred=centred)
-        place = {"measure": "cosine", "comparison": "entry", "centred": centred, "layer": peak}
-        own = one(frame, **place, states="visual")
-        chance = one(frame, **place, states="random")
-        said.append(
-            f"By {sort} direction, entering tokens are nearest to the text states of layer {peak} "
-            f"(mean largest cosine {estimate(own)}, random vectors {estimate(chance)}), "
-            f"{_against_the_paper(peak, last)}."
-        )
-    same = {"measure": "cosine", "comparison": "same layer", "centred": True, "states": "visual"}
+    found = answer(frame)
+    said = [_direction(found, result)]
+    if found.kind == "layer":
+        rows = select(frame, measure="nearest layer")
+        others = [_other(row) for _, row in rows[rows["by"] != STANDARDISED.name].iterrows()]
+        said.append(f"By other measures: {listing(others)}.")
+    same = {"measure": STANDARDISED.name, "comparison": "same layer", "states": "visual"}
     first, end = one(frame, **same, layer=0), one(frame, **same, layer=last)
-    turn = {1: "rises", 0: "hardly moves", -1: "falls"}[apart(end, first)]
-    said.append(
-        f"Inside the model, the centred cosine of visual and text states of one layer {turn} from "
-        f"{estimate(first)} to {estimate(end)}."
-    )
-    norms = _norms(result)
+    if first["value"] == first["value"]:
+        turn = {1: "rises", 0: "hardly moves", -1: "falls"}[apart(end, first)]
+        said.append(
+            f"Inside the model, the standardised cosine of visual and text states of one layer "
+            f"{turn} from {estimate(first)} to {estimate(end)}."
+        )
+    norms = Norms.of(result)
     said.append(
         f"By norm, entering tokens (median {number(norms.entry, 1)}) are nearest to the text "
         f"states of layer {norms.layer} (median {number(norms.text, 1)})"
         + (
             f", {_against_the_paper(norms.layer, last)}."
+            if norms.close and found.kind in ("layer", "none")
+            else ", which says nothing of tokens that are not aligned."
             if norms.close
             else ", but no layer is close."
         )
     )
     return said
+
+
+def _direction(found: Answer, result: Result) -> str:
+    """The layer, or why none is named."""
+    last, p = int(result.meta["layers"]), p_value(found.p)
+    if found.kind == "layer":
+        return (
+            f"By direction, entering tokens are like text: {direction_in_words(found, last)}, "
+            f"{_against_the_paper(int(found.layer['value']), last)}; layers within one of it "
+            f"explain {percent(found.share['value'])} of what they have above chance ({p})."
+        )
+    if found.kind == "none":
+        return (
+            f"Entering tokens are nearer to text than chance ({p}), but no layer stands out: "
+            f"those within one of the nearest explain {share(found.share)} of it, and two "
+            "thirds are asked."
+        )
+    if found.kind == "chance":
+        return (
+            "Entering tokens are not aligned with the text of any layer above chance: with their "
+            f"dimensions shuffled they come as near ({p})."
+        )
+    if found.kind == "few":
+        return (
+            f"Of {result.meta['images']} images no layer is named: eight are the fewest for an "
+            "interval."
+        )
+    return "There is no layer to name: it takes several visual tokens, and two sentences or more."
+
+
+def _other(row: "pd.Series[Any]") -> str:
+    """What another measure says: one layer or a range of them."""
+    known, centred = row["low"] == row["low"], row["centred"]
+    sort = "" if centred is pd.NA else "centred " if centred else "raw "
+    low, high = (f"{row[end]:.0f}" for end in ("low", "high"))
+    where = f"layers {low} to {high}" if low != high else f"layer {low}"
+    return f"{sort}{row['by']} {where if known else 'no layer'}"
 
 
 def _against_the_paper(layer: int, last: int) -> str:
@@ -81,42 +92,13 @@ def _against_the_paper(layer: int, last: int) -> str:
     }[depth(layer, last)]
 
 
-def _claims(result: Result) -> list[Claim]:
-    last = int(result.meta["layers"])
-    peaks = [_peak(result, centred=centred) for centred in (False, True)]
-    verdicts = {_in_the_middle(peak, last) for peak in peaks}
-    norms = _norms(result)
-    return [
-        Claim(
-            "Alive tokens align with intermediate layers rather than with the input embeddings "
-            "(here: by direction).",
-            ABSTRACT,
-            f"nearest layer {peaks[0]} raw, {peaks[1]} centred, of 0 to {last}",
-            verdicts.pop() if len(verdicts) == 1 else "undecided",
-        ),
-        Claim(
-            "Norms of entering visual tokens match those of text in middle layers.",
-            SECOND_HAND,
-            f"nearest layer {norms.layer}: text {number(norms.text, 1)}, visual "
-            f"{number(norms.entry, 1)}",
-            _in_the_middle(norms.layer, last) if norms.close else "differs",
-        ),
-    ]
-
-
-def _in_the_middle(layer: int, last: int) -> Verdict:
-    place = depth(layer, last)
-    if place == "middle":
-        return "agrees"
-    return "differs" if place in ("embedding", "end") else "undecided"
-
-
 def _data(result: Result) -> str:
     meta = result.meta
     kind = "visual tokens" if meta["tokens"] == "visual" else f"{meta['tokens']} visual tokens"
     return (
         f"Here: {meta['visual_tokens']} {kind} of {meta['images']} image(s), "
-        f"and {meta['text_tokens']} text tokens of {meta['texts']} sentences without images."
+        f"and {meta['text_tokens']} text tokens of {meta['texts']} sentences without images; left "
+        f"out as sinks: {meta['visual_sinks']} visual and {meta['text_sinks']} text tokens."
     )
 
 
@@ -128,13 +110,17 @@ ALIGNMENT = Analysis(
     order=50,
     heading="Which layer’s text states do visual tokens resemble?",
     method="For every visual token the largest cosine to any text state of a layer, averaged; once "
-    "for the tokens as they enter the model, once for their own states at that layer. Centring "
-    "takes each side’s mean away, since deep states share directions that inflate every cosine; "
-    "random vectors show what chance gives.",
-    caption="(a, b) Direction, with 95 % bands over images; circles mark the peaks. (c) Median "
-    "norms with the quartiles of the tokens; layer l is the residual stream entering it.",
+    "for the tokens as they enter the model, once for their own states at that layer. "
+    "Standardised: unit vectors less their mean, every dimension over its spread in the text. Text "
+    "of every layer, put in the visual tokens’ place and compared with the other sentences, shows "
+    "what the curve of each layer looks like; the nearest layer is that of the most similar curve. "
+    "It is named only if shuffled dimensions come less near, and layers within one explain two "
+    "thirds of the curve.",
+    caption="(a–e) Grey: text of every layer; bands are 95 % over images. CKA and mutual "
+    "neighbours compare an image’s standardised directions with the text’s. (f) Median norms with "
+    "the quartiles of the tokens; layer l is the residual stream entering it.",
     findings=_findings,
-    claims=_claims,
+    claims=claims,
     data=_data,
     claims_order=30,
 )

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from embedlens.analyses import Result, find
+from embedlens.analyses.alignment_by_layer.answer import answer
 from embedlens.analyses.report.demo import PROMPT, true_content, true_words
 from embedlens.analyses.rows import one, select
 from embedlens.lens import VisualLM
@@ -117,7 +118,8 @@ def test_the_image_matters_to_the_answers(demo: Demo) -> None:
 
 def test_entering_tokens_are_nearer_to_text_than_chance(demo: Demo) -> None:
     frame = demo.result("alignment").frame
-    place = {"measure": "cosine", "comparison": "entry", "centred": True, "layer": 0}
+    place = {"measure": "cosine", "comparison": "entry", "centred": True, "layer": 1}
+    assert answer(frame).p < 0.05
     assert (
         one(frame, **place, states="visual")["low"] > one(frame, **place, states="random")["high"]
     )

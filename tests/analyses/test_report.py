@@ -74,7 +74,8 @@ def written(result: Result) -> set[str]:
     )
     counts = [value for value in result.meta.values() if type(value) is int]
     more = told_beside_the_table(result) if result.name == "ablation" else []
-    forms |= {f"{p:.3f}" for p in more} | {"0.001"}
+    ps = result.frame["value"].dropna() if "value" in result.frame else []
+    forms |= {f"{p:.3f}" for p in (*more, *ps)} | {"0.001"}
     for value in [*values, *counts, *more]:
         for form in (f"{value:.0f}", f"{value:.1f}", f"{value:.2f}", f"{100 * value:.1f}"):
             forms |= {form.lstrip("-"), form}
@@ -107,7 +108,12 @@ def test_words_are_counted_and_their_cosine_is_the_median() -> None:
         (alignment(peak=0), "where the paper argues for intermediate", "as the paper argues"),
         (alignment(peak=2), "an intermediate layer, as the paper argues", "the paper argues for"),
         (alignment(peak=LAYERS), "the end of the model, where the paper", "as the paper argues"),
-        (alignment(), "but no layer is close", "nothing"),
+        (alignment(p=0.3), "not aligned with the text of any layer above chance", "nearest layer"),
+        (alignment(explained=0.6), "but no layer stands out: those within one", "nearest layer"),
+        (alignment(), "explain 97.1 % of what they have above chance (p = 0.025)", "stands out"),
+        (alignment(), "By other measures: raw cosine layer 0, centred", "no layer stands"),
+        (alignment(), "but no layer is close", "says nothing"),
+        (alignment(2, (0.8, 16.1, 47.0, 52.1, 57.3), p=0.3), "which says nothing", "as the paper"),
         (alignment(2, (0.8, 16.1, 47.0, 52.1, 57.3)), "of layer 1 (median 16.1), an", "is close"),
         (lens_hits(), "so the words come from the patch itself", "come from luck"),
         (lens_hits(embed=0.1), "which is not clearly different", "so the words come"),
@@ -208,6 +214,9 @@ def verdict(part: str, *results: Result) -> Claim:
         ("intermediate layers", alignment(LAYERS), "differs"),
         ("Norms of entering", alignment(0, (0.8, 16.1, 47.0, 52.1, 57.3)), "agrees"),
         ("Norms of entering", alignment(), "differs"),
+        ("intermediate layers", alignment(2, p=0.3), "undecided"),
+        ("intermediate layers", alignment(2, explained=0.6), "undecided"),
+        ("Norms of entering", alignment(0, (0.8, 16.1, 47.0, 52.1, 57.3), p=0.3), "undecided"),
         ("carry meaning", lens_hits(), "agrees"),
         ("carry meaning", lens_hits(embed=0.1), "differs"),
         ("carry meaning", lens_hits(embed=0.15), "undecided"),

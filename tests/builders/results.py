@@ -129,19 +129,36 @@ def class_agreement() -> Result:
 
 
 def alignment(
-    peak: int = 0, text_norms: tuple[float, ...] = (0.8, 39.5, 47.0, 52.1, 57.3)
+    peak: int = 0,
+    text_norms: tuple[float, ...] = (0.8, 39.5, 47.0, 52.1, 57.3),
+    p: float = 0.025,
+    explained: float = 0.971,
 ) -> Result:
+    layers = np.arange(LAYERS + 1)
+    reference = 0.916 - 0.083 * np.abs(layers[:, None] - layers)
+    chance = 0.163 + 0.002 * layers
+    observed = chance + 0.3 * (reference[peak] - chance)
     rows: list[dict[str, Any]] = []
-    for comparison in ("entry", "same layer"):
-        for centred in (False, True):
-            place = {"comparison": comparison, "centred": centred}
-            top = peak if comparison == "entry" else LAYERS
-            for layer in range(LAYERS + 1):
-                value = 0.361 - 0.021 * abs(layer - top) - 0.043 * centred
-                common = {"measure": "cosine", **place, "layer": layer}
-                rows.append({**common, "states": "visual", **around(value)})
-                rows.append({**common, "states": "random", **around(0.163 + 0.002 * layer)})
-            rows.append({"measure": "peak layer", **place, "states": "visual", "value": float(top)})
+    kinds = [("cosine", False), ("cosine", True)]
+    kinds += [(name, None) for name in ("standardised cosine", "CKA", "mutual neighbours")]
+    for measure, centred in kinds:
+        for comparison in ("entry", "same layer"):
+            place = {"measure": measure, "comparison": comparison, "centred": centred}
+            own = observed if comparison == "entry" else chance + 0.05 + 0.04 * layers
+            for states, curve in (("visual", own), ("random", chance)):
+                rows += [
+                    {**place, "states": states, "layer": layer, **around(value)}
+                    for layer, value in enumerate(curve)
+                ]
+            for (of_layer, layer), value in np.ndenumerate(reference):
+                at = {"of_layer": of_layer, "layer": layer, "value": value}
+                rows.append({**place, "states": "reference", **at})
+        by = {"by": measure, "centred": centred}
+        at = dict.fromkeys(("value", "low", "high"), float(peak))
+        rows.append({"measure": "nearest layer", **by, **at})
+    by = {"by": "standardised cosine"}
+    rows.append({"measure": "share within one layer", **by, **around(explained)})
+    rows.append({"measure": "chance p", **by, "value": p})
     for layer, length in enumerate(text_norms):
         for states, value in (("text", length), ("visual", 16.0 + layer), ("entry", 15.8)):
             row = {"measure": "norm", "states": states, "layer": layer, **around(value, 1)}
@@ -149,10 +166,20 @@ def alignment(
     matched = float(np.abs(np.array(text_norms) - 15.8).argmin())
     rows.append({"measure": "norm-matched layer", "states": "text", "value": matched})
     frame = pd.DataFrame(rows)
-    frame["layer"] = frame["layer"].astype("Int64")
+    for column in ("layer", "of_layer"):
+        frame[column] = frame[column].astype("Int64")
     frame["centred"] = frame["centred"].astype("boolean")
     more = {"tokens": "alive", "visual_tokens": 857, "texts": 96, "text_tokens": 2360}
-    return Result("alignment", frame, meta={**META, **more})
+    more |= {"visual_sinks": 12, "text_sinks": 103}
+    tensors = {
+        "cosine/entry/standardised": observed + exactly(0.005, (74, LAYERS + 1)),
+        "norm": 15.8 * np.exp(exactly(0.01, (74,))),
+        "profiles": reference - chance,
+        "chance": chance,
+        "image": np.arange(74) % 37,
+    }
+    found = {name: torch.from_numpy(value) for name, value in tensors.items()}
+    return Result("alignment", frame, found, meta={**META, **more})
 
 
 def ablation(attention: float = -0.073, ffn: float = -0.146, spread: float = 0.042) -> Result:
