@@ -8,6 +8,7 @@ so that `embedlens.analyses.alignment` is the function whatever was imported bef
 from .ablation_by_layer import ablation
 from .alignment_by_layer import alignment
 from .analysis import Analysis, Result, find, register, registered
+from .causal_evidence_of_markers import causal_evidence
 from .claim import Claim
 from .class_agreement_with_truth import class_agreement
 from .example import Example
@@ -25,6 +26,7 @@ __all__ = [
     "Truth",
     "ablation",
     "alignment",
+    "causal_evidence",
     "class_agreement",
     "find",
     "lens_hits",
