@@ -9,14 +9,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from embedlens.analyses import find
-from embedlens.analyses.check import check_model, unopened
-from embedlens.analyses.report import analyze as images
-from embedlens.analyses.report import check_folder, write_report
-from embedlens.analyses.report import demo as scenes
+# Faces and light files only: torch and its kin are imported when a command uses them, after its
+# arguments were checked.
+from embedlens import analyses, lens
+from embedlens.analyses import check as checks
+from embedlens.analyses import report
 from embedlens.analyses.terminal import progress_bar, quiet, refusal, show_checks, show_findings
-from embedlens.lens import Unsupported, VisualLM
-from embedlens.lens.inputs.encoder import read_image
+from embedlens.lens import inputs
 
 NOT_PASSED, REFUSED, INTERRUPTED = 1, 2, 130
 
@@ -61,12 +60,12 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """Look into the small model that comes along, on scenes whose truth is known."""
-    quiet()
-    check_folder(out, overwrite=overwrite)
+    report.check_folder(out, overwrite=overwrite)
     with progress_bar() as progress:
-        results = scenes.demo(VisualLM.load(device=device), seed=seed, progress=progress)
-        made = scenes.demo_report(results)
-        page = write_report(made, out, overwrite=overwrite, progress=progress)
+        quiet()
+        model = lens.VisualLM.load(device=device)
+        made = report.demo.demo_report(report.demo.demo(model, seed=seed, progress=progress))
+        page = report.write_report(made, out, overwrite=overwrite, progress=progress)
     show_findings(made.headlines, page)
 
 
@@ -81,8 +80,9 @@ def analyze(
     text: Annotated[
         Path | None, typer.Option(help="File of sentences, one a line, to compare tokens with.")
     ] = None,
-    analyses: Annotated[
-        str | None, typer.Option(help="Names, with commas between them; all by default.")
+    only: Annotated[
+        str | None,
+        typer.Option("--analyses", help="Names, with commas between them; all by default."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("embedlens-report"),
     seed: Seed = 0,
@@ -94,14 +94,14 @@ def analyze(
     overwrite: Overwrite = False,
 ) -> None:
     """Look into any model with your own images."""
-    quiet()
-    check_folder(out, overwrite=overwrite)
-    names = None if analyses is None else [find(name.strip()).name for name in analyses.split(",")]
-    pictures = [read_image(path) for path in image]
-    texts = None if text is None else images.read_sentences(text)
-    load = _loader(model, device, dtype, attention, revision, trust_remote_code)
+    report.check_folder(out, overwrite=overwrite)
+    texts = None if text is None else report.read_sentences(text)
+    pictures = [inputs.read_image(path) for path in image]
     with progress_bar() as progress:
-        results = images.analyze(
+        quiet()
+        names = None if only is None else [analyses.find(n.strip()).name for n in only.split(",")]
+        load = _loader(model, device, dtype, attention, revision, trust_remote_code)
+        results = report.analyze.analyze(
             load(),
             pictures,
             prompt,
@@ -111,10 +111,10 @@ def analyze(
             seed=seed,
             progress=progress,
         )
-        made = images.analysis_report(
+        made = report.analyze.analysis_report(
             results, prompt=prompt, images=len(pictures), own_texts=texts is not None
         )
-        page = write_report(made, out, overwrite=overwrite, progress=progress)
+        page = report.write_report(made, out, overwrite=overwrite, progress=progress)
     show_findings(made.headlines, page)
 
 
@@ -132,16 +132,16 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure what works on a model, and what does not and why; exit code 0 or 1."""
-    quiet()
-    picture = None if image is None else read_image(image)
-    load = _loader(model, device, dtype, attention, revision, trust_remote_code)
+    picture = None if image is None else inputs.read_image(image)
     with progress_bar() as progress:
+        quiet()
+        load = _loader(model, device, dtype, attention, revision, trust_remote_code)
         try:
             loaded = load(lazy=True)
-        except Unsupported as refused:
-            found = unopened(model, refused)
+        except lens.Unsupported as refused:
+            found = checks.unopened(model, refused)
         else:
-            found = check_model(loaded, picture, progress=progress)
+            found = checks.check_model(loaded, picture, progress=progress)
     if as_json:
         typer.echo(found.to_json())
     else:
@@ -157,9 +157,9 @@ def _loader(
     attention: str | None,
     revision: str | None,
     trust_remote_code: bool,
-) -> "partial[VisualLM]":
+) -> "partial[lens.VisualLM]":
     return partial(
-        VisualLM.load,
+        lens.VisualLM.load,
         model,
         device=device,
         dtype=dtype,

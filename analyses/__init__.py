@@ -5,33 +5,6 @@ which results, the report and the command line find them. A folder is not named 
 so that `embedlens.analyses.alignment` is the function whatever was imported before.
 """
 
-from .ablation_by_layer import ablation
-from .alignment_by_layer import alignment
-from .analysis import Analysis, Result, find, register, registered
-from .causal_evidence_of_markers import causal_evidence
-from .claim import Claim
-from .class_agreement_with_truth import class_agreement
-from .example import Example
-from .lens_hits_by_layer import lens_hits
-from .report_inputs import Material, Truth
-from .sparsity_of_classes import sparsity
-from .token_map_of_words import token_map
+from lazy_loader import attach_stub
 
-__all__ = [
-    "Analysis",
-    "Claim",
-    "Example",
-    "Material",
-    "Result",
-    "Truth",
-    "ablation",
-    "alignment",
-    "causal_evidence",
-    "class_agreement",
-    "find",
-    "lens_hits",
-    "register",
-    "registered",
-    "sparsity",
-    "token_map",
-]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 from ..lens.errors import InputError
 
 _BEGINNING = 4096  # bytes
+RESULT_FILES = "table.parquet", "tensors.safetensors", "result.json"
+"""What a saved result consists of."""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from torch import Tensor, contiguous_format
 
 from ..lens.errors import InputError
 from ..lens.plain_values import from_json, to_json
-from .folders import FolderKind, written_at_once
+from .folders import RESULT_FILES, FolderKind, written_at_once
 
 _FORMAT, _FIRST_FORMAT = "embedlens result 2", "embedlens result 1"
-FILES = _TABLE, _TENSORS, _RECORD = "table.parquet", "tensors.safetensors", "result.json"
-_MARK = FolderKind(_RECORD, '"format": "embedlens result', FILES)
+_TABLE, _TENSORS, _RECORD = RESULT_FILES
+_MARK = FolderKind(_RECORD, '"format": "embedlens result', RESULT_FILES)
 
 
 def write_folder(

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import huggingface_hub.utils as hub
-import transformers.utils.logging as transformers_log
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
@@ -17,11 +15,14 @@ from rich.text import Text
 
 from ..lens.errors import EmbedlensError
 from ..lens.progress import Progress
-from .check import CheckReport
+from .check.findings import CheckReport
 
 
 def quiet() -> None:
     """Keep libraries from writing between our lines."""
+    import huggingface_hub.utils as hub  # noqa: PLC0415 takes seconds: `--help` needs none of it
+    import transformers.utils.logging as transformers_log  # noqa: PLC0415 takes seconds
+
     hub.disable_progress_bars()  # type: ignore[attr-defined]
     hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_log.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,53 +1,5 @@
 """TOUCH: what to change: selectors, operations, plans, and the engines that run them."""
 
-from .operations import (
-    AblateAttention,
-    BlockAttention,
-    InjectTokens,
-    Operation,
-    PatchTokens,
-    PruneTokens,
-    ReplaceTokens,
-    ScaleTokens,
-    WithdrawTokens,
-    ZeroFFN,
-)
-from .plans import Cost, Plan, paper
-from .selectors import (
-    Box,
-    Control,
-    FrameIs,
-    ImageIs,
-    Name,
-    Near,
-    Random,
-    Selector,
-    TileIs,
-    parse_selector,
-)
+from lazy_loader import attach_stub
 
-__all__ = [
-    "AblateAttention",
-    "BlockAttention",
-    "Box",
-    "Control",
-    "Cost",
-    "FrameIs",
-    "ImageIs",
-    "InjectTokens",
-    "Name",
-    "Near",
-    "Operation",
-    "PatchTokens",
-    "Plan",
-    "PruneTokens",
-    "Random",
-    "ReplaceTokens",
-    "ScaleTokens",
-    "Selector",
-    "TileIs",
-    "WithdrawTokens",
-    "ZeroFFN",
-    "paper",
-    "parse_selector",
-]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -1,38 +1,5 @@
 """SEE: the model, its inputs, its visual tokens, and reading them."""
 
-from .anatomy import Anatomy
-from .errors import EmbedlensError, InputError, RemoteRunFailed, Unsupported
-from .inputs import Batch
-from .layout import Block, Layout
-from .markers import Markers
-from .model import VisualLM
-from .readouts import ContextLens, ContextReadout, EmbedLens, LogitLens, Readout, TextBank
-from .runs.generation import Answers
-from .runs.run import Run, Scores
-from .token_classes import CLASS_NAMES, TokenClasses
-from .visual_tokens import VisualTokens
+from lazy_loader import attach_stub
 
-__all__ = [
-    "CLASS_NAMES",
-    "Anatomy",
-    "Answers",
-    "Batch",
-    "Block",
-    "ContextLens",
-    "ContextReadout",
-    "EmbedLens",
-    "EmbedlensError",
-    "InputError",
-    "Layout",
-    "LogitLens",
-    "Markers",
-    "Readout",
-    "RemoteRunFailed",
-    "Run",
-    "Scores",
-    "TextBank",
-    "TokenClasses",
-    "Unsupported",
-    "VisualLM",
-    "VisualTokens",
-]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -21,6 +21,7 @@ from embedlens import VisualLM
 from embedlens.__main__ import main
 from embedlens.analyses import Result, find
 from embedlens.analyses.report import analyze as analysis
+from embedlens.analyses.report.sentences import everyday_sentences
 from embedlens.lens.scenes import scenes
 from processes import ROOT, run_python
 
@@ -286,7 +287,7 @@ def test_one_image_is_enough_and_the_report_says_what_is_missing(
 
 
 def test_the_built_in_sentences_are_plain_and_different() -> None:
-    bank = analysis.everyday_sentences()
+    bank = everyday_sentences()
     assert len(bank) == len(set(bank)) >= 40
     assert all(sentence.isascii() and sentence.endswith(".") for sentence in bank)
 
@@ -320,6 +321,38 @@ def test_a_signal_in_the_middle_leaves_nothing(
     assert process.returncode == 130, err
     assert err.endswith("embedlens: interrupted; nothing was written\n")
     assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]
+
+
+WITHOUT_IMPORTS = """
+import sys
+from embedlens.__main__ import main
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules, "torch was imported"
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["demo", "--out", "."], "report.html"),
+        (["analyze", "--model", "m", "--prompt", "a", "--image", "nowhere.png"], "nowhere.png"),
+        (["analyze", "--model", "m", "--prompt", "a", "--image", "a", "--text", "b.txt"], "b.txt"),
+        (["check", "m", "--image", "nowhere.png"], "nowhere.png"),
+        (["demo", "--seed", "-1"], "seed"),
+    ],
+)
+def test_arguments_are_checked_before_anything_heavy_is_imported(
+    tmp_path: Path, arguments: list[str], word: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    if arguments[0] == "demo":
+        arguments = [*arguments, "--overwrite"]
+    done = run_python("-c", WITHOUT_IMPORTS, *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert word in done.stderr
 
 
 def test_python_m_is_the_same_command(tmp_path: Path) -> None:

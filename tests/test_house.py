@@ -22,6 +22,7 @@ BELOW = {"lens": (), "interventions": ("lens",), "analyses": ("lens", "intervent
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 FACES = [ROOT / "__init__.py", *(path for path in MODULES if path.name == "__init__.py")]
 SOURCES = [ROOT / "__init__.py", ROOT / "__main__.py", *MODULES]
+LAZY = [path for path in FACES if path.with_suffix(".pyi").exists()]
 ELSEWHERE = [
     path for room in ("tests", "benchmarks", "examples") for path in (ROOT / room).rglob("*.py")
 ]
@@ -72,7 +73,9 @@ def files_of(path: Path) -> set[Path]:
     ``from .room import name`` is ``name.py`` if there is one, and otherwise the face of the room.
     """
     reached: set[Path | None] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    # What a lazy face shows stands in its stub.
+    read = path.with_suffix(".pyi") if path in LAZY else path
+    for node in ast.walk(ast.parse(read.read_text())):
         if isinstance(node, ast.Import):
             inside = [target(path, 0, alias.name) for alias in node.names]
             reached |= {file_of(module) for module in inside if module is not None}
@@ -132,6 +135,12 @@ def test_a_face_only_reexports(face: Path) -> None:
     docstring, *body = ast.parse(face.read_text()).body
     assert isinstance(docstring, ast.Expr)
     assert isinstance(docstring.value, ast.Constant)
+    if face in LAZY:
+        assert [ast.unparse(node) for node in body] == [
+            "from lazy_loader import attach_stub",
+            "__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)",
+        ]
+        body = ast.parse(face.with_suffix(".pyi").read_text()).body
     for node in body:
         is_all = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in (
             "__all__",
@@ -330,6 +339,7 @@ before = (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dt
           numpy.random.get_state()[1].tolist(), logging.getLogger().handlers[:], sys.path[:],
           warnings.filters[:])
 import embedlens
+assert all(hasattr(embedlens, name) for name in embedlens.__all__)
 after = (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype(),
          torch.initial_seed(), dict(matplotlib.rcParams), random.getstate(),
          numpy.random.get_state()[1].tolist(), logging.getLogger().handlers[:], sys.path[:],
@@ -338,6 +348,36 @@ names = ("threads", "grad", "dtype", "seed", "rcParams", "random", "numpy", "log
          "warnings")
 print(json.dumps([n for n, a, b in zip(names, before, after) if a != b]))
 """
+
+
+HEAVY = "torch", "transformers", "nnsight", "numpy", "scipy", "pandas", "matplotlib", "seaborn"
+LIGHT = """
+import json, sys
+import embedlens, embedlens.__main__
+from embedlens import analyses, interventions, lens
+assert "VisualLM" in dir(embedlens)
+print(json.dumps(sorted(set(sys.modules) & set({heavy!r}))))
+"""
+
+
+def test_importing_the_faces_loads_nothing_heavy(tmp_path: Path) -> None:
+    done = run_python("-c", LIGHT.format(heavy=HEAVY), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("face", LAZY, ids=label)
+def test_a_stub_says_what_a_lazy_face_shows(face: Path) -> None:
+    """Read by the type checker, which believes it, and by the face, which does what it says."""
+    stub = ast.parse(face.with_suffix(".pyi").read_text())
+    froms = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    names = [alias.asname or alias.name for node in froms for alias in node.names]
+    (shown,) = [ast.literal_eval(n.value) for n in stub.body if isinstance(n, ast.Assign)]
+    assert sorted(names) == sorted(shown)
+    dotted = ".".join(["embedlens", *face.parent.relative_to(ROOT).parts])
+    module = importlib.import_module(dotted)
+    assert sorted(module.__all__) == sorted(shown)
+    assert all(getattr(module, name) is not None for name in shown)
 
 
 def test_importing_changes_nothing_and_opens_no_connection(tmp_path: Path) -> None:

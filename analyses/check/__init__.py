@@ -1,6 +1,5 @@
 """What of embedlens works on one particular model, measured on the model itself."""
 
-from .check_model import CHECKS, check_model, unopened
-from .findings import CheckReport, Finding
+from lazy_loader import attach_stub
 
-__all__ = ["CHECKS", "CheckReport", "Finding", "check_model", "unopened"]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -1,5 +1,5 @@
 """The report: a self-contained page about results, whatever analyses they come from."""
 
-from .page import Report, check_folder, claims, render, write_report
+from lazy_loader import attach_stub
 
-__all__ = ["Report", "check_folder", "claims", "render", "write_report"]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -1,7 +1,6 @@
 """The same analyses for anybody's model and images."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ...lens.errors import InputError
 from ...lens.inputs.encoder import ImageLike, read_image
@@ -15,34 +14,12 @@ from ..report_inputs import Material
 from ..statistics import MIN_IMAGES
 from .page import Report
 from .runs import run_all
+from .sentences import everyday_sentences
 
 ENOUGH_IMAGES = 16
 """From how many images on markers are worth trusting."""
 
 _AT_ONCE = 4  # images per pass: a large model's states of every layer have to fit into memory
-
-
-def everyday_sentences() -> list[str]:
-    """The built-in text bank: plain English captions of everyday scenes."""
-    path = Path(__file__).with_name("everyday_sentences.txt")
-    return path.read_text(encoding="utf-8").splitlines()
-
-
-def read_sentences(path: Path) -> list[str]:
-    """A text bank from a file, one sentence a line.
-
-    Raises:
-        InputError: No such file, no plain text, or nothing in it.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not plain UTF-8 text: one sentence a line") from None
-    except OSError as error:
-        raise InputError(f"cannot read the sentences in {path}: {error.strerror}") from None
-    if not any(line.strip() for line in lines):
-        raise InputError(f"{path} is empty: one sentence a line")
-    return lines
 
 
 def analyze(

@@ -13,16 +13,10 @@ from ...lens.progress import Progress, silent
 from ..analysis import Analysis, Result, find, registered
 from ..claim import Claim, judged
 from ..figures import png, save_figure
-from ..folders import FolderKind, refuse_existing, written_at_once
-from ..result_folder import FILES
+from ..folders import written_at_once
 from ..statistics import MIN_IMAGES
+from .report_folder import PAGE, REPORT
 
-PAGE = "report.html"
-_MARK = FolderKind(
-    PAGE,
-    '<meta name="generator" content="embedlens report',
-    (PAGE, "figures/*.png", "figures/*.pdf", *(f"tables/*/{name}" for name in FILES)),
-)
 _FACTS = (
     ("Model", "model", "{model}"),
     ("Revision", "revision", "{revision}"),
@@ -74,15 +68,6 @@ def claims(results: Iterable[Result]) -> list[Claim]:
     return judged([claim for analysis, result in told for claim in analysis.claims(result)])
 
 
-def check_folder(folder: str | Path, *, overwrite: bool) -> None:
-    """Say now what `write_report` would refuse in the end.
-
-    Raises:
-        InputError: The folder exists and is not to be overwritten.
-    """
-    refuse_existing(Path(folder), overwrite=overwrite, mark=_MARK)
-
-
 def write_report(
     report: Report, folder: str | Path, *, overwrite: bool = False, progress: Progress = silent
 ) -> Path:
@@ -96,7 +81,7 @@ def write_report(
     Raises:
         InputError: The folder exists and is not to be overwritten.
     """
-    with written_at_once(folder, overwrite=overwrite, mark=_MARK) as new:
+    with written_at_once(folder, overwrite=overwrite, mark=REPORT) as new:
         (new / "figures").mkdir()
         pictures = {}
         for done, result in enumerate(report.results):

@@ -1,7 +1,5 @@
 """From images and prompts, or the user's own tensors, to a batch with its visual tokens placed."""
 
-from .batch import Batch
-from .encoder import Encoder
-from .read_image import read_image
+from lazy_loader import attach_stub
 
-__all__ = ["Batch", "Encoder", "read_image"]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

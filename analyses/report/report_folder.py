@@ -1,0 +1,21 @@
+"""The folder that a report is written into: which one is ours to replace."""
+
+from pathlib import Path
+
+from ..folders import RESULT_FILES, FolderKind, refuse_existing
+
+PAGE = "report.html"
+REPORT = FolderKind(
+    PAGE,
+    '<meta name="generator" content="embedlens report',
+    (PAGE, "figures/*.png", "figures/*.pdf", *(f"tables/*/{name}" for name in RESULT_FILES)),
+)
+
+
+def check_folder(folder: str | Path, *, overwrite: bool) -> None:
+    """Say now what `write_report` would refuse in the end.
+
+    Raises:
+        InputError: The folder exists and is not to be overwritten.
+    """
+    refuse_existing(Path(folder), overwrite=overwrite, mark=REPORT)

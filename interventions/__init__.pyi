@@ -1,0 +1,52 @@
+# What `lazy_loader` imports from here when it is used, and what type checkers see.
+from .operations import (
+    AblateAttention,
+    BlockAttention,
+    InjectTokens,
+    Operation,
+    PatchTokens,
+    PruneTokens,
+    ReplaceTokens,
+    ScaleTokens,
+    WithdrawTokens,
+    ZeroFFN,
+)
+from .plans import Cost, Plan, paper
+from .selectors import (
+    Box,
+    Control,
+    FrameIs,
+    ImageIs,
+    Name,
+    Near,
+    Random,
+    Selector,
+    TileIs,
+    parse_selector,
+)
+
+__all__ = [
+    "AblateAttention",
+    "BlockAttention",
+    "Box",
+    "Control",
+    "Cost",
+    "FrameIs",
+    "ImageIs",
+    "InjectTokens",
+    "Name",
+    "Near",
+    "Operation",
+    "PatchTokens",
+    "Plan",
+    "PruneTokens",
+    "Random",
+    "ReplaceTokens",
+    "ScaleTokens",
+    "Selector",
+    "TileIs",
+    "WithdrawTokens",
+    "ZeroFFN",
+    "paper",
+    "parse_selector",
+]

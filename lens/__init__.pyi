@@ -1,0 +1,40 @@
+# What `lazy_loader` imports from here when it is used, and what type checkers see.
+from . import readouts, scenes
+from .anatomy import Anatomy
+from .errors import EmbedlensError, InputError, RemoteRunFailed, Unsupported
+from .inputs import Batch
+from .layout import Block, Layout
+from .markers import Markers
+from .model import VisualLM
+from .readouts import ContextLens, ContextReadout, EmbedLens, LogitLens, Readout, TextBank
+from .runs.generation import Answers
+from .runs.run import Run, Scores
+from .token_classes import CLASS_NAMES, TokenClasses
+from .visual_tokens import VisualTokens
+
+__all__ = [
+    "CLASS_NAMES",
+    "Anatomy",
+    "Answers",
+    "Batch",
+    "Block",
+    "ContextLens",
+    "ContextReadout",
+    "EmbedLens",
+    "EmbedlensError",
+    "InputError",
+    "Layout",
+    "LogitLens",
+    "Markers",
+    "Readout",
+    "RemoteRunFailed",
+    "Run",
+    "Scores",
+    "TextBank",
+    "TokenClasses",
+    "Unsupported",
+    "VisualLM",
+    "VisualTokens",
+    "readouts",
+    "scenes",
+]
