@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from numpy.typing import NDArray
 
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
@@ -28,7 +29,7 @@ _NOT_TESTED: dict[str, Any] = {
     "others_change": np.nan, "others_change_low": np.nan, "others_change_high": np.nan,
     "tested_images": 0, "verdict": "",
 }  # fmt: skip
-_COLUMNS = (*_NOT_TESTED, "attention_from_all", "attention_from_text")
+_COLUMNS = ("why", "undecided", *_NOT_TESTED, "attention_from_all", "attention_from_text")
 
 
 def causal_evidence(
@@ -83,6 +84,7 @@ def causal_evidence(
     for k, row in enumerate(found):
         progress("exchanging recurring tokens", k, len(markers.frame))
         members, tested = np.concatenate(lies_on) == k, row["class"] in classes
+        row = {"why": "", "undecided": "", **row}  # not in markers saved by older versions
         row |= _tested(exchange, lies_on, k, seed) if tested else _NOT_TESTED
         row |= {
             "attention_from_all": _mean(received[members, 0]),
@@ -94,7 +96,7 @@ def causal_evidence(
 
 
 def _tested(
-    exchange: Exchange, lies_on: Sequence[Int[np.ndarray, " visual"]], k: int, seed: int
+    exchange: Exchange, lies_on: Sequence[NDArray[np.int64]], k: int, seed: int
 ) -> dict[str, Any]:
     """What exchanging tokens of one direction changes, against as many of no direction."""
     members, others = [on == k for on in lies_on], [on < 0 for on in lies_on]

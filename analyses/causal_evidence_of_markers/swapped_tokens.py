@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...interventions.operations import PatchTokens
@@ -21,7 +22,8 @@ from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
 from ...lens.runs.run import Run
 
-Masks = Sequence[Bool[np.ndarray, " visual"]]
+Masks = Sequence[NDArray[np.bool_]]
+"""Per batch a mask of its visual tokens."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -83,7 +83,7 @@ def _tested(result: Result) -> list[str]:
 
 def _evidence(result: Result) -> list[dict[str, Any]]:
     """Rows of evidence on directions; none where markers are ids or not known."""
-    return [row for row in result.meta.get("evidence") or () if "why" in row]
+    return [row for row in result.meta.get("evidence") or () if "word_cosine" in row]
 
 
 def _table(result: Result) -> pd.DataFrame | None:

@@ -57,8 +57,9 @@ class Markers:
         counts = self.frame["class"].value_counts()
         found = ", ".join(f"{counts[name]} {name}" for name in self.found) or "none found"
         parts = [f"Markers({self.model!r}: {found}"]
-        if self.images:
-            parts += [f"{self.images} images", f"causal test {'' if self.tested else 'not '}taken"]
+        parts += [f"{self.images} images"] * bool(self.images)
+        if self.directions is not None:
+            parts += [f"causal test {'' if self.tested else 'not '}taken"]
         return "; ".join([*parts, *self.undecided]) + ")"
 
     @staticmethod

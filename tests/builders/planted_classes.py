@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     CLIPVisionConfig,
+    LlamaModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
 
-from embedlens import VisualLM
+from embedlens import TokenClasses, VisualLM
 
 try:  # the image processor without torchvision, under the name of this transformers version
     from transformers.models.clip import CLIPImageProcessorPil as CLIPImageProcessor
@@ -81,28 +83,32 @@ def picture(indices: NDArray[np.int64], seed: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def planted_classes(
-    language_model: Any,
+def planted_model(
+    decoder: LlamaModel,
     tokenizer: Any,
     vectors: Tensor,
     *,
-    noise: float = 0.1,
+    head: Tensor | None = None,
+    template: str = TEMPLATE,
+    noise: float = 0.2,
     loud: Collection[int] = (),
 ) -> VisualLM:
-    """The model; ``vectors`` are the table ``[row, d]``, ``loud`` the rows of outlying norm.
+    """A LLaVA of this decoder; ``vectors`` are the table, ``[row, d]``.
 
     Args:
-        language_model: A Llama; its weights are shared, not copied.
+        decoder: Its weights are shared, not copied.
         tokenizer: A copy is used.
         vectors: What a visual token can be.
+        head: Weights of the head; the embeddings when None.
+        template: For chats.
         noise: Norm of what is added to each token, as a share of its own.
         loud: Rows that the vision tower gives a norm of 60 in place of 3.
     """
     tokenizer = copy.deepcopy(tokenizer)
     if "<image>" not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    text = language_model.config.to_dict()
-    text["vocab_size"] = max(len(tokenizer), text["vocab_size"])
+    text = decoder.config.to_dict()
+    text |= {"vocab_size": max(len(tokenizer), text["vocab_size"])}
     config = LlavaConfig(
         text_config=text,
         vision_config=CLIPVisionConfig(
@@ -113,14 +119,14 @@ def planted_classes(
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         image_seq_length=CELLS,
+        tie_word_embeddings=head is None,
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config).eval()
-    weights = dict(language_model.model.state_dict())
+    weights = dict(decoder.state_dict())
     words = weights.pop("embed_tokens.weight")
     model.model.language_model.load_state_dict(weights, strict=False, assign=True)
-    embedding = model.get_input_embeddings().weight.data.zero_()
-    embedding[: len(words)] = words
-    model.tie_weights()
+    model.get_input_embeddings().weight.data.zero_()[: len(words)] = words
+    model.lm_head.weight.data.zero_()[: len(words)] = words if head is None else head
     tower = model.model.vision_tower
     tower = getattr(tower, "vision_model", tower)
     with torch.no_grad():
@@ -141,6 +147,52 @@ def planted_classes(
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         image_token="<image>",
-        chat_template=TEMPLATE,
+        chat_template=template,
     )  # fmt: skip
     return VisualLM(model.requires_grad_(False), processor, name="planted")
+
+
+@dataclass(frozen=True)
+class Planting:
+    """What a table's rows are, and images that show them.
+
+    Attributes:
+        vectors: The table, ``[row, d]``: first what recurs, then what does not.
+        classes: Of the rows that recur, the class.
+        cells: How many cells of an image each of them gets, one class after another.
+    """
+
+    vectors: Tensor
+    classes: tuple[str, ...]
+    cells: tuple[int, ...]
+
+    def rows(self, seed: int) -> NDArray[np.int64]:
+        """The rows that an image shows, ``[cell]``; what does not recur is drawn."""
+        draw = np.random.default_rng(seed)
+        shown = draw.integers(len(self.classes), len(self.vectors), CELLS)
+        recurring = np.repeat(np.arange(len(self.classes)), self.cells)
+        shown[draw.permutation(CELLS)[: len(recurring)]] = recurring
+        return shown
+
+    def images(self, seeds: Collection[int]) -> list[Image.Image]:
+        """One image per seed."""
+        return [picture(self.rows(seed), seed) for seed in seeds]
+
+    def truth(self, seeds: Collection[int]) -> NDArray[np.str_]:
+        """The class of every visual token of these images."""
+        named = np.array([*self.classes, "alive"])
+        shown = np.concatenate([self.rows(seed) for seed in seeds])
+        return named[np.minimum(shown, len(self.classes))]
+
+    @property
+    def loud(self) -> list[int]:
+        """Rows that the tower gives a large norm."""
+        return [i for i, name in enumerate(self.classes) if name == "vit-sink"]
+
+
+def labels(classes: TokenClasses) -> NDArray[np.str_]:
+    """The finest name of every token's class."""
+    found = np.full(len(classes), "alive", dtype="<U8")
+    for name in ("common", "dead", "llm-sink", "vit-sink"):
+        found[classes.mask(name)] = name
+    return found
