@@ -2,7 +2,7 @@
 
 Tokens that say nothing about their image can be exchanged for their like in another image without
 any change. Zeros or means would not show it: states that a model never met change its output
-whether or not anything was lost by them (measured: docs/method.md, a2).
+whether or not anything was lost by them (measured in docs/method.md (a2)).
 """
 
 from collections.abc import Sequence

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from ..model import VisualLM
 from ..readouts.embed_lens import EmbedLens
-from .discovery import MASSIVE, Group, Measurements
+from .discovery import MASSIVE, MOST_TOKENS, Group, Measurements
 from .word_of_direction import WordOfDirection
 
 # A robust z-score of the vision tower's token norms that counts as outlying, and the least
 # ratio to the median: register tokens stand out by factors, not by a few per cent.
 NORM_OUTLIER, NORM_RATIO = 5.0, 1.5
-# A token that turned into an attention sink has the first token's direction.
-SINK_COSINE, SINK_MARGIN = 0.8, 0.3
-# The fewest images that decide whether a direction recurs, and the most tokens that leave others to
-# tell it from.
-ENOUGH_IMAGES, MOST_TOKENS = 8, 0.9
+# A token that turned into an attention sink has the first token's direction, more than others have,
+# and a state longer than theirs: a direction alone turned by 0.9 and was no sink (SmolLM2-135M).
+SINK_COSINE, SINK_MARGIN, SINK_LENGTH = 0.8, 0.3, 3.0
+# The fewest images that decide whether a direction recurs.
+ENOUGH_IMAGES = 8
 
 EVIDENCE = (
     "class", "why", "undecided", "image_share", "token_share", "cross_image_cosine", "norm_ratio",
@@ -79,10 +79,12 @@ def _class(
     outlying = (vit[members].mean() - np.median(vit)) / spread >= NORM_OUTLIER
     if outlying and row["vit_norm_ratio"] >= NORM_RATIO:
         return "vit-sink", f"norm before the projector {row['vit_norm_ratio']:.1f} times the median"
-    to_first, rest = measured.first_cosine[members].mean(0), measured.first_cosine[~members]
+    to_first = measured.first_cosine[members].mean(0)
     turned = to_first >= SINK_COSINE
-    if len(rest):
-        turned &= to_first - np.median(rest, axis=0) >= SINK_MARGIN
+    if not members.all():
+        turned &= to_first - np.median(measured.first_cosine[~members], axis=0) >= SINK_MARGIN
+        length = np.median(measured.norm[~members], axis=0)
+        turned &= measured.norm[members].mean(0) >= SINK_LENGTH * length
     if turned.any():
         layer = int(np.argmax(np.where(turned, to_first, -np.inf))) + 2
         return "llm-sink", f"cosine {to_first.max():.2f} to the first token, at layer {layer}"

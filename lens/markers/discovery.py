@@ -26,6 +26,9 @@ CANDIDATES, MAX_DIRECTIONS = 2048, 32
 # How many times the median an entry is that counts as massive, docs/method.md (e).
 MASSIVE = 1000.0
 
+# The most tokens that leave others to tell a direction's from.
+MOST_TOKENS = 0.9
+
 # What is asked when the caller does not say.
 QUESTION = "describe the image ."
 
@@ -42,6 +45,7 @@ class Measurements:
         vit_norm: L2 norm before the projector, ``[token]``; NaN where it could not be read.
         first_cosine: Cosine to the first token of the sequence, in the residual streams entering
             layers 2 and later, ``[token, layer]``.
+        norm: L2 norm in these residual streams, ``[token, layer]``.
         massive: Largest entry by absolute value over the median one of the image's tokens, the
             most that the language model makes of it from layer 2 on, ``[token]``; 0 where the
             token enters so already.
@@ -52,6 +56,7 @@ class Measurements:
     image: NDArray[np.int64]
     vit_norm: NDArray[np.float64]
     first_cosine: NDArray[np.float64]
+    norm: NDArray[np.float64]
     massive: NDArray[np.float64]
     stability: NDArray[np.float64]
 
@@ -60,7 +65,7 @@ def measure_tokens(
     model: VisualLM, images: Sequence[ImageLike], prompt: str | None, batch_size: int
 ) -> Measurements:
     """Run the images through the model and keep what classes are judged by."""
-    parts: list[tuple[Tensor, NDArray[np.int64], Any, Any, Any, Any]] = []
+    parts: list[tuple[Tensor, NDArray[np.int64], Any, Any, Any, Any, Any]] = []
     text = QUESTION if prompt is None else prompt
     if prompt is None and not getattr(model.processor, "chat_template", None):
         text = f"{model.image_placeholder} {QUESTION}".strip()
@@ -89,6 +94,7 @@ def measure_tokens(
                 visual.sample + start,
                 _vit_norms(model, batch.inputs, streams[0][rows]),
                 to_first.double().cpu().numpy(),
+                torch.stack([s[rows].norm(dim=1) for s in streams[2:]], 1).double().cpu().numpy(),
                 _massive([s[rows] for s in streams], visual.sample),
                 torch.stack(steps).mean(0).double().cpu().numpy(),
             )
@@ -130,7 +136,9 @@ def find_recurring(
         members = ((unit @ direction) >= threshold).numpy() & free
         # The candidate's own group is done with even if its mean lies elsewhere.
         free &= ~(members | open_near[best])
-        if members.any() and _separation(unit, members) >= min_separation:
+        # A direction that nearly all tokens share is kept, and its class is left undecided.
+        apart = _separation(unit, members) >= min_separation or members.mean() > MOST_TOKENS
+        if members.any() and apart:
             groups.append((direction, members))
     return groups
 

@@ -94,10 +94,11 @@ class Markers:
 
         Uses no labels. A direction recurs when tokens within ``threshold`` cosine of it appear
         in at least ``min_image_share`` of the images, and are set apart: their mean cosine to
-        one another exceeds their mean cosine to all other tokens by ``min_separation``. Its class
+        one another exceeds their mean cosine to all other tokens by ``min_separation``. (One that
+        nearly all tokens share is kept as well, and its class left undecided.) Its class
         is ``vit-sink`` if the vision tower gives these tokens outlying norms; ``llm-sink`` if
-        inside the language model they turn towards the first token of the sequence, or get massive
-        activations; ``common`` if it carries a word: a cosine to its nearest word, the mean
+        inside the language model they turn towards the first token of the sequence and grow as it
+        does, or get massive activations; ``common`` if it carries a word: a cosine to its nearest word, the mean
         direction of all words taken out, that no random direction reaches; and else ``dead``.
         A causal test is not among this evidence: `embedlens.analyses.causal_evidence` takes it.
         Images that are much alike make their content recur too: only over varied images do the

@@ -16,8 +16,11 @@ from builders.planted_classes import CELLS, Planting, picture, planted_model
 from embedlens import InputError, Markers, VisualLM
 from embedlens.analyses import causal_evidence, sparsity
 from embedlens.analyses.analysis import find
+from embedlens.analyses.claim import judged
+from embedlens.analyses.report.analyze import analyze
 from embedlens.analyses.causal_evidence_of_markers.attention_received import attention_received
 from embedlens.analyses.causal_evidence_of_markers.swapped_tokens import Exchange
+from embedlens.lens.scenes import scenes
 from tolerances import EQUAL
 
 PROMPT = "what is the color ?"
@@ -211,6 +214,24 @@ def test_evidence_stands_in_the_report() -> None:
     assert table is not None
     assert table["because it recurs and"].tolist() == [row["why"]]
     assert table["exchanged between images"].tolist() == ["no change"]
+
+
+@pytest.mark.parametrize("images", [3, 8])
+def test_analyze_takes_the_test_from_eight_images_on(shipped: VisualLM, images: int) -> None:
+    pictures = [scene.image() for scene in scenes(images, start=700)]
+    (result,) = analyze(shipped, pictures, "describe the image .", analyses=["sparsity"])
+    analysis = find("sparsity")
+    said = " ".join(analysis.findings(result))
+    verdicts = {row.get("verdict") for row in result.meta["evidence"] if row["class"] == "dead"}
+    if images == 3:
+        assert "3 images are too few" in said
+        assert "are dead" not in said
+        assert all(claim.verdict == "undecided" for claim in judged(analysis.claims(result)))
+        assert verdicts == {None}
+    else:
+        assert "do not change the output" in said
+        assert "no change" in verdicts
+        assert None not in verdicts
 
 
 def test_it_refuses_what_it_cannot_test() -> None:

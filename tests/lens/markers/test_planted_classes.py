@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +71,31 @@ def test_nothing_is_marked_where_nothing_recurs(shipped: VisualLM, seed: int) ->
     assert agreement(model, planting, markers) == 1
 
 
+def test_a_massive_activation_that_the_model_makes_is_a_sink(shipped: VisualLM) -> None:
+    """Layer 2 answers one of two directions with a huge entry; at the entry nothing is massive."""
+    model, planting = planted(shipped, ("dead", "dead"), (6, 6))
+    direction = normalize(planting.vectors[0], dim=0)
+    first, second = (model.hf.get_submodule(model.anatomy.layers[layer]) for layer in (0, 2))
+    here: list[torch.Tensor] = []
+
+    def remember(_: Any, args: Any) -> None:
+        here[:] = [normalize(args[0], dim=-1) @ direction > 0.9]
+
+    def make_massive(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + here[0][..., None] * torch.eye(output.shape[-1])[7] * 1e5
+
+    handles = first.register_forward_pre_hook(remember), second.register_forward_hook(make_massive)
+    markers = Markers.discover(model, planting.images(CALIBRATION))
+    for handle in handles:
+        handle.remove()
+    assert sorted(markers.frame["class"]) == ["dead", "llm-sink"]
+    (sink,) = markers.evidence.query("`class` == 'llm-sink'").to_dict("records")
+    assert markers.directions is not None
+    assert markers.frame["class"][int((markers.directions @ direction).argmax())] == "llm-sink"
+    assert "times the median" in sink["why"]
+    assert sink["massive"] > 1000
+
+
 def test_few_images_or_no_other_tokens_leave_classes_undecided(shipped: VisualLM) -> None:
     model, planting = planted(shipped, ("dead",), (20,))
     few = Markers.discover(model, planting.images(range(3)))
@@ -78,6 +104,9 @@ def test_few_images_or_no_other_tokens_leave_classes_undecided(shipped: VisualLM
     model, planting = planted(shipped, ("dead",), (61,))
     alone = Markers.discover(model, planting.images(CALIBRATION))
     assert "95 % of all tokens" in alone.undecided[0]
+    model, planting = planted(shipped, ("dead",), (64,))
+    everything = Markers.discover(model, planting.images(CALIBRATION))
+    assert "100 % of all tokens" in everything.undecided[0]
 
 
 def test_words_lie_above_chance_and_random_directions_do_not(shipped: VisualLM) -> None:
