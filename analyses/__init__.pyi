@@ -2,6 +2,7 @@
 from .ablation_by_layer import ablation
 from .alignment_by_layer import alignment
 from .analysis import Analysis, Result, find, register, registered
+from .causal_evidence_of_markers import causal_evidence
 from .claim import Claim
 from .class_agreement_with_truth import class_agreement
 from .directions import directions
@@ -20,6 +21,7 @@ __all__ = [
     "Truth",
     "ablation",
     "alignment",
+    "causal_evidence",
     "class_agreement",
     "directions",
     "find",

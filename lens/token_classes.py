@@ -13,7 +13,8 @@ from .frozen_mapping import frozen
 
 CLASS_NAMES = ("sink", "dead", "alive")
 SINK_KINDS = ("vit-sink", "llm-sink")
-MARKER_KINDS = (*SINK_KINDS, "dead")
+COMMON = "common"
+MARKER_KINDS = (*SINK_KINDS, "dead", COMMON)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +37,13 @@ class TokenClasses:
     """Class membership of every visual token of a batch.
 
     Memberships may overlap (the paper's rule is not exclusive); ``labels`` resolves overlaps
-    in the order sink, dead, alive. ``alive`` is whatever belongs to no other class.
+    in the order sink, dead, alive. ``alive`` is what is neither sink nor dead; ``common`` tokens
+    are those alive ones that lie on a direction which recurs and carries something.
 
     Attributes:
-        membership: For each marker kind (``vit-sink``, ``llm-sink``, ``dead``) a mask
-            ``[token]``, in the order of the batch's visual tokens. Empty where only ``nearest`` is
-            known, and then no token has a class.
+        membership: For each marker kind (``vit-sink``, ``llm-sink``, ``dead`` and, if there are
+            any, ``common``) a mask ``[token]``, in the order of the batch's visual tokens. Empty
+            where only ``nearest`` is known, and then no token has a class.
         nearest: The nearest words, where they were looked at.
     """
 
@@ -49,17 +51,19 @@ class TokenClasses:
     nearest: NearestWords | None = None
 
     def __post_init__(self) -> None:
-        known = bool(self.membership) or self.nearest is None
-        if known and set(self.membership) != set(MARKER_KINDS):
+        known, membership = bool(self.membership) or self.nearest is None, dict(self.membership)
+        if known and "dead" in membership:  # written before there was this kind
+            membership.setdefault(COMMON, np.zeros_like(membership["dead"]))
+        if known and set(membership) != set(MARKER_KINDS):
             raise InputError(
                 f"membership for {sorted(self.membership)}, needed: {', '.join(MARKER_KINDS)}"
             )
-        lengths = {len(mask) for mask in self.membership.values()}
+        lengths = {len(mask) for mask in membership.values()}
         if self.nearest is not None:
             lengths.add(len(self.nearest.ids))
-        if len(lengths) != 1 or any(mask.ndim != 1 for mask in self.membership.values()):
+        if len(lengths) != 1 or any(mask.ndim != 1 for mask in membership.values()):
             raise InputError("membership masks of different lengths")
-        object.__setattr__(self, "membership", frozen(self.membership))
+        object.__setattr__(self, "membership", frozen(membership))
 
     def __len__(self) -> int:
         return len(self.membership["dead"] if self.nearest is None else self.nearest.ids)
@@ -68,7 +72,8 @@ class TokenClasses:
         """Tokens of one class, ``[token]``.
 
         Args:
-            name: ``sink`` (either kind), ``vit-sink``, ``llm-sink``, ``dead`` or ``alive``.
+            name: ``sink`` (either kind), ``vit-sink``, ``llm-sink``, ``dead``, ``alive``, or of
+                the alive ones ``common``.
 
         Raises:
             InputError: No such class, or nobody has said which tokens are in one.
@@ -81,11 +86,12 @@ class TokenClasses:
         sink = self.membership["vit-sink"] | self.membership["llm-sink"]
         if name == "sink":
             return sink
+        alive = ~(sink | self.membership["dead"])
         if name == "alive":
-            return ~(sink | self.membership["dead"])
+            return alive
         if name in self.membership:
-            return self.membership[name]
-        raise InputError(f"no class {name!r}; classes: sink, {', '.join(SINK_KINDS)}, dead, alive")
+            return self.membership[name] & alive if name == COMMON else self.membership[name]
+        raise InputError(f"no class {name!r}; classes: sink, {', '.join(MARKER_KINDS)}, alive")
 
     @property
     def labels(self) -> NDArray[np.str_]:

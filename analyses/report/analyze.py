@@ -8,8 +8,10 @@ from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.progress import Progress, silent
 from ..analysis import Result
+from ..causal_evidence_of_markers import causal_evidence
 from ..example import Example
 from ..report_inputs import Material
+from ..statistics import MIN_IMAGES
 from .page import Report
 from .runs import run_all
 from .sentences import everyday_sentences
@@ -34,7 +36,9 @@ def analyze(
     """Token map, sparsity, alignment, ablation and whatever is registered, on some images.
 
     Classes need markers, and markers need at least two images: with a single one sparsity is
-    left out and alignment takes all visual tokens.
+    left out. With fewer than 8 it says that classes are undecided, and as with a single one all
+    visual tokens are taken where otherwise the alive ones are. With 8 or more, dead directions are
+    put to the causal test.
 
     Args:
         model: The model.
@@ -63,7 +67,11 @@ def analyze(
     markers = None
     if len(pictures) > 1:
         markers = Markers.discover(model, pictures, prompt=prompt, batch_size=_AT_ONCE, seed=seed)
-        batches = [batch.with_classes(markers.classify(model, batch)) for batch in batches]
+        if len(pictures) >= MIN_IMAGES:
+            markers = causal_evidence(
+                model, batches, markers, classes=("dead",), seed=seed, progress=progress
+            )
+            batches = [batch.with_classes(markers.classify(model, batch)) for batch in batches]
     material = Material(
         model,
         batches,

@@ -8,6 +8,7 @@ from ...lens.model import VisualLM
 from ...lens.progress import Progress, silent
 from ...lens.scenes import BACKGROUND, SLIVER, Scene, scenes
 from ..analysis import Result
+from ..causal_evidence_of_markers import causal_evidence
 from ..example import Example
 from ..report_inputs import Material, Truth
 from .page import Report
@@ -40,6 +41,9 @@ def demo(model: VisualLM, *, seed: int = 0, progress: Progress = silent) -> list
     progress("finding recurring tokens", 0, 1)
     markers = Markers.discover(model, [scene.image() for scene in calibration], seed=seed)
     batch = model.encode([scene.image() for scene in shown], [PROMPT] * len(shown))
+    markers = causal_evidence(
+        model, batch, markers, classes=("dead",), seed=seed, progress=progress
+    )
     batch = batch.with_classes(markers.classify(model, batch))
     material = Material(
         model,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
-from ...lens.token_classes import CLASS_NAMES
+from ...lens.token_classes import CLASS_NAMES, COMMON
 from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..one_image import refuse_repeated_images
@@ -29,6 +30,7 @@ class _Image:
     """One image's numbers, one entry per class (NaN where it has no token of the class)."""
 
     count: Float[np.ndarray, " class"]
+    common: float
     norm: Float[np.ndarray, " class"]
     mean: Float[np.ndarray, "class d"]
     direction: Float[np.ndarray, "class d"]
@@ -49,6 +51,7 @@ def sparsity(
     sparsity; the formulas of the profile are ours, since the paper's are not released:
 
     - ``share``: tokens of the class / visual tokens of the image, mean over images.
+    - ``common``: the same for tokens of the alive class that are common (one row).
     - ``tokens``: tokens of the class per image.
     - ``norm``: mean L2 norm of the class's tokens as they enter the language model.
     - ``cosine of class means``: mean over image pairs (a, b) of cos(μᵃ, μᵇ), μ the mean token
@@ -85,8 +88,7 @@ def sparsity(
     frame = pd.DataFrame(rows, columns=_COLUMNS)
     frame["class"] = pd.Categorical(frame["class"], categories=list(CLASS_NAMES))
     frame["layer"] = frame["layer"].astype("Int64")
-    found = sorted(markers.found) if markers is not None else None
-    meta = provenance(model, seed=seed, images=len(images), markers_found=found)
+    meta = provenance(model, seed=seed, images=len(images), **_of_markers(markers))
     count, mean, direction, stability = (
         torch.from_numpy(np.stack([getattr(image, name) for image in images]))
         for name in ("count", "mean", "direction", "stability")
@@ -98,6 +100,18 @@ def sparsity(
         "stability": stability.float(),
     }
     return Result("sparsity", frame, tensors, meta)
+
+
+def _of_markers(markers: Markers | None) -> dict[str, Any]:
+    """What is kept of the markers: which classes they found, and on what evidence."""
+    if markers is None:
+        return {"markers_found": None}
+    evidence = [
+        {name: None if value != value else value for name, value in row.items()}
+        for row in markers.evidence.to_dict("records")
+    ]
+    found = sorted(markers.found)
+    return {"markers_found": found, "evidence": evidence, "undecided": list(markers.undecided)}
 
 
 def _images(model: VisualLM, batch: Batch, markers: Markers | None) -> Iterator[_Image]:
@@ -116,18 +130,20 @@ def _images(model: VisualLM, batch: Batch, markers: Markers | None) -> Iterator[
     for sample, index in sorted(images):
         here = (visual.sample == sample) & (visual.image == index)
         masks = [torch.from_numpy(here & (labels == name)) for name in CLASS_NAMES]
-        yield _summarise(entry, stability, masks)
+        yield _summarise(entry, stability, masks, int((classes.mask(COMMON) & here).sum()))
 
 
 def _summarise(
     entry: Float[Tensor, "token d"],
     stability: Float[Tensor, "layer token"],
     masks: list[Bool[Tensor, " token"]],
+    common: int,
 ) -> _Image:
     norms = entry.norm(dim=-1)
     unit = entry / norms[:, None].clamp_min(torch.finfo(entry.dtype).tiny)
     return _Image(
         count=np.array([float(mask.sum()) for mask in masks]),
+        common=float(common),
         norm=np.array([float(norms[mask].mean()) for mask in masks]),
         mean=np.stack([entry[mask].mean(0).cpu().numpy() for mask in masks]),
         direction=np.stack([unit[mask].mean(0).cpu().numpy() for mask in masks]),
@@ -139,6 +155,10 @@ def _profile(images: list[_Image], seed: int) -> Iterator[dict[str, object]]:
     counts = np.stack([image.count for image in images])
     present = (counts > 0).sum(0)
     shares = bootstrap_mean(counts / counts.sum(1, keepdims=True), bounds=(0.0, 1.0), seed=seed)
+    common = np.array([image.common for image in images])
+    known = bootstrap_mean(common / counts.sum(1), bounds=(0.0, 1.0), seed=seed)
+    held = {"class": "alive", "layer": None, "images": int((common > 0).sum())}
+    yield {"measure": "common", **held, **known.row()}
     tokens = bootstrap_mean(counts, bounds=(0.0, float(counts.sum(1).max())), seed=seed)
     norms = bootstrap_mean(np.stack([image.norm for image in images]), seed=seed)
     stability = bootstrap_mean(

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...lens.token_classes import CLASS_NAMES
 from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, SECOND_HAND, Claim
-from ..numbers_in_words import apart, estimate, listing, number, points, share
+from ..numbers_in_words import apart, estimate, listing, number, percent, points, share
 from ..rows import one, select
 from ..statistics import Evidence, Region, bootstrap_mean, bootstrap_pairs, evidence
 from .figure import draw_sparsity
@@ -27,15 +27,87 @@ def _findings(result: Result) -> list[str]:
     images = result.meta["images"]
     shares = listing(f"{share(rows[name])} are {name}" for name in present)
     said = [f"Of the visual tokens of {images} images, {shares}."]
+    if undecided := result.meta.get("undecided"):
+        by_now = listing(f"{share(rows[name])} would be {name}" for name in present)
+        said = [
+            f"Which visual tokens of {images} images are alive, dead or sink is undecided "
+            f"({'; '.join(undecided)}). By what evidence there is, {by_now}."
+        ]
     if missing := [name for name in ("sink", "dead") if name not in present]:
         kind = " of that kind" if len(missing) == 1 else ""
         said.append(
             f"No {listing(missing)} tokens were found: no direction{kind} recurs from image to "
             "image."
         )
+    said += _common(result)
+    if "dead" in present:
+        said += _tested(result)
     if "dead" in present and "alive" in present:
         said += _contrast(result.frame)
     return said
+
+
+def _common(result: Result) -> list[str]:
+    """Of the alive tokens, those that recur."""
+    found = select(result.frame, measure="common")
+    if found.empty or not found["images"].iloc[0]:
+        return []
+    row = one(found)
+    rows = [each for each in _evidence(result) if each["class"] == "common"]
+    words = listing(f"“{each['words'].split(' ')[0]}”" for each in rows[:3])
+    return [
+        f"{share(row)} of all tokens are common: alive, but on a direction that recurs from image "
+        f"to image and carries something{f', such as {words}' if words else ''}."
+    ]
+
+
+def _tested(result: Result) -> list[str]:
+    """Whether the causal test was taken, and what it says of dead tokens."""
+    rows = [each for each in _evidence(result) if each["class"] == "dead"]
+    tested = [each for each in rows if each.get("verdict")]
+    if not rows:
+        return []
+    if not tested:
+        return [
+            "That dead tokens carry nothing rests on recurrence and on their nearest words; the "
+            "causal test was not taken."
+        ]
+    same = sum(each["verdict"] == "no change" for each in tested)
+    most = max(tested, key=lambda each: each["token_share"])
+    return [
+        f"Exchanged between images, tokens of {same} of {len(tested)} dead directions do not "
+        f"change the output: those of the largest by {number(most['change'], 4)} nats, as many "
+        f"other tokens by {number(most['others_change'], 4)}."
+    ]
+
+
+def _evidence(result: Result) -> list[dict[str, Any]]:
+    """Rows of evidence on directions; none where markers are ids or not known."""
+    return [row for row in result.meta.get("evidence") or () if "word_cosine" in row]
+
+
+def _table(result: Result) -> pd.DataFrame | None:
+    """What each direction's class rests on."""
+    rows = [
+        {
+            "class": row["class"] + ", undecided" * bool(row["undecided"]),
+            "because it recurs and": row["why"],
+            "in images": percent(row["image_share"]),
+            "of tokens": percent(row["token_share"]),
+            "nearest words": row["words"],
+            "attention from text": _known(row, "attention_from_text", " × even"),
+            "exchanged between images": row.get("verdict") or "not tested",
+            "change (nats)": _known(row, "change"),
+            "of as many others": _known(row, "others_change"),
+        }
+        for row in _evidence(result)
+    ]
+    return pd.DataFrame(rows) if rows else None
+
+
+def _known(row: dict[str, Any], name: str, unit: str = "") -> str:
+    value = row.get(name)
+    return "–" if value is None else number(value, 2 if unit else 4) + unit
 
 
 def _contrast(frame: pd.DataFrame) -> list[str]:
@@ -69,6 +141,7 @@ def _stability(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def _claims(result: Result) -> list[Claim]:
     found = []
+    undecided = "; undecided" * bool(result.meta.get("undecided"))
     for name, expected in _EXPECTED.items():
         row = _row(result.frame, "share", name)
         about = f"About {100 * expected:.0f} %"
@@ -78,8 +151,10 @@ def _claims(result: Result) -> list[Claim]:
                 if name == "alive"
                 else f"{about} are {name} tokens.",
                 ABSTRACT if name == "alive" else SECOND_HAND,
-                share(row) if row["images"] else f"none found, {share(row)}",
-                evidence=_of_images(
+                (share(row) if row["images"] else f"none found, {share(row)}") + undecided,
+                evidence=None
+                if undecided
+                else _of_images(
                     result,
                     result.tensors["shares"][:, CLASS_NAMES.index(name)],
                     Region(expected - _NEAR, expected + _NEAR),
@@ -88,7 +163,8 @@ def _claims(result: Result) -> list[Claim]:
                 agrees_if=f"the share lies within {points(_NEAR).removeprefix('+')} of it",
             )
         )
-    if all(_row(result.frame, "share", name)["images"] for name in ("dead", "alive")):
+    both = all(_row(result.frame, "share", name)["images"] for name in ("dead", "alive"))
+    if both and not undecided:
         found += _dead_tokens(result)
     return found
 
@@ -143,12 +219,16 @@ SPARSITY = Analysis(
     order=40,
     heading="How many tokens are alive?",
     method="A token is sink or dead when it lies close to a direction that recurs from image to "
-    "image, and alive otherwise. Similarity is the mean cosine over pairs of different images; "
-    "stability is the cosine of a token’s residual stream before and after a layer.",
+    "image: a sink by its norm before the projector or its turn to the first token, dead when the "
+    "direction carries no word, and nothing is lost where its tokens are exchanged between images. "
+    "All others are alive; those on a direction that recurs but carries something are called "
+    "common. Similarity is the mean cosine over pairs of different images; stability is the cosine "
+    "of a token’s residual stream before and after a layer.",
     caption="(a) Share of the classes. (b) Mean norm as tokens enter the language model. (c) "
     "Similarity between images, of tokens and of class means. (d) Stability at every layer. Lines "
     "and bands are 95 % intervals over images.",
     findings=_findings,
+    table=_table,
     claims=_claims,
     claims_order=10,
 )

@@ -1,4 +1,4 @@
-"""Finding directions that recur among visual tokens, and measuring which class each marks."""
+"""Measuring the visual tokens of calibration images, and finding directions that recur."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from ..inputs.read_image import ImageLike
 from ..model import VisualLM
-from ..readouts.embed_lens import EmbedLens
 from ..runs.undisturbed import undisturbed
 
-# A robust z-score of the vision tower's token norms that counts as outlying, and the least
-# ratio to the median: register tokens stand out by factors, not by a few per cent.
-NORM_OUTLIER, NORM_RATIO = 5.0, 1.5
-# A token that turned into an attention sink has the first token's direction.
-SINK_COSINE, SINK_MARGIN = 0.8, 0.3
 # Tokens tried as the seed of a direction, and a bound on the directions looked for.
 CANDIDATES, MAX_DIRECTIONS = 2048, 32
+
+# How many times the median an entry is that counts as massive, docs/method.md (e).
+MASSIVE = 1000.0
+
+# The most tokens that leave others to tell a direction's from.
+MOST_TOKENS = 0.9
 
 # What is asked when the caller does not say.
 QUESTION = "describe the image ."
@@ -43,8 +43,12 @@ class Measurements:
         entry: States at the LLM's entry, ``[token, d]``.
         image: Which image each comes from, ``[token]``.
         vit_norm: L2 norm before the projector, ``[token]``; NaN where it could not be read.
-        first_cosine: Largest cosine to the first token of the sequence, over the residual
-            streams entering layers 2 and later, ``[token]``.
+        first_cosine: Cosine to the first token of the sequence, in the residual streams entering
+            layers 2 and later, ``[token, layer]``.
+        norm: L2 norm in these residual streams, ``[token, layer]``.
+        massive: Largest entry by absolute value over the median one of the image's tokens, the
+            most that the language model makes of it from layer 2 on, ``[token]``; 0 where the
+            token enters so already.
         stability: Mean cosine between residual streams of neighbouring layers, ``[token]``.
     """
 
@@ -52,24 +56,16 @@ class Measurements:
     image: NDArray[np.int64]
     vit_norm: NDArray[np.float64]
     first_cosine: NDArray[np.float64]
+    norm: NDArray[np.float64]
+    massive: NDArray[np.float64]
     stability: NDArray[np.float64]
-
-    MEASURES: ClassVar[tuple[str, ...]] = (
-        "image_share",
-        "token_share",
-        "cross_image_cosine",
-        "norm_ratio",
-        "vit_norm_ratio",
-        "first_token_cosine",
-        "stability",
-    )
 
 
 def measure_tokens(
     model: VisualLM, images: Sequence[ImageLike], prompt: str | None, batch_size: int
 ) -> Measurements:
     """Run the images through the model and keep what classes are judged by."""
-    parts: list[tuple[Tensor, NDArray[np.int64], Any, Any, Any]] = []
+    parts: list[tuple[Tensor, NDArray[np.int64], Any, Any, Any, Any, Any]] = []
     text = QUESTION if prompt is None else prompt
     if prompt is None and not getattr(model.processor, "chat_template", None):
         text = f"{model.image_placeholder} {QUESTION}".strip()
@@ -90,7 +86,7 @@ def measure_tokens(
         first = where[visual.sample, first_position[visual.sample]]
         streams = [run.residual[layer].float() for layer in range(model.n_layers + 1)]
         cosine = torch.nn.functional.cosine_similarity
-        to_first = torch.stack([cosine(s[rows], s[first]) for s in streams[2:]]).amax(0)
+        to_first = torch.stack([cosine(s[rows], s[first]) for s in streams[2:]], dim=1)
         steps = [cosine(a[rows], b[rows]) for a, b in pairwise(streams)]
         parts.append(
             (
@@ -98,6 +94,8 @@ def measure_tokens(
                 visual.sample + start,
                 _vit_norms(model, batch.inputs, streams[0][rows]),
                 to_first.double().cpu().numpy(),
+                torch.stack([s[rows].norm(dim=1) for s in streams[2:]], 1).double().cpu().numpy(),
+                _massive([s[rows] for s in streams], visual.sample),
                 torch.stack(steps).mean(0).double().cpu().numpy(),
             )
         )
@@ -138,39 +136,11 @@ def find_recurring(
         members = ((unit @ direction) >= threshold).numpy() & free
         # The candidate's own group is done with even if its mean lies elsewhere.
         free &= ~(members | open_near[best])
-        if members.any() and _separation(unit, members) >= min_separation:
+        # A direction that nearly all tokens share is kept, and its class is left undecided.
+        apart = _separation(unit, members) >= min_separation or members.mean() > MOST_TOKENS
+        if members.any() and apart:
             groups.append((direction, members))
     return groups
-
-
-def classify_group(
-    measured: Measurements, members: NDArray[np.bool_], model: VisualLM
-) -> dict[str, Any]:
-    """The class of one recurring group and the measurements it rests on."""
-    norms = measured.entry.float().norm(dim=1).numpy()
-    vit = measured.vit_norm
-    median = float(np.median(vit))
-    spread = 1.4826 * float(np.median(np.abs(vit - median))) or np.inf
-    vit_ratio = float(vit[members].mean() / median)
-    outlying = (vit[members].mean() - median) / spread >= NORM_OUTLIER and vit_ratio >= NORM_RATIO
-    to_first = float(measured.first_cosine[members].mean())
-    rest = measured.first_cosine[~members]
-    turned = to_first >= SINK_COSINE and (
-        not len(rest) or to_first - float(np.median(rest)) >= SINK_MARGIN
-    )
-    unit = torch.nn.functional.normalize(measured.entry[members].float(), dim=1)
-    nearest = EmbedLens(model).read(unit.mean(0), k=3).words
-    return {
-        "class": "vit-sink" if outlying else "llm-sink" if turned else "dead",
-        "image_share": len(np.unique(measured.image[members])) / len(np.unique(measured.image)),
-        "token_share": float(members.mean()),
-        "cross_image_cosine": _cross_image_cosine(unit, measured.image[members]),
-        "norm_ratio": float(norms[members].mean() / np.median(norms)),
-        "vit_norm_ratio": vit_ratio,
-        "first_token_cosine": to_first,
-        "stability": float(measured.stability[members].mean()),
-        "words": " ".join(nearest.tolist()),
-    }
 
 
 def _separation(unit: Tensor, members: NDArray[np.bool_]) -> float:
@@ -183,16 +153,16 @@ def _separation(unit: Tensor, members: NDArray[np.bool_]) -> float:
     return float(centre @ centre - centre @ outside.mean(0))
 
 
-def _cross_image_cosine(unit: Tensor, image: NDArray[np.int64]) -> float:
-    """Mean cosine over all pairs of tokens from different images."""
-    labels = np.unique(image, return_inverse=True)[1]
-    sums = torch.zeros(labels.max() + 1, unit.shape[1]).index_add_(0, torch.as_tensor(labels), unit)
-    counts = torch.bincount(torch.as_tensor(labels)).double()
-    pairs = float(counts.sum() ** 2 - (counts**2).sum())
-    if not pairs:
-        return float("nan")
-    total = sums.sum(0).double()
-    return float((total @ total - (sums.double() ** 2).sum()) / pairs)
+def _massive(streams: list[Tensor], sample: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How far each token's largest entry stands out of its image's, where it did not at entry."""
+    largest = np.zeros(len(sample))
+    for one in np.unique(sample):
+        here = torch.from_numpy(sample == one).to(streams[0].device)
+        sizes = [stream[here].abs() for stream in streams]
+        ratios = torch.stack([s.amax(1) / s.median().clamp_min(1e-30) for s in sizes])
+        made = torch.where(ratios[0] < MASSIVE, ratios[2:].amax(0), 0.0)
+        largest[sample == one] = made.double().cpu().numpy()
+    return largest
 
 
 def _vit_norms(model: VisualLM, inputs: Any, entry: Tensor) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Telling sink, dead and alive tokens apart, by recurring directions or by vocabulary ids."""
+"""Telling sink, dead, common and other alive tokens apart, by directions or by vocabulary ids."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
@@ -22,7 +23,8 @@ from ..readouts.embed_lens import EmbedLens
 from ..tensor_file import read_tensor_file, write_tensor_file
 from ..token_classes import MARKER_KINDS, NearestWords, TokenClasses
 from ..torch_settings import default_torch
-from .discovery import Measurements, classify_group, find_recurring, measure_tokens
+from .class_of_direction import EVIDENCE, classify_groups
+from .discovery import find_recurring, measure_tokens
 
 _FORMAT = "embedlens.markers"
 
@@ -36,12 +38,13 @@ class Markers:
     class was found has markers of neither sort: all its tokens count as alive.
 
     Attributes:
-        frame: One row per marker: its class and the evidence for it.
+        frame: One row per marker: its class and the evidence for it, see :attr:`evidence`.
         directions: Unit vectors, ``[marker, d]``, in the order of ``frame``.
         threshold: Cosine from which on a token belongs to a direction.
         ids: Per class its vocabulary ids.
         k: Nearest words looked at for ``ids``.
         model: Name of the model they were made for.
+        images: From how many images the directions were found; 0 where that is not known.
     """
 
     frame: pd.DataFrame
@@ -50,6 +53,16 @@ class Markers:
     ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     k: int = 3
     model: str = ""
+    images: int = 0
+
+    def __repr__(self) -> str:
+        counts = self.frame["class"].value_counts()
+        found = ", ".join(f"{counts[name]} {name}" for name in self.found) or "none found"
+        parts = [f"Markers({self.model!r}: {found}"]
+        parts += [f"{self.images} images"] * bool(self.images)
+        if self.directions is not None:
+            parts += [f"causal test {'' if self.tested else 'not '}taken"]
+        return "; ".join([*parts, *self.undecided]) + ")"
 
     @staticmethod
     def from_ids(ids: Mapping[str, Collection[int]], k: int = 3) -> Markers:
@@ -84,22 +97,29 @@ class Markers:
 
         Uses no labels. A direction recurs when tokens within ``threshold`` cosine of it appear
         in at least ``min_image_share`` of the images, and are set apart: their mean cosine to
-        one another exceeds their mean cosine to all other tokens by ``min_separation``. Its class
-        is ``vit-sink`` if the vision tower gives these tokens outlying norms, ``llm-sink`` if
-        inside the language model they turn towards the first token of the sequence, and else
-        ``dead``. Images that are much alike make their content recur too: only over varied images
-        do the classes mean what they say. This is our recipe; the paper's own for models other
-        than LLaVA-1.5 is not known (it clusters by similarity).
+        one another exceeds their mean cosine to all other tokens by ``min_separation``. (One that
+        nearly all tokens share is kept as well, and its class left undecided.) Its class
+        is ``vit-sink`` if the vision tower gives these tokens outlying norms; ``llm-sink`` if
+        inside the language model they turn towards the first token of the sequence and grow as it
+        does, or get massive activations; ``common`` if it carries a word: a cosine to its nearest
+        word, the mean direction of all words taken out, that no random direction reaches; and else
+        ``dead``.
+        A causal test is not among this evidence: `embedlens.analyses.causal_evidence` takes it.
+        Images that are much alike make their content recur too: only over varied images do the
+        classes mean what they say. This is our recipe; the paper's own for models other than
+        LLaVA-1.5 is not known (it clusters by similarity). docs/method.md (a2).
 
         Args:
             model: The model.
-            images: Calibration images that differ in content; 16 or more are advisable.
+            images: Calibration images that differ in content; 16 or more are advisable, and with
+                fewer than 8 every class is marked as undecided.
             prompt: What to ask meanwhile; matters to ``llm-sink`` only.
             threshold: Cosine within which tokens share a direction.
             min_image_share: Share of the images in which it must appear.
             min_separation: How far its tokens must be from all others, in cosine.
             batch_size: Images per forward pass.
-            seed: For the candidates that are tried as directions.
+            seed: For the candidates that are tried as directions, and the random directions that
+                nearest words are compared with.
 
         Raises:
             InputError: Fewer than two images, or one of them twice.
@@ -111,10 +131,41 @@ class Markers:
         groups = find_recurring(
             measured.entry, measured.image, threshold, min_image_share, min_separation, seed
         )
-        rows = [classify_group(measured, members, model) for _, members in groups]
-        columns = ["class", *Measurements.MEASURES, "words"]
+        rows = classify_groups(measured, groups, model, seed)
         directions = torch.stack([d for d, _ in groups]) if groups else None
-        return Markers(pd.DataFrame(rows, columns=columns), directions, threshold, model=model.name)
+        frame = pd.DataFrame(rows, columns=list(EVIDENCE))
+        return Markers(frame, directions, threshold, model=model.name, images=len(images))
+
+    @property
+    def evidence(self) -> pd.DataFrame:
+        """What each marker's class rests on, one row per marker.
+
+        Columns, of directions that were discovered: class; why, in words; undecided, what is
+        missing for a decision, else empty; image_share and token_share, the shares of the images
+        it occurs in and of the tokens within ``threshold`` of it; cross_image_cosine, the mean over
+        pairs of these tokens from different images; norm_ratio and vit_norm_ratio, their mean L2
+        norm at entry and before the projector over the median of all tokens; first_token_cosine,
+        their largest mean cosine to the first token at any layer from 2 on; massive, their largest
+        state entry over the image's median; stability, the mean cosine from layer to layer; words,
+        the three nearest, word_cosine, that of the first, centred_word_cosine, the same with the
+        mean direction of all words taken out, and chance_cosine, the largest such cosine of 200
+        random directions. `embedlens.analyses.causal_evidence` adds what it measures.
+        """
+        return self.frame.copy()
+
+    @property
+    def tested(self) -> bool:
+        """Whether the causal test is among the evidence."""
+        return "verdict" in self.frame
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """What is missing where the evidence does not decide a class; empty where it does."""
+        if "undecided" not in self.frame:
+            return ()
+        rows = self.frame[self.frame["undecided"] != ""]
+        said = (f"{row['class']} undecided: {row['undecided']}" for _, row in rows.iterrows())
+        return tuple(dict.fromkeys(said))
 
     @property
     def found(self) -> tuple[str, ...]:
@@ -134,16 +185,10 @@ class Markers:
         """Like :meth:`classify`, from entry states that were read already."""
         n = len(entry)
         membership = {name: np.zeros(n, dtype=bool) for name in MARKER_KINDS}
-        if self.directions is not None and n:
-            if self.directions.shape[1] != entry.shape[1]:
-                raise InputError(
-                    f"these markers are for {self.model!r} (d={self.directions.shape[1]}), the "
-                    f"model has d={entry.shape[1]}"
-                )
-            unit = torch.nn.functional.normalize(entry.float(), dim=1)
-            near = (unit @ self.directions.to(unit).T >= self.threshold).cpu().numpy()
+        if self.directions is not None:
+            nearest_direction = self.direction_of(entry)
             for column, name in enumerate(self.frame["class"]):
-                membership[name] |= near[:, column]
+                membership[name] |= nearest_direction == column
         if not any(self.ids.values()):
             return TokenClasses(membership)
         nearest = nearest_words(model, entry, self.k)
@@ -151,6 +196,23 @@ class Markers:
             for word in group:
                 membership[name] = membership[name] | nearest.mask(word)
         return TokenClasses(membership, nearest)
+
+    def direction_of(self, entry: Float[Tensor, "visual d"]) -> NDArray[np.int64]:
+        """Which direction every token lies on: the nearest within ``threshold``, -1 for none.
+
+        Raises:
+            InputError: The directions are for a model of another width.
+        """
+        if self.directions is None or not len(entry):
+            return np.full(len(entry), -1)
+        if self.directions.shape[1] != entry.shape[1]:
+            raise InputError(
+                f"these markers are for {self.model!r} (d={self.directions.shape[1]}), the "
+                f"model has d={entry.shape[1]}"
+            )
+        unit = torch.nn.functional.normalize(entry.float(), dim=1)
+        cosine, nearest = (unit @ self.directions.to(unit).T).max(1)
+        return torch.where(cosine >= self.threshold, nearest, -1).cpu().numpy()
 
     @default_torch()
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -172,6 +234,7 @@ class Markers:
             "ids": {name: list(group) for name, group in self.ids.items()},
             "k": self.k,
             "model": self.model,
+            "images": self.images,
         }
         tensors = {} if self.directions is None else {"directions": self.directions}
         write_tensor_file(path, _FORMAT, record, tensors, overwrite=overwrite)
@@ -198,6 +261,7 @@ class Markers:
                 frozen(ids),
                 record["k"],
                 record["model"],
+                record.get("images", 0),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{cannot.format(repr(str(path)))}: {error}") from None

@@ -1,0 +1,120 @@
+"""Planted classes in a language model that learnt language: told apart, and nothing in nulls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from builders.planted_classes import Planting, labels, planted_model
+from embedlens import Markers, VisualLM
+from embedlens.analyses import causal_evidence, sparsity
+from embedlens.analyses.analysis import find
+
+CALIBRATION, HELD_OUT = range(12), range(100, 105)
+WORDS = (" sky", " grass", " person")
+CLASSES = ("dead", "dead", "vit-sink", "llm-sink", *("common",) * len(WORDS))
+CELLS = (12, 6, 2, 2, 4, 2, 1)
+QUESTION = "describe the image ."
+
+
+@torch.no_grad()
+def planted(
+    smollm2: Any, classes: tuple[str, ...], alive: str = "words", seed: int = 0, noise: float = 0.2
+) -> tuple[VisualLM, Planting]:
+    """The model with planted tokens; the others are rare words, or point anywhere.
+
+    The LLM sink is the direction that a first token has entering layer 2, but about as short as a
+    word: what makes it massive is the language model.
+    """
+    language_model, tokenizer = smollm2
+    table = language_model.get_input_embeddings().weight
+    norm, width = float(table.norm(dim=1).median()), table.shape[1]
+    draw = torch.Generator().manual_seed(seed)
+    if alive == "words":
+        others = table[torch.randperm(40_000, generator=draw)[:9000] + 5000]
+    else:
+        others = norm * normalize(torch.randn(9000, width, generator=draw), dim=1)
+    ids = tokenizer("The dog sat on the grass under a blue sky.", return_tensors="pt").input_ids
+    states = language_model(ids, output_hidden_states=True).hidden_states
+    words = iter(table[tokenizer(word).input_ids[0]] for word in WORDS)
+    vectors = others.clone()
+    for row, name in enumerate(classes):
+        if name == "common":
+            vectors[row] = next(words)
+        elif name == "llm-sink":
+            vectors[row] = 2 * norm * normalize(states[2][0, 0], dim=0)
+        else:
+            vectors[row] = norm * normalize(torch.randn(width, generator=draw), dim=0)
+    made = Planting(vectors, classes, CELLS[: len(classes)])
+    decoder = language_model.model
+    return planted_model(decoder, tokenizer, vectors, noise=noise, loud=made.loud), made
+
+
+def found_in(model: VisualLM, planting: Planting, markers: Markers) -> np.ndarray:
+    """The class of every token of unseen images."""
+    images = planting.images(HELD_OUT)
+    batch = model.encode([[image] for image in images], [QUESTION] * len(images))
+    return labels(markers.classify(model, batch))
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.3])
+def test_planted_classes_are_told_apart(smollm2: Any, noise: float) -> None:
+    model, planting = planted(smollm2, CLASSES, noise=noise)
+    markers = Markers.discover(model, planting.images(CALIBRATION))
+    assert sorted(markers.frame["class"]) == sorted(CLASSES)
+    agree = found_in(model, planting, markers) == planting.truth(HELD_OUT)
+    assert agree.mean() >= 0.98
+    why = markers.evidence.query("`class` == 'llm-sink'")["why"]
+    assert why.str.contains("to the first token").all()
+
+
+@pytest.mark.parametrize("alive", ["words", "anything"])
+@pytest.mark.parametrize("seed", range(3))
+def test_nulls_have_no_sink_and_no_dead_tokens(smollm2: Any, alive: str, seed: int) -> None:
+    model, planting = planted(smollm2, (), alive, seed)
+    markers = Markers.discover(model, planting.images(CALIBRATION))
+    assert set(markers.found) <= {"common"}
+    assert (found_in(model, planting, markers) == "alive").mean() >= 0.95
+
+
+def test_the_causal_test_finds_dead_tokens_dead(smollm2: Any) -> None:
+    """A sink is looked at, dead tokens are not; exchanged, they change nothing."""
+    model, planting = planted(smollm2, CLASSES)
+    images = planting.images(CALIBRATION)
+    batches = [model.encode([[one] for one in images[i : i + 6]], [QUESTION] * 6) for i in (0, 6)]
+    markers = causal_evidence(model, batches, Markers.discover(model, images), classes=("dead",))
+    dead = markers.evidence.query("`class` == 'dead'")
+    assert dead["verdict"].tolist() == ["no change"] * 2
+    assert (dead["change"] < 0.2 * dead["others_change"]).all()
+    sinks = markers.evidence.query("`class` == 'llm-sink'")
+    assert sinks["attention_from_text"].min() > 3
+    assert dead["attention_from_text"].max() < 1
+    said = " ".join(find("sparsity").findings(sparsity(model, batches, markers=markers)))
+    assert "tokens of 2 of 2 dead directions do not change the output" in said
+    assert "common: alive, but on a direction that recurs" in said
+    assert all(f"“{word.strip()}”" in said for word in WORDS)
+
+
+def test_an_untrained_projector_is_not_said_to_make_dead_tokens(smollm2: Any) -> None:
+    """All tokens share one direction, with a little of the image: there is nothing to tell."""
+    language_model, _ = smollm2
+    width = language_model.config.hidden_size
+    draw = torch.Generator().manual_seed(0)
+    shared = normalize(torch.randn(width, generator=draw), dim=0)
+    table = 2 * shared + 0.3 * normalize(torch.randn(9000, width, generator=draw), dim=1)
+    planting = Planting(table, (), ())
+    model = planted_model(language_model.model, smollm2[1], table, noise=0.05)
+    for seeds, reason in ((range(3), "3 images are too few"), (range(10), "100 % of all tokens")):
+        images = planting.images(seeds)
+        markers = Markers.discover(model, images)
+        batch = model.encode([[image] for image in images], [QUESTION] * len(images))
+        result = sparsity(model, batch, markers=markers)
+        said = " ".join(find("sparsity").findings(result))
+        assert "undecided" in said
+        assert reason in said
+        assert "are dead" not in said
+        assert all(claim.verdict == "undecided" for claim in find("sparsity").claims(result))
