@@ -6,38 +6,22 @@ whether or not anything was lost by them (measured in docs/method.md (a2)).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ...interventions.operations import PatchTokens
 from ...interventions.plans.plan import Plan
-from ...interventions.selectors.selectors import Selection, Selector
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
 from ...lens.runs.run import Run
 
 Masks = Sequence[NDArray[np.bool_]]
 """Per batch a mask of its visual tokens."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Chosen(Selector):
-    """Tokens given by a mask ``[sample, token]``."""
-
-    mask: Bool[np.ndarray, "sample token"]
-
-    def __str__(self) -> str:
-        return f"{int(self.mask.sum())} chosen tokens"
-
-    def select(self, batch: Batch) -> Selection:
-        """The tokens of the mask."""
-        return Selection(self.mask, np.zeros(len(batch), dtype=bool))
 
 
 class Exchange:
@@ -81,13 +65,12 @@ class Exchange:
             Per sample; NaN where nothing was exchanged.
         """
         written = [entry.clone() for entry in self.entry]
-        chosen = [np.zeros((len(batch), batch.length), dtype=bool) for batch in self.batches]
         pools = [rows[masks[b][rows]] for (b, _), rows in self._each()]
         holders = sorted(
             (i for i, pool in enumerate(pools) if len(pool)), key=lambda i: self._content[i]
         )
         done = np.zeros(len(pools), dtype=bool)
-        for i, ((b, s), number) in enumerate(zip(self._where, wanted, strict=True)):
+        for i, ((b, _), number) in enumerate(zip(self._where, wanted, strict=True)):
             others = [j for j in holders if self._content[j] != self._content[i]]
             if not (number and others):
                 continue
@@ -98,20 +81,18 @@ class Exchange:
             written[b][torch.from_numpy(mine)] = self.entry[self._where[donor][0]][
                 torch.from_numpy(theirs)
             ]
-            chosen[b][s, self.batches[b].visual.position[mine]] = True
             done[i] = True
-        found = [self._divergence(b, written[b], mask) for b, mask in enumerate(chosen)]
+        found = [self._divergence(b, states) for b, states in enumerate(written)]
         return np.where(done, np.concatenate(found), np.nan)
 
-    def _divergence(
-        self, b: int, states: Tensor, chosen: Bool[np.ndarray, "sample token"]
-    ) -> Float[np.ndarray, " sample"]:
+    def _divergence(self, b: int, states: Tensor) -> Float[np.ndarray, " sample"]:
+        """Clean against a batch whose visual tokens enter as ``states``, most of them unchanged."""
         batch, clean = self.batches[b], self._clean[b]
-        if not chosen.any():
+        if torch.equal(states, self.entry[b]):
             return np.zeros(len(batch))
         sample, position = map(torch.as_tensor, (batch.visual.sample, batch.visual.position))
         given = Run(None, sample, position, {0: states}, {}, {}, batch=batch)
-        plan = Plan(PatchTokens(tokens=_Chosen(chosen), source=0, target=0, states="other"))
+        plan = Plan(PatchTokens(source=0, target=0, states="other"))
         changed = _log_probabilities(self.model.run(batch, plan.given(other=given)))
         kept = torch.where(clean > -torch.inf, clean - changed, 0.0)
         return (clean.exp() * kept).sum(-1).cpu().numpy()

@@ -84,8 +84,10 @@ def test_nulls_have_no_sink_and_no_dead_tokens(smollm2: Any, alive: str, seed: i
 def test_the_causal_test_finds_dead_tokens_dead(smollm2: Any) -> None:
     """A sink is looked at, dead tokens are not; exchanged, they change nothing."""
     model, planting = planted(smollm2, CLASSES)
-    images = planting.images(CALIBRATION)
-    batches = [model.encode([[one] for one in images[i : i + 6]], [QUESTION] * 6) for i in (0, 6)]
+    images = planting.images(range(24))
+    batches = [
+        model.encode([[one] for one in images[i : i + 8]], [QUESTION] * 8) for i in (0, 8, 16)
+    ]
     markers = causal_evidence(model, batches, Markers.discover(model, images), classes=("dead",))
     dead = markers.evidence.query("`class` == 'dead'")
     assert dead["verdict"].tolist() == ["no change"] * 2
