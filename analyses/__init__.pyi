@@ -5,11 +5,11 @@ from .analysis import Analysis, Result, find, register, registered
 from .causal_evidence_of_markers import causal_evidence
 from .claim import Claim
 from .class_agreement_with_truth import class_agreement
-from .directions import directions
 from .example import Example
 from .lens_hits_by_layer import lens_hits
 from .report_inputs import Material, Truth
 from .sparsity_of_classes import sparsity
+from .steering_directions import directions
 from .token_map_of_words import token_map
 
 __all__ = [

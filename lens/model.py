@@ -22,7 +22,7 @@ from .opening.loaded_model import LoadedModel, Stage
 from .opening.unwrapping import unwrapped
 from .opening.wrapping import envoy_path, need_processor, origin_of, own_processor
 from .runs import forward, generation, many, scoring
-from .runs.program import Intervention, Pass, in_force
+from .runs.plan_protocol import Intervention, Pass, in_force
 from .runs.remote import need_weights
 from .runs.tracing import trace_forward
 from .torch_settings import default_torch

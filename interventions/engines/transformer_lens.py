@@ -29,7 +29,7 @@ from ...lens.errors import InputError, Unsupported
 from ...lens.inputs.batch import Batch
 from ...lens.opening.wrapping import envoy_path
 from ...lens.runs.captures import by_layer, capture_positions, capture_sites
-from ...lens.runs.program import Intervention, Pass
+from ...lens.runs.plan_protocol import Intervention, Pass
 from ...lens.runs.reading import by_sample
 from ...lens.runs.run import Run
 from ...lens.runs.run import Site as Capture

@@ -18,7 +18,7 @@ from pydantic import NonNegativeInt
 
 from ...lens.anatomy.traits import traits_counting_rows
 from ...lens.errors import InputError, Unsupported
-from ...lens.runs.program import Pass
+from ...lens.runs.plan_protocol import Pass
 from ..engines.engine import engine_of
 from ..program.scope import Subject
 from ..program.site import Site

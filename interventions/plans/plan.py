@@ -15,7 +15,7 @@ import yaml
 
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
-from ...lens.runs.program import Pass
+from ...lens.runs.plan_protocol import Pass
 from ...lens.torch_settings import default_torch
 from ..engines.transformer_lens import Hook, fwd_hooks, in_force
 from ..operations.donor import Donor, Given, GivenVector, as_donor, captured

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...lens.anatomy import Anatomy
 from ...lens.inputs.batch import Batch
-from ...lens.runs.program import Pass
+from ...lens.runs.plan_protocol import Pass
 from ...lens.runs.run import Run
 
 

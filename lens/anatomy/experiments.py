@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import Unsupported
 from ..opening.placement import when_brought
 from ..runs.undisturbed import undisturbed
-from .parts import Parts
+from .decoder_parts import Parts
 from .recorded_forward import forward_parameters, record, stream_of
 
 

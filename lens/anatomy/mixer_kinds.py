@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .attention_and_ffn import LayerAddends
-from .parts import Parts
+from .decoder_parts import Parts
 from .recorded_forward import Recording
 
 # Kinds that honour a mask over keys.

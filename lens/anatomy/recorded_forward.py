@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..errors import Unsupported
 from ..runs.tracing import without_cache
 from ..runs.undisturbed import undisturbed
-from .parts import Parts
+from .decoder_parts import Parts
 
 # Token rows kept of every activation: half of them visual, when there is an image.
 ROWS_KEPT = 64

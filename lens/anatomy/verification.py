@@ -25,10 +25,10 @@ from ..opening.placement import brought_weight, device_of
 from ..runs.finite import all_finite, not_finite, says_something
 from ..tolerances import LOGITS
 from .attention_and_ffn import LayerAddends, find_addends
+from .decoder_parts import IMAGE_IDS, VIDEO_IDS, Parts, locate_parts, takes_images, token_id
 from .experiments import last_token_layers, rows_that_depend_on_pixels
 from .logit_rule import LogitRule, fit_logit_rule, unmasked
 from .mixer_kinds import mixer_kinds_of
-from .parts import IMAGE_IDS, VIDEO_IDS, Parts, locate_parts, takes_images, token_id
 from .recorded_forward import Recording, forward_parameters, record
 from .visual_entry import VisualEntry, claimed_positions, find_entry, injected_layers, word_rows
 

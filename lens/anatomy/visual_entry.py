@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import Unsupported
 from ..opening.placement import device_of
 from ..tolerances import ENTERING_ROWS
-from .parts import Parts
+from .decoder_parts import Parts
 from .recorded_forward import FINGERPRINT, Recording, project
 
 

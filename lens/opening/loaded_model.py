@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..anatomy.anatomy import Anatomy
+from ..anatomy.decoder_parts import IMAGE_IDS, VIDEO_IDS, locate_parts, takes_images, token_id
 from ..anatomy.embedded_ids import check_ids
-from ..anatomy.parts import IMAGE_IDS, VIDEO_IDS, locate_parts, takes_images, token_id
 from ..anatomy.recorded_forward import forward_parameters
 from ..anatomy.visual_entry import claimed_positions
 from ..errors import EmbedlensError, InputError, NotFinite, Unsupported

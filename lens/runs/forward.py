@@ -23,7 +23,7 @@ from ..inputs.batch import Batch
 from ..torch_settings import default_torch
 from .captures import by_layer, capture_positions, capture_sites
 from .finite import all_finite, not_finite, says_something
-from .program import Intervention, Pass, in_force
+from .plan_protocol import Intervention, Pass, in_force
 from .reading import read_sites
 from .remote import destination
 from .run import Run, Site

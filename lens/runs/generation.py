@@ -20,7 +20,7 @@ from ..torch_settings import default_torch
 from .finite import all_finite, largest_logits, not_finite
 from .generation_modes import Mode, mode_of
 from .one_at_a_time import refuse_inside_a_trace
-from .program import Intervention, Pass, in_force
+from .plan_protocol import Intervention, Pass, in_force
 from .remote import ExplainingBackend, destination, goes_to_server
 from .undisturbed import undisturbed
 

@@ -23,7 +23,7 @@ from ..opening.wrapping import need_processor
 from ..torch_settings import default_torch
 from .forward import Output, Request, forward_pass, refusal, run
 from .generation import end_tokens
-from .program import Intervention, Pass, in_force
+from .plan_protocol import Intervention, Pass, in_force
 from .proof_record import proven_of
 from .run import Scores
 

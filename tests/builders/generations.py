@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embedlens import Batch, Plan, VisualLM
-from embedlens.lens.runs.program import Pass
+from embedlens.lens.runs.plan_protocol import Pass
 from embedlens.lens.runs.undisturbed import undisturbed
 
 

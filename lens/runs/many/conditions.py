@@ -10,7 +10,7 @@ from ...errors import InputError, Unsupported
 from ...inputs.batch import Batch
 from ..captures import lowest_layer
 from ..forward import Request
-from ..program import Intervention, Program
+from ..plan_protocol import Intervention, Program
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from ...progress import Progress, silent
 from ...torch_settings import default_torch
 from ..forward import Kept, Layers, Output, Request, Tokens, as_run, run_request
 from ..one_at_a_time import alone
-from ..program import Intervention
+from ..plan_protocol import Intervention
 from ..run import Run, Scores, Site
 from ..scoring import Answers, AnswerTokens, as_scores, score_request
 from .conditions import compile_conditions

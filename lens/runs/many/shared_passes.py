@@ -29,7 +29,7 @@ from ...errors import RemoteRunFailed
 from ...opening.present_state import owners_hooks
 from ...opening.wrapping import envoy_path
 from ..forward import Output, Request, forward_pass
-from ..program import Program
+from ..plan_protocol import Program
 from ..proof_record import is_same, proven_of
 from .conditions import Condition
 from .kept_outputs import before_decoder, keep_outputs, return_kept, skip_layers, watch_layers

@@ -29,7 +29,7 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.interventions import BlockAttention, InjectTokens, Operation, PruneTokens
-from embedlens.lens.runs.program import Pass
+from embedlens.lens.runs.plan_protocol import Pass
 from families.family import noise
 from families.zoo import READABLE, built, visual_lm
 from oracles.family_edits import edited

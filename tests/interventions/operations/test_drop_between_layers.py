@@ -28,7 +28,7 @@ from embedlens import (
 )
 from embedlens.interventions.engines.payload.drop_between_layers import drop_between_layers
 from embedlens.interventions.program.steps import Drop, Hide, Zero
-from embedlens.lens.runs.program import Pass
+from embedlens.lens.runs.plan_protocol import Pass
 from families.family import FAMILIES, noise, random_model
 from families.zoo import built
 from oracles.dropped_tokens import ByHand

@@ -27,7 +27,7 @@ from embedlens import (
     VisualLM,
     ZeroFFN,
 )
-from embedlens.lens.runs.program import Pass
+from embedlens.lens.runs.plan_protocol import Pass
 from oracles.decoder import Cache, Decoder, entering
 from oracles.selected_tokens import BOX, EVERY, IMAGE_1, LAST, NOT_BOX, TEXT, VISUAL, Tokens, visual
 from oracles.torch_hooks import attached, entered

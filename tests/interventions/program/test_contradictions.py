@@ -27,7 +27,7 @@ from embedlens.interventions.operations.target import Target
 from embedlens.interventions.program.contradictions import check_lowered
 from embedlens.interventions.program.site import Site
 from embedlens.interventions.program.steps import Noise, Read, Scale, Write, Zero
-from embedlens.lens.runs.program import Pass
+from embedlens.lens.runs.plan_protocol import Pass
 
 N = tiny.LAYERS
 BACK = {"source": 3, "target": 1}

@@ -32,7 +32,7 @@ from embedlens.interventions import parse_selector
 from embedlens.interventions.operations.target import Target
 from embedlens.interventions.program.flow import Flow, patterns
 from embedlens.interventions.program.visibility import visible_pairs
-from embedlens.lens.runs.program import Pass
+from embedlens.lens.runs.plan_protocol import Pass
 from families.family import FAMILIES
 from families.zoo import built, visual_lm
 from oracles.declared import Hooks

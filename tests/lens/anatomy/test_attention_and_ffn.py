@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from embedlens import Unsupported
 from embedlens.lens.anatomy.attention_and_ffn import LayerAddends, find_addends
-from embedlens.lens.anatomy.parts import Parts
+from embedlens.lens.anatomy.decoder_parts import Parts
 from embedlens.lens.anatomy.recorded_forward import record
 from tolerances import EQUAL, LARGE
 
