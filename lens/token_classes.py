@@ -65,6 +65,16 @@ class TokenClasses:
             raise InputError("membership masks of different lengths")
         object.__setattr__(self, "membership", frozen(membership))
 
+    def __repr__(self) -> str:
+        size = f"TokenClasses({len(self)} tokens"
+        if not self.membership:
+            return f"{size}: only their nearest words are known)"
+        if not len(self):
+            return f"{size})"
+        shares = {COMMON: self.mask(COMMON).mean(), **self.shares()}
+        said = {name: f"{share:.0%} {name}" for name, share in shares.items()}
+        return f"{size}: {said['alive']} of which {said[COMMON]}, {said['dead']}, {said['sink']})"
+
     def __len__(self) -> int:
         return len(self.membership["dead"] if self.nearest is None else self.nearest.ids)
 

@@ -22,9 +22,9 @@ def image_content(image: Image) -> int:
     return _number(f"{image.mode} {image.size} ".encode(), image.tobytes())
 
 
-def refuse_repeated(images: Iterable[Image]) -> None:
-    """Refuse an image that is given twice, where every image should count once."""
-    seen = set()
+def refuse_repeated(images: Iterable[Image]) -> list[int]:
+    """The images' contents; refuse one that is given twice, where every image should count once."""
+    seen: dict[int, None] = {}
     for image in images:
         content = image_content(image)
         if content in seen:
@@ -32,7 +32,8 @@ def refuse_repeated(images: Iterable[Image]) -> None:
                 "the same image is given twice: it would count as similar to itself, so give "
                 "each image once"
             )
-        seen.add(content)
+        seen[content] = None
+    return list(seen)
 
 
 def sample_content(

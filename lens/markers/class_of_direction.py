@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..model import VisualLM
 from ..readouts.embed_lens import EmbedLens
+from ..token_classes import MARKER_KINDS
 from .discovery import MASSIVE, MOST_TOKENS, Group, Measurements
 from .word_of_direction import WordOfDirection
 
@@ -34,10 +35,10 @@ EVIDENCE = (
 
 def classify_groups(
     measured: Measurements, groups: list[Group], model: VisualLM, seed: int
-) -> list[dict[str, Any]]:
-    """Per group of tokens its class and the measurements that it rests on."""
+) -> tuple[list[Group], list[dict[str, Any]]]:
+    """Groups of tokens, the largest first, and of each its class and what that rests on."""
     if not groups:
-        return []
+        return [], []
     directions = torch.stack([direction for direction, _ in groups])
     read, words = EmbedLens(model).read(directions, k=3), WordOfDirection(model, seed)
     cosines, centred = read.scores[:, 0].tolist(), words(directions).tolist()
@@ -52,7 +53,11 @@ def classify_groups(
         }
         name, why = _class(measured, members, row)
         rows.append({"class": name, "why": why, "undecided": _lacking(measured, row), **row})
-    return rows
+    order = sorted(
+        range(len(rows)),
+        key=lambda i: (-rows[i]["token_share"], MARKER_KINDS.index(rows[i]["class"])),
+    )
+    return [groups[i] for i in order], [rows[i] for i in order]
 
 
 def _measures(measured: Measurements, members: Bool[np.ndarray, " token"]) -> dict[str, Any]:

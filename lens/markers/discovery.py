@@ -103,27 +103,35 @@ def measure_tokens(
     return Measurements(torch.cat(entry), *(np.concatenate(column) for column in arrays))
 
 
+def draw_candidates(
+    image: NDArray[np.int64], contents: Sequence[int], seed: int
+) -> NDArray[np.int64]:
+    """Tokens that are tried as directions: each image's are drawn by its content and the seed."""
+    drawn = np.empty(len(image))
+    for index, content in enumerate(contents):
+        own = image == index
+        drawn[own] = np.random.default_rng([seed, content]).random(own.sum())
+    return np.sort(np.argsort(drawn, kind="stable")[:CANDIDATES])
+
+
 def find_recurring(
     entry: Float[Tensor, "token d"],
     image: NDArray[np.int64],
     threshold: float,
     min_image_share: float,
     min_separation: float,
-    seed: int,
+    candidates: NDArray[np.int64],
 ) -> list[Group]:
-    """Directions that recur across images, largest group of tokens first.
+    """Directions that recur across images.
 
-    Greedy: take the candidate token with the most tokens near it that reaches enough images,
-    re-centre on their mean, set the group aside, repeat.
+    Greedy: take the candidate token with the most tokens near it that reaches enough images (the
+    first such candidate), re-centre on their mean, set the group aside, repeat.
     """
     unit = torch.nn.functional.normalize(entry.float(), dim=1)
-    generator = np.random.default_rng(seed)
-    n = len(unit)
-    candidates = np.sort(generator.permutation(n)[:CANDIDATES])
     near = torch.stack([(unit @ unit[i]) >= threshold for i in candidates]).numpy()
     images = np.unique(image, return_inverse=True)[1]
     one_hot = np.eye(images.max() + 1, dtype=np.float32)[images]
-    free = np.ones(n, dtype=bool)
+    free = np.ones(len(unit), dtype=bool)
     groups: list[Group] = []
     while len(groups) < MAX_DIRECTIONS:
         open_near = near & free

@@ -24,7 +24,7 @@ from ..tensor_file import read_tensor_file, write_tensor_file
 from ..token_classes import MARKER_KINDS, NearestWords, TokenClasses
 from ..torch_settings import default_torch
 from .class_of_direction import EVIDENCE, classify_groups
-from .discovery import find_recurring, measure_tokens
+from .discovery import draw_candidates, find_recurring, measure_tokens
 
 _FORMAT = "embedlens.markers"
 
@@ -105,6 +105,8 @@ class Markers:
         word, the mean direction of all words taken out, that no random direction reaches; and else
         ``dead``.
         A causal test is not among this evidence: `embedlens.analyses.causal_evidence` takes it.
+        The order of the images changes nothing, ``batch_size`` nothing but rounding. Directions
+        stand by the share of the tokens near them, the largest first, and equal ones by class.
         Images that are much alike make their content recur too: only over varied images do the
         classes mean what they say. This is our recipe; the paper's own for models other than
         LLaVA-1.5 is not known (it clusters by similarity). docs/method.md (a2).
@@ -118,20 +120,22 @@ class Markers:
             min_image_share: Share of the images in which it must appear.
             min_separation: How far its tokens must be from all others, in cosine.
             batch_size: Images per forward pass.
-            seed: For the candidates that are tried as directions, and the random directions that
-                nearest words are compared with.
+            seed: For the tokens that are tried as directions, drawn by it and the content of their
+                image, and the random directions that nearest words are compared with.
 
         Raises:
             InputError: Fewer than two images, or one of them twice.
         """
         if len(images) < 2:
             raise InputError("recurring directions need at least 2 images, better 16 or more")
-        refuse_repeated(map(read_image, images))
-        measured = measure_tokens(model, images, prompt, batch_size)
+        given = zip(refuse_repeated(map(read_image, images)), images, strict=True)
+        contents, ordered = zip(*sorted(given, key=lambda pair: pair[0]), strict=True)
+        measured = measure_tokens(model, ordered, prompt, batch_size)
+        tried = draw_candidates(measured.image, contents, seed)
         groups = find_recurring(
-            measured.entry, measured.image, threshold, min_image_share, min_separation, seed
+            measured.entry, measured.image, threshold, min_image_share, min_separation, tried
         )
-        rows = classify_groups(measured, groups, model, seed)
+        groups, rows = classify_groups(measured, groups, model, seed)
         directions = torch.stack([d for d, _ in groups]) if groups else None
         frame = pd.DataFrame(rows, columns=list(EVIDENCE))
         return Markers(frame, directions, threshold, model=model.name, images=len(images))

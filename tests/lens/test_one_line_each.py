@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ import tiny
 from embedlens import Batch, EmbedLens, Plan, Run, TokenClasses, ZeroFFN
 from embedlens.analyses import Result, lens_hits
 from embedlens.lens.readouts import Readout
+from embedlens.lens.token_classes import NearestWords
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,16 @@ def test_what_is_empty_prints_too(objects: dict[str, Any]) -> None:
     assert repr(Run(None, none, none, {}, {}, {})) == "Run(a model: no logits)"
     assert "0 states" in repr(Readout(torch.zeros(0, 3, dtype=torch.long), torch.zeros(0, 3), None))
     assert repr(Result("x", objects["result"].frame.head(0))).startswith("Result(x: 0 rows")
+
+
+def test_classes_print_as_shares_of_all_tokens() -> None:
+    kinds = {"vit-sink": (0,), "llm-sink": (1,), "dead": range(1, 10), "common": range(9, 13)}
+    classes = TokenClasses({name: np.isin(np.arange(20), list(at)) for name, at in kinds.items()})
+    told = "TokenClasses(20 tokens: 50% alive of which 15% common, 40% dead, 10% sink)"
+    assert repr(classes) == told
+    assert repr(classes.select(np.arange(0))) == "TokenClasses(0 tokens)"
+    words = TokenClasses({}, NearestWords(np.zeros((3, 2), dtype=np.int64), 5))
+    assert repr(words) == "TokenClasses(3 tokens: only their nearest words are known)"
 
 
 def test_a_batch_is_a_sequence_of_samples(objects: dict[str, Any]) -> None:

@@ -13,6 +13,12 @@ from torch import Tensor, nn
 
 import tiny
 from embedlens import InputError, Markers, TokenClasses, VisualLM
+from embedlens.lens.markers.discovery import (
+    CANDIDATES,
+    draw_candidates,
+    find_recurring,
+    measure_tokens,
+)
 from embedlens.lens.scenes import scenes
 from tolerances import EQUAL, LARGE
 
@@ -123,6 +129,73 @@ def test_batching_the_calibration_images_changes_nothing() -> None:
     together, alone = (Markers.discover(model, IMAGES, batch_size=n) for n in (12, 1))
     assert together.frame["class"].tolist() == alone.frame["class"].tolist()
     torch.testing.assert_close(together.directions, alone.directions, atol=EQUAL, rtol=0)
+
+
+def test_candidates_are_drawn_by_what_an_image_shows() -> None:
+    """Whatever its place, an image's tokens are drawn alike; another seed draws others."""
+    contents = [3, 2**100, 71, 5]
+    image = np.repeat(np.arange(4), 1000)
+    places = np.arange(4000).reshape(4, 1000)
+
+    def drawn(order: list[int], seed: int = 0) -> set[int]:
+        picked = draw_candidates(image, [contents[i] for i in order], seed)
+        assert len(picked) == CANDIDATES
+        assert (np.diff(picked) > 0).all()
+        return set(places[order].ravel()[picked].tolist())
+
+    assert drawn([0, 1, 2, 3]) == drawn([2, 0, 3, 1])
+    other = drawn([0, 1, 2, 3], seed=1)
+    assert len(other & drawn([0, 1, 2, 3])) == pytest.approx(CANDIDATES**2 / 4000, rel=0.1)
+
+
+def test_directions_stand_by_their_share_of_the_tokens() -> None:
+    frame = Markers.discover(planted(*PLANTED), IMAGES[::-1]).frame
+    assert frame["class"].tolist() == ["dead", "vit-sink", "llm-sink"]
+    assert frame["token_share"].is_monotonic_decreasing
+
+
+@pytest.mark.full
+def test_neither_the_order_of_the_images_nor_their_batches_matter(shipped: VisualLM) -> None:
+    images = [scene.image() for scene in scenes(16, start=5000)]
+    judged = [scene.image() for scene in scenes(20)]
+    batch = shipped.encode([[image] for image in judged], [shipped.image_placeholder] * 20)
+    orders = [np.arange(16), np.arange(16)[::-1], np.random.default_rng(1).permutation(16)]
+    first, *others = (
+        Markers.discover(shipped, [images[i] for i in order], batch_size=size)
+        for order in orders
+        for size in (1, 5, 16)
+    )
+    assert len(first.frame) >= 2
+    labels = first.classify(shipped, batch).membership
+    for other in others:
+        torch.testing.assert_close(other.directions, first.directions, atol=LARGE, rtol=0)
+        exact = ["class", "undecided", "words", "chance_cosine", "image_share", "token_share"]
+        assert other.frame[exact].equals(first.frame[exact])
+        numbers = [frame.select_dtypes("number") for frame in (other.frame, first.frame)]
+        np.testing.assert_allclose(*numbers, atol=LARGE, rtol=LARGE)
+        found = other.classify(shipped, batch).membership
+        assert all((found[name] == labels[name]).all() for name in labels)
+
+
+@pytest.mark.full
+def test_rounding_flips_no_direction(shipped: VisualLM) -> None:
+    """States that differ by what another batch size makes of them, and more."""
+    images = [scene.image() for scene in scenes(16, start=5000)]
+    measured = measure_tokens(shipped, images, None, 16)
+    tried = draw_candidates(measured.image, range(16), 0)
+
+    def found(entry: Tensor) -> list[tuple[Tensor, np.ndarray]]:
+        return find_recurring(entry, measured.image, 0.9, 0.5, 0.1, tried)
+
+    groups = found(measured.entry)
+    assert len(groups) >= 2
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        noise = torch.randn(measured.entry.shape, generator=draw)
+        again = found(measured.entry + 1e-6 * measured.entry.abs().mean() * noise)
+        for (one, members), (other, same) in zip(groups, again, strict=True):
+            torch.testing.assert_close(other, one, atol=EQUAL, rtol=0)
+            assert (members == same).all()
 
 
 @pytest.mark.parametrize("classes", [(), tuple(PLANTED)], ids=["nothing", "all"])
