@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import tiny
 from embedlens import InputError, Markers, TokenClasses, VisualLM
+from embedlens.lens.markers import discovery
 from embedlens.lens.markers.discovery import (
     CANDIDATES,
     draw_candidates,
@@ -155,26 +156,36 @@ def test_directions_stand_by_their_share_of_the_tokens() -> None:
 
 
 @pytest.mark.full
-def test_neither_the_order_of_the_images_nor_their_batches_matter(shipped: VisualLM) -> None:
+def test_neither_the_order_of_the_images_nor_their_batches_matter(
+    shipped: VisualLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit by bit in any order, up to rounding in any batches; a part of the tokens is tried."""
+    monkeypatch.setattr(discovery, "CANDIDATES", 200)
     images = [scene.image() for scene in scenes(16, start=5000)]
     judged = [scene.image() for scene in scenes(20)]
     batch = shipped.encode([[image] for image in judged], [shipped.image_placeholder] * 20)
     orders = [np.arange(16), np.arange(16)[::-1], np.random.default_rng(1).permutation(16)]
-    first, *others = (
-        Markers.discover(shipped, [images[i] for i in order], batch_size=size)
-        for order in orders
+    found = {
+        size: [
+            Markers.discover(shipped, [images[i] for i in order], batch_size=size)
+            for order in orders
+        ]
         for size in (1, 5, 16)
-    )
+    }
+    first = found[16][0]
     assert len(first.frame) >= 2
     labels = first.classify(shipped, batch).membership
-    for other in others:
-        torch.testing.assert_close(other.directions, first.directions, atol=LARGE, rtol=0)
+    for one, *others in found.values():
+        for other in others:
+            assert torch.equal(other.directions, one.directions)
+            assert other.frame.equals(one.frame)
+        torch.testing.assert_close(one.directions, first.directions, atol=LARGE, rtol=0)
         exact = ["class", "undecided", "words", "chance_cosine", "image_share", "token_share"]
-        assert other.frame[exact].equals(first.frame[exact])
-        numbers = [frame.select_dtypes("number") for frame in (other.frame, first.frame)]
+        assert one.frame[exact].equals(first.frame[exact])
+        numbers = [frame.select_dtypes("number") for frame in (one.frame, first.frame)]
         np.testing.assert_allclose(*numbers, atol=LARGE, rtol=LARGE)
-        found = other.classify(shipped, batch).membership
-        assert all((found[name] == labels[name]).all() for name in labels)
+        told = one.classify(shipped, batch).membership
+        assert all((told[name] == labels[name]).all() for name in labels)
 
 
 @pytest.mark.full
