@@ -25,7 +25,7 @@ def _findings(result: Result) -> list[str]:
     same = {"measure": STANDARDISED.name, "comparison": "same layer", "states": "visual"}
     first, end = one(frame, **same, layer=0), one(frame, **same, layer=last)
     if first["value"] == first["value"]:
-        turn = {1: "rises", 0: "hardly moves", -1: "falls"}[apart(end, first)]
+        turn = {1: "rises", 0: "does not clearly move", -1: "falls"}[apart(end, first)]
         said.append(
             f"Inside the model, the standardised cosine of visual and text states of one layer "
             f"{turn} from {estimate(first)} to {estimate(end)}."
@@ -76,7 +76,7 @@ def _direction(found: Answer, result: Result) -> str:
 def _other(row: "pd.Series[Any]") -> str:
     """What another measure says: one layer or a range of them."""
     known, centred = row["low"] == row["low"], row["centred"]
-    sort = "" if centred is pd.NA else "centred " if centred else "raw "
+    sort = "" if pd.isna(centred) else "centred " if centred else "raw "
     low, high = (f"{row[end]:.0f}" for end in ("low", "high"))
     where = f"layers {low} to {high}" if low != high else f"layer {low}"
     return f"{sort}{row['by']} {where if known else 'no layer'}"

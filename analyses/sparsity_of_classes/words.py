@@ -54,10 +54,10 @@ def _common(result: Result) -> list[str]:
         return []
     row = one(found)
     rows = [each for each in _evidence(result) if each["class"] == "common"]
-    words = listing(f"“{each['words'].split(' ')[0]}”" for each in rows[:3])
+    words = [f"“{each['words'].split(' ')[0]}”" for each in rows[:3]]
     return [
         f"{share(row)} of all tokens are common: alive, but on a direction that recurs from image "
-        f"to image and carries something{f', such as {words}' if words else ''}."
+        f"to image and carries something{f', such as {listing(words)}' if words else ''}."
     ]
 
 
@@ -112,7 +112,7 @@ def _known(row: dict[str, Any], name: str, unit: str = "") -> str:
 
 def _contrast(frame: pd.DataFrame) -> list[str]:
     dead, alive = (_row(frame, "cosine of tokens", name) for name in ("dead", "alive"))
-    more = {1: "far more alike", 0: "about as alike", -1: "less alike"}[apart(dead, alive)]
+    more = {1: "far more alike", 0: "not clearly more alike", -1: "less alike"}[apart(dead, alive)]
     said = [
         f"Dead tokens of different images are {more} than alive ones: mean cosine "
         f"{estimate(dead)} against {estimate(alive)}."

@@ -1,29 +1,22 @@
 """Every number that the report says, computed again from the tables, in the order of the sentence.
 
 Knows each sentence by how it begins, and shares no code with what writes them; a sentence that it
-does not know is an error. Alignment and sparsity are left out.
+does not know is an error.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 
 from embedlens.analyses import Result
+from oracles.numbers_in_sentences import Numbers, Sentence, around, assert_numbers, row_of, shown_p
+from oracles.told_of_alignment import ALIGNMENT
+from oracles.told_of_sparsity import SPARSITY
 
-Numbers = list[float]
-Sentence = tuple[str, Callable[[Result, re.Match[str]], Numbers]]
 OPERATIONS = {"attention": "attention", "the FFN": "ffn"}
-
-
-def numbers_in(sentence: str) -> list[tuple[float, float]]:
-    """Numbers outside of quotes, each with half a unit of its last digit."""
-    plain = re.sub("“.*?”", "", sentence).replace("−", "-")
-    found = re.findall(r"(?<![\w.])[-+]?\d+(?:\.\d+)?", plain)
-    return [(float(n), 0.5 * 10.0 ** -len(n.partition(".")[2])) for n in found]
 
 
 def assert_told(result: Result, sentence: str) -> None:
@@ -35,27 +28,6 @@ def assert_told(result: Result, sentence: str) -> None:
     raise AssertionError(f"nothing is known of {sentence!r}")
 
 
-def assert_numbers(sentence: str, expected: Sequence[float]) -> None:
-    found = numbers_in(sentence)
-    assert len(found) == len(expected), f"{sentence!r}: {found} and not {expected}"
-    for (told, half), value in zip(found, expected, strict=True):
-        assert abs(told - value) <= half * 1.001, f"{told} and not {value} in {sentence!r}"
-
-
-def row_of(frame: pd.DataFrame, **where: Any) -> pd.Series:
-    for name, value in where.items():
-        frame = frame[frame[name] == value]
-    assert len(frame) == 1, where
-    return frame.iloc[0]
-
-
-def around(row: pd.Series, name: str = "value") -> Numbers:
-    """A share or a change in percent, with its interval where there is one."""
-    ends = ("low", "high") if name == "value" else (f"{name}_low", f"{name}_high")
-    found = [row[key] for key in (name, *ends)]
-    return [100 * x for x in found if x == x]
-
-
 def corrected(ps: Sequence[float]) -> Numbers:
     """Holm: the i-th smallest of n times n - i, never falling."""
     order = sorted(range(len(ps)), key=lambda i: ps[i])
@@ -64,10 +36,6 @@ def corrected(ps: Sequence[float]) -> Numbers:
         most = max(most, min(1.0, (len(ps) - rank) * ps[i]))
         out[i] = most
     return out
-
-
-def shown_p(p: float) -> float:
-    return max(p, 0.001)
 
 
 # ---------------------------------------------------------------- token map
@@ -254,6 +222,8 @@ ABLATION: list[Sentence] = [
     (r"The untouched model is at its ceiling", lambda *_: []),
 ]
 SENTENCES = {
+    "sparsity": SPARSITY,
+    "alignment": ALIGNMENT,
     "token_map": TOKEN_MAP,
     "lens_hits": LENS_HITS,
     "class_agreement": CLASS_AGREEMENT,
