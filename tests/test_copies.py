@@ -116,6 +116,10 @@ def test_what_was_copied_works_like_the_original(name: str, way: str) -> None:
     make, use = MADE[name]
     original = make(given())
     use(original, given())
+    if way == "pickle" and isinstance(original, EmbedLens | LogitLens | ContextLens):
+        with pytest.raises(Unsupported, match=rf"a worker loads the model and makes {name}\(model"):
+            pickle.dumps(original)
+        return
     made = WAYS[way](original)
     assert type(made) is type(original)
     assert same(use(made, given()), use(original, given()))

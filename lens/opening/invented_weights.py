@@ -32,7 +32,8 @@ def with_invented_weights(make: Callable[[], Any], seed: int = 0) -> Any:
     noise from ``seed``; matrices are random, and large enough that every part of a layer moves the
     logits. What comes out differently for another seed was decided by weights.
     """
-    with _matrices_on_meta():
+    # Constructors draw what is thrown away here.
+    with torch.random.fork_rng(devices=[]), _matrices_on_meta():
         model = make()
     generator = torch.Generator().manual_seed(seed)
     made: dict[int, nn.Parameter] = {}

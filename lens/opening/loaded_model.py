@@ -217,10 +217,15 @@ class LoadedModel:
         try:
             with undisturbed(self.hf), torch.no_grad():
                 self._anatomy = Anatomy.of(self.hf, inputs, **self._overrides)
-        except (IndexError, RuntimeError):
+        except (IndexError, RuntimeError) as error:
             if inputs is not None:
                 # This model looks its placeholders up, too.
                 self._check_ids(inputs, ())
+            if any(weight.is_meta for weight in self.hf.parameters()):
+                raise Unsupported(
+                    f"{type(self.hf).__name__} does not run with its weights offloaded (it takes "
+                    f"one where no hook brings it: {error}): load it without offloading"
+                ) from error
             raise
         self._probe = inputs
         self.encoder.anatomy = self._anatomy

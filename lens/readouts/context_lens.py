@@ -23,6 +23,7 @@ from ..model import VisualLM
 from ..opening.present_state import sample_of_weights, state_of
 from ..torch_settings import default_torch
 from .embedding_rows import rows_of
+from .lens import ReadsWithItsModel
 from .nearest_rows import NearestRows, refuse_zeros
 from .readout import Readout
 from .text_bank import TextBank
@@ -75,7 +76,7 @@ class ContextReadout(Readout):
         return table
 
 
-class ContextLens:
+class ContextLens(ReadsWithItsModel):
     """Nearest text states by cosine: words as they are inside sentences, not as they enter.
 
     The comparison of LatentLens (arXiv 2602.00462): the raw state against residual streams of text

@@ -14,14 +14,14 @@ from ..opening.placement import device_of
 from ..runs.remote import need_weights
 from ..torch_settings import default_torch
 from .embedding_rows import Words, embedding_rows
-from .lens import register_lens
+from .lens import ReadsWithItsModel, register_lens
 from .nearest_rows import NearestRows, refuse_zeros
 from .readout import Readout
 from .top_k import read_in_blocks
 
 
 @register_lens
-class EmbedLens:
+class EmbedLens(ReadsWithItsModel):
     r"""Nearest rows of the input embedding matrix by cosine, docs/method.md (a1).
 
     $\mathrm{TopK}_{i \in V}\; h^\top e_i / (\lVert h \rVert \lVert e_i \rVert)$ on the raw state:

@@ -6,11 +6,13 @@ package's ``__init__``. Whatever compares lenses then finds it in ``LENSES``.
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar, runtime_checkable
+import copy
+from typing import Any, NoReturn, Protocol, Self, TypeVar, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import Unsupported
 from ..model import VisualLM
 from .readout import Readout
 
@@ -36,6 +38,28 @@ class Lens(Protocol):
         Raises:
             InputError: States of another width or not finite, or more words than there are.
         """
+
+
+class ReadsWithItsModel:
+    """A lens that reads with the weights its model has at the time, and so stays where it is."""
+
+    def __copy__(self) -> Self:
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
+
+    def __reduce__(self) -> NoReturn:
+        name = type(self).__name__
+        raise Unsupported(
+            f"{name} reads with its model's own weights, and these do not travel to other "
+            f"processes: a worker loads the model and makes {name}(model) itself"
+        )
 
 
 LENSES: dict[str, type[Lens]] = {}

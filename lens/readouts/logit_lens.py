@@ -22,7 +22,7 @@ from ..runs.finite import all_finite
 from ..runs.remote import need_weights
 from ..torch_settings import default_torch
 from .embedding_rows import Words, output_of, plain_weight
-from .lens import register_lens
+from .lens import ReadsWithItsModel, register_lens
 from .nearest_rows import LAST, set_columns
 from .readout import Readout
 from .top_k import STATES_AT_ONCE, WORDS_AT_ONCE, TopK, products, read_in_blocks
@@ -32,7 +32,7 @@ _NOTHING = -80.0
 
 
 @register_lens
-class LogitLens:
+class LogitLens(ReadsWithItsModel):
     """What the model would predict from a state: final norm and head, as log-probabilities.
 
     Scaling, soft-capping and forbidden ids are the model's own, as the anatomy found and verified

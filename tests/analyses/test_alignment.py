@@ -365,9 +365,9 @@ def test_nothing_is_named_where_nothing_is() -> None:
         for name, tokens in sets.items():
             counts[name, said_of(tokens, seed).kind] += 1
     assert counts["mixed", "layer"] <= 1
-    for name in ("random", "shuffled"):
-        assert counts[name, "chance"] >= 17  # fewer: once in 370 sets of twenty at 5 %
-        assert counts[name, "layer"] <= 1
+    # At 5 % fewer come out once in 300 sets of forty.
+    assert counts["random", "chance"] + counts["shuffled", "chance"] >= 34
+    assert counts["random", "layer"] + counts["shuffled", "layer"] <= 1
 
 
 def test_the_rank_among_shuffled_curves_is_exact() -> None:

@@ -16,7 +16,6 @@ from families.zoo import READABLE, anatomy, built
 
 # Factors that a checkpoint holds: a norm behind the embedding, a number per layer.
 LEARNED = {
-    "inkling_mm_model": "embedding_scale",
     "gemma4": "attention_scale",
     "gemma4-moe": "attention_scale",
     "gemma4_unified": "attention_scale",

@@ -389,7 +389,7 @@ def test_offloaded_models_run_as_if_they_were_not(where: str, tmp_path: Path) ->
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["idefics2", "aria", "llava", "gemma3", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", ["idefics2", "llava", "gemma3", "qwen2_5_vl"])
 def test_what_is_measured_of_a_model_is_the_same_offloaded(name: str) -> None:
     accelerate = pytest.importorskip("accelerate")
     family = FAMILIES[name]()
@@ -403,6 +403,17 @@ def test_what_is_measured_of_a_model_is_the_same_offloaded(name: str) -> None:
     assert torch.equal(model.embeddings, plain.get_input_embeddings().weight)
     batch = model.batch(family.inputs)
     assert (model.run(batch).logits - logits(plain, batch.inputs)).abs().max() < EQUAL
+
+
+def test_a_model_that_does_not_run_offloaded_is_refused() -> None:
+    """Not by accelerate alone either: its projector's own parameter stays on meta."""
+    accelerate = pytest.importorskip("accelerate")
+    family = FAMILIES["aria"]()
+    model = accelerate.cpu_offload(family.model, execution_device=torch.device("cpu"))
+    with torch.no_grad(), pytest.raises(RuntimeError, match="meta"):
+        model(**family.inputs)
+    with pytest.raises(Unsupported, match="does not run with its weights offloaded"):
+        VisualLM(model, family.processor)
 
 
 def test_weights_without_values_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -152,7 +153,7 @@ def test_an_answer_that_its_prompt_would_see_is_refused(monkeypatch: pytest.Monk
     model = VisualLM(family.model, family.processor)
     batch = model.batch(family.inputs)
     assert float(model.score(batch, ["red circle"]).logprob) < 0
-    careless = VisualLM(family.model, family.processor)
+    careless = VisualLM(copy.deepcopy(family.model), family.processor)
     monkeypatch.setattr(
         "embedlens.lens.runs.scoring._generated_type",
         lambda _, __, types: torch.zeros_like(types[:, :1]),
