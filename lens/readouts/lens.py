@@ -7,7 +7,7 @@ package's ``__init__``. Whatever compares lenses then finds it in ``LENSES``.
 from __future__ import annotations
 
 import copy
-from typing import Any, NoReturn, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -43,12 +43,12 @@ class Lens(Protocol):
 class ReadsWithItsModel:
     """A lens that reads with the weights its model has at the time, and so stays where it is."""
 
-    def __copy__(self) -> Self:
+    def __copy__(self) -> ReadsWithItsModel:
         made = type(self).__new__(type(self))
         made.__dict__.update(self.__dict__)
         return made
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReadsWithItsModel:
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         made.__dict__.update(copy.deepcopy(self.__dict__, memo))

@@ -351,7 +351,7 @@ def test_the_layer_that_was_planted_is_named(layer: int) -> None:
 def test_nothing_is_named_where_nothing_is() -> None:
     """Random, shuffled and mixed tokens: at most one in twenty is called a layer, or aligned."""
     counts = Counter()
-    for seed in range(20):
+    for seed in range(60):
         generator = torch.Generator().manual_seed(seed)
         text = torch.stack(list(planted_text(100 + seed).states.values()))
         length = text.shape[1]
@@ -364,10 +364,10 @@ def test_nothing_is_named_where_nothing_is() -> None:
         }
         for name, tokens in sets.items():
             counts[name, said_of(tokens, seed).kind] += 1
-    assert counts["mixed", "layer"] <= 1
-    # At 5 % fewer come out once in 300 sets of forty.
-    assert counts["random", "chance"] + counts["shuffled", "chance"] >= 34
-    assert counts["random", "layer"] + counts["shuffled", "layer"] <= 1
+    assert counts["mixed", "layer"] <= 3
+    # At 5 % fewer come out once in 250 sets of 120.
+    assert counts["random", "chance"] + counts["shuffled", "chance"] >= 107
+    assert counts["random", "layer"] + counts["shuffled", "layer"] <= 3
 
 
 def test_the_rank_among_shuffled_curves_is_exact() -> None:
