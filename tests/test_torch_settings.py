@@ -51,6 +51,8 @@ from embedlens.analyses.check.check_model import check_model
 from embedlens.lens.loading import SHIPPED
 from embedlens.lens.scenes import Scene
 
+pytestmark = pytest.mark.full
+
 TEXTS = ["what is red and blue ?", "the star is green"]
 
 

@@ -23,6 +23,8 @@ from embedlens.analyses.report.analyze import analyze
 from embedlens.lens.scenes import scenes
 from tolerances import EQUAL
 
+pytestmark = pytest.mark.full
+
 PROMPT = "what is the color ?"
 
 

@@ -31,6 +31,8 @@ from oracles.told_of_sparsity import (
 )
 from tolerances import EQUAL
 
+pytestmark = pytest.mark.full
+
 DRAWN = [range(30), pytest.param(range(30, 300), marks=pytest.mark.full)]
 PROMPT = "describe the image ."
 

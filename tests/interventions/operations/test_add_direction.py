@@ -35,6 +35,7 @@ def plus(vector: Tensor) -> Any:
     return made
 
 
+@pytest.mark.quick("llava", "gemma3")
 @pytest.mark.parametrize("two", [False, True], ids=["alone", "padded"])
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ZOO)
@@ -69,6 +70,7 @@ def test_it_is_added_to_what_is_in_force() -> None:
     assert_overwritten("llava", "sdpa", batch, plan.given(v=v, w=v[3]), edits)
 
 
+@pytest.mark.quick("llava")
 @pytest.mark.parametrize("phase", ["prefill", "decode", "all"])
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3", "idefics3"])

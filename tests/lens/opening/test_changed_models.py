@@ -26,6 +26,8 @@ from embedlens import (
 from embedlens.lens.opening.present_state import state_of
 from tolerances import EQUAL, LARGE, MOVED_A_LITTLE
 
+pytestmark = pytest.mark.full
+
 PROMPT = tiny.PROMPTS["middle"]
 
 

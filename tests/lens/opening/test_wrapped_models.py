@@ -18,6 +18,8 @@ from embedlens import EmbedLens, InputError, LogitLens, Plan, Unsupported, Visua
 from families.zoo import FAMILIES
 from tolerances import EQUAL, LARGE, MOVED_A_LITTLE, PREPARED, RECOMPUTED
 
+pytestmark = pytest.mark.full
+
 PROMPT = tiny.PROMPTS["middle"]
 PLAN = Plan(ZeroFFN(layers=[1]))
 TASKS = [
