@@ -71,6 +71,16 @@ def test_nothing_is_marked_where_nothing_recurs(shipped: VisualLM, seed: int) ->
     assert agreement(model, planting, markers) == 1
 
 
+@pytest.mark.full
+def test_none_of_sixty_nulls_is_marked(shipped: VisualLM) -> None:
+    """So with 95 % confidence fewer than one in twenty is."""
+    marked = []
+    for seed in range(60):
+        model, planting = planted(shipped, (), (), 100 + seed)
+        marked += [seed] * bool(Markers.discover(model, planting.images(CALIBRATION)).found)
+    assert not marked
+
+
 def test_a_massive_activation_that_the_model_makes_is_a_sink(shipped: VisualLM) -> None:
     """Layer 2 answers one of two directions with a huge entry; at the entry nothing is massive."""
     model, planting = planted(shipped, ("dead", "dead"), (6, 6))
