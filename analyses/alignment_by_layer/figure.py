@@ -18,7 +18,7 @@ _PANELS = {
     STANDARDISED: ("a  Standardised cosine", "largest, to a text state"),
     RAW: ("b  Raw cosine", "largest, to a text state"),
     CENTRED: ("c  Centred cosine", "largest, to a text state"),
-    CKA: ("d  CKA", "of dimensions"),
+    CKA: ("d  CKA", "linear CKA"),
     NEIGHBOURS: ("e  Mutual neighbours", "share of tokens"),
 }
 _REFERENCE: dict[str, Any] = {"color": "#B8B8B8", "linewidth": 0.6, "zorder": 1}

@@ -5,7 +5,17 @@ from typing import Any
 import pandas as pd
 
 from ..analysis import Analysis, Result, register
-from ..numbers_in_words import apart, depth, estimate, listing, number, p_value, percent, share
+from ..numbers_in_words import (
+    apart,
+    counted,
+    depth,
+    estimate,
+    listing,
+    number,
+    p_value,
+    percent,
+    share,
+)
 from ..rows import one, select
 from .answer import Answer, answer
 from .claims import Norms, claims, direction_in_words
@@ -96,7 +106,7 @@ def _data(result: Result) -> str:
     meta = result.meta
     kind = "visual tokens" if meta["tokens"] == "visual" else f"{meta['tokens']} visual tokens"
     return (
-        f"Here: {meta['visual_tokens']} {kind} of {meta['images']} image(s), "
+        f"Here: {meta['visual_tokens']} {kind} of {counted(meta['images'], 'image')}, "
         f"and {meta['text_tokens']} text tokens of {meta['texts']} sentences without images; left "
         f"out as sinks: {meta['visual_sinks']} visual and {meta['text_sinks']} text tokens."
     )

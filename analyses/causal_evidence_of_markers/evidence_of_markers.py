@@ -80,11 +80,11 @@ def causal_evidence(
     lies_on = [markers.direction_of(entry) for entry in exchange.entry]
     received = torch.cat([attention_received(model, part) for part in batches]).numpy()
     rows = []
-    found: list[dict[str, Any]] = markers.frame.to_dict("records")  # type: ignore[assignment]
-    for k, row in enumerate(found):
+    for k, held in enumerate(markers.frame.to_dict("records")):
         progress("exchanging recurring tokens", k, len(markers.frame))
+        row: dict[str, Any] = {"why": "", "undecided": ""}  # not saved by older versions
+        row |= {str(name): value for name, value in held.items()}
         members, tested = np.concatenate(lies_on) == k, row["class"] in classes
-        row = {"why": "", "undecided": "", **row}  # not in markers saved by older versions
         row |= _tested(exchange, lies_on, k, seed) if tested else _NOT_TESTED
         row |= {
             "attention_from_all": _mean(received[members, 0]),

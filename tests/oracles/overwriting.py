@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from builders.copies import pair
+from builders.generations import generated
 from embedlens import Batch, Plan
 from oracles.torch_hooks import attached, entering, leaving
 from tolerances import EQUAL, MOVED_A_LITTLE
@@ -100,6 +101,23 @@ def reading(module: Any, into: list[Tensor], *, output: bool = False) -> Overwri
             return states
 
     return Reader(module, lambda states, _: states, torch.zeros(1, 1), output=output)
+
+
+def assert_overwritten_while_generating(
+    name: str, attn: str, batch: Batch, plan: Plan, edits: Sequence[Overwrite], *, first: int
+) -> None:
+    """The logits of four generated tokens equal hooks; the edits move those of the ``first``."""
+    model, plain = pair(name, attn)
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    settings |= {"return_dict_in_generate": True, "output_logits": True}
+    settings["suppress_tokens"] = list(model.anatomy.visual_ids) or None
+    clean = plain.generate(**batch.inputs, **settings).logits
+    with overwritten(edits):
+        expected = plain.generate(**batch.inputs, **settings).logits
+    _, found = generated(model, plan, batch, 4)
+    assert (expected[first] - clean[first]).abs().max() > MOVED_A_LITTLE
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).abs().max() < EQUAL * max(1.0, float(theirs.std()))
 
 
 # ---------------------------------------------------------------- what can be written

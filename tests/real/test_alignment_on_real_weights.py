@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from builders.benchmarks import benchmark_module
 from embedlens import Batch, VisualLM
 from embedlens.analyses import Result, alignment
 from embedlens.analyses.alignment_by_layer.answer import answer
@@ -19,7 +19,6 @@ from embedlens.analyses.alignment_by_layer.token_states import TokenStates
 from embedlens.analyses.analysis import find
 from embedlens.analyses.claim import judged
 from embedlens.analyses.report.sentences import everyday_sentences
-from processes import ROOT
 from real.planted_words import CELLS, PATCH, SIDE, picture, planted
 
 IMAGES = 12
@@ -27,13 +26,7 @@ IMAGES = 12
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    path = ROOT / "benchmarks" / "planted_layers.py"
-    spec = spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_module("planted_layers")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
+from builders.benchmarks import benchmark_module
 from builders.prompts import visual_of
 from embedlens.analyses.report.sentences import everyday_sentences
 from processes import ROOT
@@ -25,13 +25,7 @@ MASSIVE_DIMENSION, FIRST_LAYER = 507, 12
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    path = ROOT / "benchmarks" / "norms_and_sinks.py"
-    spec = spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_module("norms_and_sinks")
 
 
 @pytest.fixture(scope="module")
