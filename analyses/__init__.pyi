@@ -5,6 +5,7 @@ from .analysis import Analysis, Result, find, register, registered
 from .causal_evidence_of_markers import causal_evidence
 from .claim import Claim
 from .class_agreement_with_truth import class_agreement
+from .comparison_of_plans import compare
 from .example import Example
 from .lens_hits_by_layer import lens_hits
 from .report_inputs import Material, Truth
@@ -23,6 +24,7 @@ __all__ = [
     "alignment",
     "causal_evidence",
     "class_agreement",
+    "compare",
     "directions",
     "find",
     "lens_hits",

@@ -28,6 +28,9 @@ from ..program.cost import Cost, cost_of
 from ..program.program import Program, handed_on
 from ..program.scope import Scope, Subject
 from ..program.steps import Step
+from ..selectors.parser import parse_selector
+from ..selectors.selectors import Selector
+from .matched_control import matched_control
 from .read_yaml import read_operations, written
 from .schema import plan_schema
 from .table import chosen, plan_frame, plan_html, plan_text
@@ -81,6 +84,24 @@ class Plan:
         made = Plan(*self.operations)
         object.__setattr__(made, "donors", tuple(sorted(donors.items(), key=itemgetter(0))))
         return made
+
+    def control(self, seed: int = 0, within: str | Selector = "visual") -> Plan:
+        """The matched control: the same operations on as many other tokens, drawn at random.
+
+        In place of each operation's tokens (of attention that is blocked, its keys) stand
+        ``random(like=those, within=within, seed=seed)``: in each sample as many tokens, drawn by
+        the seed and the sample's content.
+
+        Args:
+            seed: Of the draw; several seeds are several controls.
+            within: What is drawn from, in the selector language.
+
+        Raises:
+            InputError: An operation that names no tokens, or all of ``within``.
+        """
+        drawn_from = parse_selector(within) if isinstance(within, str) else within
+        made = Plan(*matched_control(self.operations, seed, drawn_from))
+        return made._with(dict(self.donors))
 
     def __add__(self, other: Plan) -> Plan:
         mine, theirs = dict(self.donors), dict(other.donors)

@@ -14,7 +14,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from ..errors import Unsupported
 from ..inputs.batch import Batch
-from ..opening.wrapping import envoy_path, need_processor
+from ..opening.wrapping import need_processor
 from ..torch_settings import default_torch
 from .captures import capture_sites
 from .finite import all_finite, not_finite
@@ -114,7 +114,9 @@ def generate_details(
             with tracer:
                 result = tracer.result.save()
         if getattr(result, "logits", None) is None:
-            raise Unsupported(f"{type(model.hf).__name__} writes in its own way, without its logits")
+            raise Unsupported(
+                f"{type(model.hf).__name__} writes in its own way, without its logits"
+            )
         return behind_the_prompts(result.sequences, batch, mode), result.logits, states
 
     ids, logits, states = by_finite_numbers(model, batch, write, planned=plan is not None)

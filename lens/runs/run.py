@@ -115,8 +115,11 @@ class Scores:
         logprob: Log-probability of each answer, in nats, summed over its tokens, ``[sample]``.
         n_tokens: Tokens that were scored, ``[sample]``.
         greedy: Whether greedy decoding would write exactly this answer, ``[sample]``.
+        first: Log-probability of every token at the answer's first position,
+            ``[sample, vocab]``; None unless asked for.
     """
 
     logprob: Float[Tensor, " sample"]
     n_tokens: Int[Tensor, " sample"]
     greedy: Bool[Tensor, " sample"]
+    first: Float[Tensor, "sample vocab"] | None = None

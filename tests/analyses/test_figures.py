@@ -20,6 +20,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+from builders.results import comparison
 from embedlens import VisualLM
 from embedlens.analyses import (
     Example,
@@ -57,7 +58,7 @@ def results(shipped: VisualLM) -> dict[str, Result]:
         alignment(shipped, batch, [scene.describe() for scene in scenes(6, start=900)]),
         ablation(shipped, [Example(s.image(), q.text, q.answer, q.task) for s, q in questions]),
     ]
-    return {result.name: result for result in made}
+    return {result.name: result for result in (*made, comparison())}
 
 
 def fine_map(side: int = 24, words: tuple[str, ...] = ("sky", "grass", "umbrella")) -> Result:

@@ -9,7 +9,11 @@ import pandas as pd
 import torch
 from scipy.stats import norm
 
+from embedlens import Example, Plan, ZeroFFN
 from embedlens.analyses import Result
+from embedlens.analyses.comparison_of_plans.named_plans import NamedPlans
+from embedlens.analyses.comparison_of_plans.paired_table import METRICS, paired_table
+from embedlens.analyses.questions import GIVEN_ANSWERS, Questions
 
 LAYERS = 4
 
@@ -223,6 +227,35 @@ def ablation(attention: float = -0.073, ffn: float = -0.146, spread: float = 0.0
         "margin": 0.05,
     }
     return Result("ablation", frame, meta={**META, **meta, "prompts": ["what is this ?"]})
+
+
+def compared_questions(n: int) -> Questions:
+    """Two questions about each image, of two tasks."""
+    examples = [Example("nowhere.png", f"question {i % 2}", "a", f"task {i % 2}") for i in range(n)]
+    return Questions(examples, [()] * n, [(i // 2,) for i in range(n)])
+
+
+def comparison(effect: float = 1.0) -> Result:
+    """A strong, a weak and no change, the first two beside a control that is weak."""
+    n, rng = 64, np.random.default_rng(0)
+    plans = {name: Plan(ZeroFFN(layers=i)) for i, name in enumerate(("strong", "weak", "none"))}
+    named = NamedPlans.of_names(
+        plans, {"strong": [Plan(ZeroFFN(layers=8)), Plan(ZeroFFN(layers=9))], "weak": "none"}
+    )
+    # In the order of the plans: untouched, strong, weak, none, and two controls of the first.
+    sizes = effect * np.array([0.0, 1.0, 0.02, 0.0, 0.02, 0.02])[:, None]
+    noise = np.abs(rng.normal(size=(6, n))) * 0.01 * (np.arange(6) > 0)[:, None]
+    right = rng.random((6, n)) > 0.6 * sizes
+    values = {
+        "accuracy": (right & (rng.random(n) < 0.95)).astype(float),
+        "logprob": -0.1 - rng.random(n) * 0.1 - sizes - noise,
+        "kl": sizes + noise,
+        "flips": (~right).astype(float),
+    }
+    margins = {name: metric.margin for name, metric in METRICS.items()}
+    frame = paired_table(values, named, compared_questions(n), margins, 0)
+    meta = {**META, "margins": margins, "reference": GIVEN_ANSWERS, "tasks": ["task 0", "task 1"]}
+    return Result("comparison", frame, {}, meta)
 
 
 def all_results() -> list[Result]:

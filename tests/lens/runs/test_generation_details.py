@@ -131,9 +131,7 @@ def test_without_processors_they_are_the_scores_that_transformers_returns(twin: 
     out = twin().plain.generate(
         **batch.inputs, **given, return_dict_in_generate=True, output_scores=True
     )
-    own = twin().plain.compute_transition_scores(
-        out.sequences, out.scores, normalize_logits=True
-    )
+    own = twin().plain.compute_transition_scores(out.sequences, out.scores, normalize_logits=True)
     assert torch.equal(found.ids, out.sequences[:, batch.length :])
     assert float((found.logprob - own).abs().max()) < ACCUMULATED
 
