@@ -117,8 +117,10 @@ def test_outcomes_equal_those_under_plain_hooks(
     for i, example in enumerate(examples):
         clean, own = (by_hand(twin().plain, example, name) for name in (UNTOUCHED, condition))
         found = {name: float(values[number, i]) for name, values in result.tensors.items()}
-        kl = torch.nn.functional.kl_div(own["first"], clean["first"], log_target=True)
-        assert found["kl"] == pytest.approx(float(kl) * len(own["first"]), abs=RECOMPUTED)
+        kl = torch.nn.functional.kl_div(
+            own["first"], clean["first"], log_target=True, reduction="sum"
+        )
+        assert found["kl"] == pytest.approx(float(kl), abs=RECOMPUTED)
         assert found["logprob"] == pytest.approx(own["logprob"], abs=RECOMPUTED)
         assert found["accuracy"] == own["accuracy"]
         assert found["flips"] == (own["written"] != clean["written"])
@@ -128,7 +130,6 @@ def test_outcomes_equal_those_under_plain_hooks(
 
 
 def test_the_outcomes_are_not_all_alike(result: Result) -> None:
-    assert 0 < result.tensors["accuracy"].mean() < 1
     assert 0 < result.tensors["flips"][1:].mean() < 1
     assert result.tensors["kl"][1:].min() > 0
 
@@ -175,6 +176,7 @@ def test_own_answers_are_agreed_with_by_the_untouched_model(model: VisualLM) -> 
     assert one(found.frame, condition=UNTOUCHED, metric="accuracy")["value"] == 1.0
     accuracy, flips = found.tensors["accuracy"][1], found.tensors["flips"][1]
     assert torch.equal(accuracy, 1 - flips)
+    assert 0 < accuracy.mean() < 1
     assert found.meta["reference"] == "the untouched model's own answer"
     assert all(isinstance(answer, str) for answer in found.meta["answers"])
 
@@ -328,7 +330,7 @@ def test_findings_say_the_numbers_of_the_table() -> None:
             assert (f"by {words} than" in sentence) == bool(n)
             assert not n or f"under {n}: " in sentence
     assert "strong in" in said[-1]
-    assert "weak in" not in said[-1]
+    assert "none in" not in said[-1]
     table = find("comparison").table(result)  # type: ignore[misc]
     assert isinstance(table, pd.DataFrame)
     assert len(table) == 3 * 4 * 3
