@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, Wi
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ..program.steps import Step, When
+from ..selectors.heads import HeadNumbers
 from ..selectors.layers import Layers
 from ..selectors.parser import parse_selector
 from ..selectors.selectors import NAMES, Name, Selection, Selector
@@ -59,9 +60,11 @@ if TYPE_CHECKING:
     # Taken as text too, and kept as selectors and layers, which no type of a field can say.
     Tokens: TypeAlias = Any
     InLayers: TypeAlias = Any
+    InHeads: TypeAlias = Any
 else:
     Tokens = Annotated[Selector, _SELECTOR, WithJsonSchema({"type": "string", "pattern": _TEXT})]
     InLayers = Layers
+    InHeads = HeadNumbers
 
 
 def explain(error: ValidationError, kind: type[BaseModel], path: str) -> str:

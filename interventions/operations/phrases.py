@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ...lens.inputs.batch import Batch
 from ..program.scope import Subject
+from ..selectors.heads import HeadNumbers
 from ..selectors.layers import Layers
 from ..selectors.selectors import Selector
 
@@ -59,6 +60,13 @@ class Phrases:
         if end and layer == n_layers:
             return f"the final norm (behind all {n_layers} layers)"
         return f"layer {Layers((layer,)).indices(n_layers)[0]}"
+
+    def in_heads(self, heads: HeadNumbers | None) -> str:
+        """In which heads, where not all of them are meant."""
+        if heads is None:
+            return ""
+        several = "s" if len(heads.numbers) > 1 else ""
+        return f" in head{several} {str(heads).replace('-', ' to ').replace(',', ', ')}"
 
     def phase(self, phase: str) -> str:
         """When."""
