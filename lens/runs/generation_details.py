@@ -25,9 +25,8 @@ from .generation_trace import behind_the_prompts, ending_quietly, trace_generati
 from .plan_protocol import Intervention, Pass, in_force
 from .reading import by_sample, tensor_of
 from .remote import need_weights
-from .run import Site
+from .run import INSIDE, SITES, Capture
 
-KEPT: tuple[Site, ...] = ("residual", "attention", "ffn")
 ALONE = "write greedily or by sampling, one token in a pass"
 
 
@@ -61,7 +60,7 @@ class Generation:
     ffn: Mapping[int, Float[Tensor, "text new d"]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        kept = [site for site in KEPT if getattr(self, site)]
+        kept = [site for site in SITES if getattr(self, site)]
         states = f", {' and '.join(kept)} of each" * bool(kept)
         return f"Generation({len(self.ids)} texts of up to {self.ids.shape[1]} tokens{states})"
 
@@ -79,7 +78,7 @@ def generate_details(
     batch: Batch,
     plan: Intervention | None = None,
     *,
-    capture: Site | Collection[Site] = (),
+    capture: Capture | Collection[Capture] = (),
     layers: Layers = "all",
     **generation: Any,
 ) -> Generation:
@@ -104,7 +103,12 @@ def generate_details(
     mode = mode_of(model, batch, generation, planned=plan is not None, sent=False)
     _check(mode)
     mode = mode.telling_logits()
-    sites = capture_sites(model.anatomy, capture, layers)
+    if inside := {*([capture] if isinstance(capture, str) else capture)} & {*INSIDE}:
+        raise Unsupported(
+            f"generate_details keeps {', '.join(SITES)}; for {sorted(inside)[0]} read them inside "
+            "generating(), or run() on the prompt with what was written behind it"
+        )
+    sites = capture_sites(model, capture, layers)
     host = in_force(plan, model, batch, Pass("generation"))
 
     def write() -> tuple[Tensor, tuple[Tensor, ...], dict[str, list[Tensor]]]:
@@ -194,7 +198,7 @@ def _written(ids: Int[Tensor, "text new"], mode: Mode) -> Bool[Tensor, "text new
 
 
 def _by_layer(kept: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
-    found: dict[str, dict[int, Tensor]] = {site: {} for site in KEPT}
+    found: dict[str, dict[int, Tensor]] = {site: {} for site in SITES}
     for key, states in kept.items():
         site, layer = key.split(".")
         found[site][int(layer)] = states

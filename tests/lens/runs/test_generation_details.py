@@ -175,6 +175,12 @@ def test_what_hides_its_tokens_is_refused_by_name(
         model.generate_details(batch, max_new_tokens=2, do_sample=False, **given)
 
 
+def test_what_goes_on_inside_layers_is_refused(twin: Any) -> None:
+    model = twin().model
+    with pytest.raises(Unsupported, match="keeps residual, attention, ffn; for neurons"):
+        model.generate_details(batch_of(model), capture=["neurons"], max_new_tokens=2)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", WITH_PROCESSOR)
 def test_families_write_as_transformers_does(name: str) -> None:
