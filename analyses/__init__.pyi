@@ -7,7 +7,11 @@ from .claim import Claim
 from .class_agreement_with_truth import class_agreement
 from .comparison_of_plans import compare
 from .example import Example
+from .integrated_gradients_of_tokens import integrated_gradients
 from .lens_hits_by_layer import lens_hits
+from .logit_attribution import logit_attribution
+from .patching_by_layer import patching
+from .probes_by_layer import probes
 from .report_inputs import Material, Truth
 from .sparsity_of_classes import sparsity
 from .steering_directions import directions
@@ -27,7 +31,11 @@ __all__ = [
     "compare",
     "directions",
     "find",
+    "integrated_gradients",
     "lens_hits",
+    "logit_attribution",
+    "patching",
+    "probes",
     "register",
     "registered",
     "sparsity",

@@ -1,21 +1,21 @@
 """Direct logit attribution: a logit as the sum of what layers, heads and source tokens add."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ...interventions import Plan, Selector, parse_selector
-from ...lens.errors import InputError, Unsupported
+from ...lens.errors import Unsupported
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
 from ...lens.runs.run import Run
 from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..provenance import provenance
+from ..target_words import Targets, target_ids, word_of
 from .logit_directions import LogitDirections, logit_directions
 from .source_tokens import brought, values_by_position
 
@@ -29,10 +29,10 @@ _ADDS_UP = {torch.float32: 1e-4, torch.float64: 1e-8}  # of the parts' sizes; el
 def logit_attribution(
     model: VisualLM,
     batch: Batch,
-    targets: Sequence[int | str],
+    targets: Targets,
     plan: Plan | None = None,
     *,
-    against: Sequence[int | str] | None = None,
+    against: Targets | None = None,
     tokens: str | Selector = "last",
     by: Literal["sublayer", "head"] = "head",
 ) -> Result:
@@ -70,7 +70,7 @@ def logit_attribution(
     """
     model.anatomy.require("sublayers")
     chosen = (parse_selector(tokens) if isinstance(tokens, str) else tokens).select(batch).prompt
-    ids = _ids(model, targets, int(chosen.sum()))
+    ids = target_ids(model, targets, int(chosen.sum()))
     heads = by == "head"
     capture = ["residual", "attention", "ffn", *["attention_weights"] * heads]
     run = model.run(
@@ -79,7 +79,7 @@ def logit_attribution(
     n = model.n_layers
     directions = logit_directions(model, run.residual[n], ids)
     if against is not None:
-        other = logit_directions(model, run.residual[n], _ids(model, against, len(ids)))
+        other = logit_directions(model, run.residual[n], target_ids(model, against, len(ids)))
         directions = LogitDirections(
             directions.direction - other.direction, directions.constant - other.constant
         )
@@ -131,7 +131,7 @@ def logit_attribution(
     meta = provenance(
         model,
         plan=None if plan is None else str(plan),
-        targets=[_word(model, i) for i in ids.tolist()],
+        targets=[word_of(model, i) for i in ids.tolist()],
         against=None if against is None else list(map(str, against)),
         tokens=str(tokens),
         by=by,
@@ -139,27 +139,6 @@ def logit_attribution(
         prompts=list(batch.prompts),
     )
     return Result("logit_attribution", frame, tensors, meta)
-
-
-def _ids(model: VisualLM, given: Sequence[int | str], n: int) -> Int[Tensor, " token"]:
-    """One id per token."""
-    words = [given] if isinstance(given, str) else list(given)
-    if len(words) not in (1, n):
-        raise InputError(f"{len(words)} targets for {n} tokens: give one for each, or one for all")
-    found = []
-    for word in words:
-        if isinstance(word, str):
-            ids = model.tokenizer(word, add_special_tokens=False).input_ids
-            if len(ids) != 1:
-                raise InputError(f"{word!r} is {len(ids)} tokens: give the id of one of {ids}")
-            found.append(int(ids[0]))
-        else:
-            found.append(int(word))
-    return torch.tensor(found * (n if len(found) == 1 else 1))
-
-
-def _word(model: VisualLM, token: int) -> str:
-    return str(token) if model.tokenizer is None else str(model.tokenizer.decode([token])).strip()
 
 
 def _along(states: Float[Tensor, "token d"], u: Float[Tensor, "token d"]) -> Tensor:
@@ -191,6 +170,6 @@ def _check_heads(run: Run, layer: int, whole: Tensor, found: Tensor, bias: Tenso
     if missing > 10 * _tolerance(run.attention[layer]) * largest:
         raise Unsupported(
             f"what the heads of layer {layer} add does not sum to what its attention adds (it "
-            f"lacks {missing:.3g} of {largest:.3g}), as where a norm or a gate stands behind them: "
-            "use by='sublayer'"
+            f"lacks {missing:.3g} of {largest:.3g}), as where a norm, a gate or a plan stands "
+            "behind them: use by='sublayer'"
         )

@@ -17,7 +17,7 @@ from ...lens.runs.run import Run
 
 def values_by_position(
     model: VisualLM, batch: Batch, plan: Plan | None
-) -> dict[int, Float[Tensor, "sample token head d"]]:
+) -> dict[int, Float[Tensor, "sample token kv each"]]:
     """What queries gather from each token, per layer; zero at padding."""
     run = model.run(batch, plan, capture="values", tokens="all", logits=None)
     found = {}
@@ -31,7 +31,7 @@ def values_by_position(
 def brought(
     model: VisualLM,
     run: Run,
-    values: Float[Tensor, "sample token head d"],
+    values: Float[Tensor, "sample token kv each"],
     layer: int,
     direction: Float[Tensor, "query d"],
 ) -> tuple[Float[Tensor, "query head token"], Float[Tensor, " query"]]:

@@ -20,7 +20,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from builders.results import comparison
+from builders import results as chosen
 from embedlens import VisualLM
 from embedlens.analyses import (
     Example,
@@ -58,7 +58,9 @@ def results(shipped: VisualLM) -> dict[str, Result]:
         alignment(shipped, batch, [scene.describe() for scene in scenes(6, start=900)]),
         ablation(shipped, [Example(s.image(), q.text, q.answer, q.task) for s, q in questions]),
     ]
-    return {result.name: result for result in (*made, comparison())}
+    made += [chosen.comparison(), chosen.probes(), chosen.logit_attribution()]
+    made += [chosen.integrated_gradients(), chosen.patching()]
+    return {result.name: result for result in made}
 
 
 def fine_map(side: int = 24, words: tuple[str, ...] = ("sky", "grass", "umbrella")) -> Result:
