@@ -115,8 +115,9 @@ def test_the_logit_lens_reads_what_norm_and_head_say(shipped: VisualLM, plain: A
         )
         for i, module in enumerate([*language.layers, language.norm])
     ]
-    with attached(handles), torch.no_grad():
-        plain(**batch.inputs)
+    with torch.no_grad():
+        with attached(handles):
+            plain(**batch.inputs)
         for layer, states in kept.items():
             hits = []
             for row, scene in enumerate(shown):
@@ -177,7 +178,6 @@ def test_words_in_context_are_found_at_layers_of_the_bank(shipped: VisualLM) -> 
     found = script("latent_lens").main(shipped, count=3, texts=12)
     assert list(found) == list(range(shipped.n_layers + 1))
     assert set(found.values()) <= {0.0, 2.0, 4.0, 6.0, 8.0}
-    assert found[0] == 0.0
 
 
 def test_probes_read_the_colour_of_objects(shipped: VisualLM) -> None:
