@@ -35,7 +35,7 @@ class ScaleAttention(Operation):
     Attributes:
         queries: Tokens that see more or less, in the selector language.
         keys: Tokens that are seen more or less by them.
-        factor: $\alpha$, at least 0; 1 changes no weight.
+        factor: $\alpha$, at least 0; 1 changes no bit.
         give_to: Tokens that get what is freed; nobody when None. With them ``factor`` is at most 1.
         layers: Layers in which.
         heads: Heads of each of these layers in which; all when None.
@@ -75,6 +75,8 @@ class ScaleAttention(Operation):
                 )
             takers["takers"] = torch.as_tensor(getting.prompt)
             takers["later_takers"] = torch.as_tensor(getting.generated)
+        if self.factor == 1:
+            return []
         hidden = hide(self, target, attending_layers(self.layers, target), meant, keys, self.heads)
         for step in hidden:
             target.check_attention("weights", step.site.layer, self)

@@ -34,7 +34,7 @@ class Selecting(Protocol):
 
 
 # Tokens that are kept: by name, by a selector, or by a mask [sample, token].
-Tokens = Literal["visual", "all", "last"] | NDArray[np.bool_] | Tensor | Selecting
+Tokens = str | NDArray[np.bool_] | Tensor | Selecting
 
 
 def capture_sites(
@@ -143,9 +143,6 @@ def captured_pairs(batch: Batch, queries: Tokens, keys: Tokens) -> dict[str, Ten
 def token_mask(batch: Batch, tokens: Tokens, what: str) -> NDArray[np.bool_]:
     """Which positions are meant, ``[sample, token]``, padding never."""
     real: NDArray[np.bool_] = batch.inputs["attention_mask"].cpu().numpy() > 0
-    if isinstance(tokens, Selecting):
-        chosen: NDArray[np.bool_] = tokens.select(batch).prompt
-        return chosen
     if isinstance(tokens, Tensor):
         tokens = tokens.cpu().numpy()
     if isinstance(tokens, np.ndarray):
@@ -154,6 +151,9 @@ def token_mask(batch: Batch, tokens: Tokens, what: str) -> NDArray[np.bool_]:
                 f"{what}: a mask must be boolean {real.shape}, not {tokens.dtype} {tokens.shape}"
             )
         return tokens
+    if isinstance(tokens, Selecting):
+        chosen: NDArray[np.bool_] = tokens.select(batch).prompt
+        return chosen
     if tokens == "all":
         return real
     found = np.zeros_like(real)
