@@ -119,7 +119,9 @@ class Run:
         """What was captured, as an ``ActivationCache`` of TransformerLens.
 
         Its positions are the captured ones, in their order, and ``hook_embed`` is what enters the
-        first layer there, image features included.
+        first layer there, image features included. Attention weights are ``attn.hook_pattern``,
+        with the captured queries and keys; values ``attn.hook_v``, what heads add
+        ``attn.hook_result``, neurons ``mlp.hook_post``.
 
         Args:
             model: A TransformerBridge for what needs weights (norms, directions); without one,
@@ -130,7 +132,8 @@ class Run:
                 TransformerLens is not installed.
             Unsupported: Attention and FFN do not add up to what a layer adds.
         """
-        return activation_cache(self._captured(), self.sample, self.anatomy, model)
+        rows = self.sample, self.query_sample
+        return activation_cache(self._captured(), *rows, self.anatomy, model)
 
     def _captured(self) -> dict[str, Mapping[int, Tensor]]:
         return {kind: getattr(self, kind) for kind in CAPTURES}

@@ -7,7 +7,8 @@ and what single heads gathered is made zero by torch hooks in front of the outpu
 from __future__ import annotations
 
 import functools
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -124,7 +125,10 @@ def test_generations_equal_whole_sequences_recomputed(
     assert float((clean - expected)[:, batch.length - 1 :].abs().max()) > MOVED
 
 
-def zeroed_heads(projections: list[Any], heads: list[int], where: Tensor, count: int) -> Any:
+@contextmanager
+def zeroed_heads(
+    projections: list[Any], heads: list[int], where: Tensor, count: int
+) -> Iterator[None]:
     """Torch hooks that make what some heads gathered zero at ``where`` [sample, token]."""
 
     def hook(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -136,7 +140,8 @@ def zeroed_heads(projections: list[Any], heads: list[int], where: Tensor, count:
             made[:, :, head][mask] = 0
         return (made.reshape(states.shape),)
 
-    return attached([module.register_forward_pre_hook(hook) for module in projections])
+    with attached([module.register_forward_pre_hook(hook) for module in projections]):
+        yield
 
 
 @pytest.mark.parametrize("attn", ["sdpa", pytest.param("eager", marks=pytest.mark.full)])
