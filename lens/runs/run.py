@@ -66,10 +66,10 @@ class Run:
     anatomy: Anatomy | None = field(default=None, repr=False)
     batch: Batch | None = field(default=None, repr=False)
     model: str = ""
-    values: Mapping[int, Float[Tensor, "selected heads d"]] = field(default_factory=dict)
-    head_outputs: Mapping[int, Float[Tensor, "selected head d"]] = field(default_factory=dict)
-    neurons: Mapping[int, Float[Tensor, "selected neuron"]] = field(default_factory=dict)
-    attention_weights: Mapping[int, Float[Tensor, "query head key"]] = field(default_factory=dict)
+    values: Mapping[int, Float[Tensor, "selected _ _"]] = field(default_factory=dict)
+    head_outputs: Mapping[int, Float[Tensor, "selected _ d"]] = field(default_factory=dict)
+    neurons: Mapping[int, Float[Tensor, "selected _"]] = field(default_factory=dict)
+    attention_weights: Mapping[int, Float[Tensor, "query _ key"]] = field(default_factory=dict)
     query_sample: Int[Tensor, " query"] | None = None
     query_position: Int[Tensor, " query"] | None = None
     key_position: Int[Tensor, "sample key"] | None = None
