@@ -1,4 +1,16 @@
 # What `lazy_loader` imports from here when it is used, and what type checkers see.
+from ..lens.selectors import (
+    Box,
+    Control,
+    FrameIs,
+    ImageIs,
+    Name,
+    Near,
+    Random,
+    Selector,
+    TileIs,
+    parse_selector,
+)
 from .operations import (
     AblateAttention,
     AddDirection,
@@ -13,18 +25,6 @@ from .operations import (
     ZeroFFN,
 )
 from .plans import Cost, Plan, paper
-from .selectors import (
-    Box,
-    Control,
-    FrameIs,
-    ImageIs,
-    Name,
-    Near,
-    Random,
-    Selector,
-    TileIs,
-    parse_selector,
-)
 
 __all__ = [
     "AblateAttention",

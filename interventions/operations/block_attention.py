@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import model_validator
 
 from ...lens.errors import InputError
+from ...lens.selectors.selectors import Selection
 from ..program.steps import Step, ZeroWeights
 from ..selectors.layers import ALL
-from ..selectors.selectors import Selection
 from .hiding import hide
 from .operation import InLayers, Operation, Tokens, operation
 from .phrases import Phrases

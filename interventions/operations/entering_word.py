@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...lens.errors import InputError, Unsupported
-from ..selectors.selectors import Name
+from ...lens.selectors.selectors import Name
 from .target import Target
 
 # Largest difference between two places, in units of the largest entry; rounding alone leaves less.

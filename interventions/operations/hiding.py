@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from ...lens.errors import InputError
+from ...lens.selectors.selectors import Selection
 from ..program.site import Site
 from ..program.steps import Hide
-from ..selectors.selectors import Selection
 from .operation import Operation, TokenOperation
 from .target import Target
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from ...lens.errors import InputError
 from ...lens.runs.run import Run
 from ...lens.runs.run import Site as Capture
+from ...lens.selectors.selectors import Selector
 from ..program.scope import Subject
-from ..selectors.selectors import Selector
 from .donor import Donor, Given, GivenVector, captured
 
 

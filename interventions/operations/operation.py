@@ -17,10 +17,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, Wi
 
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
+from ...lens.selectors.parser import parse_selector
+from ...lens.selectors.selectors import NAMES, Name, Selection, Selector
 from ..program.steps import Step, When
 from ..selectors.layers import Layers
-from ..selectors.parser import parse_selector
-from ..selectors.selectors import NAMES, Name, Selection, Selector
 from .donor import Places
 from .needs import Need
 from .phrases import Phrases

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...lens.inputs.batch import Batch
+from ...lens.selectors.selectors import Selector
 from ..program.scope import Subject
 from ..selectors.layers import Layers
-from ..selectors.selectors import Selector
 
 PHASES = {
     "prefill": "while the prompt is read",

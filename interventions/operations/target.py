@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from ...lens.errors import InputError, Unsupported
+from ...lens.selectors.selectors import Selector
 from ..engines.engine import engine_of
 from ..program.scope import Scope
-from ..selectors.selectors import Selector
 from .donor import Donor
 
 

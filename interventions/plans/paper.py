@@ -42,6 +42,9 @@ from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.markers.markers import nearest_words
 from ...lens.model import VisualLM
+from ...lens.selectors.nearest_words import Control, Near, may_miss, visual_only
+from ...lens.selectors.parser import parse_selector
+from ...lens.selectors.selectors import And, Name, Not, Or, Selector
 from ...lens.token_classes import TokenClasses
 from ..operations import (
     AblateAttention,
@@ -53,9 +56,6 @@ from ..operations import (
     ZeroFFN,
 )
 from ..selectors.layers import Layers
-from ..selectors.nearest_words import Control, Near, may_miss, visual_only
-from ..selectors.parser import parse_selector
-from ..selectors.selectors import And, Name, Not, Or, Selector
 from .plan import Plan
 
 # Words near which LLaVA-1.5-7B puts the tokens of a class; another checkpoint has others or none.

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...lens.errors import InputError
-from ...lens.inputs.batch import Batch
+from ..errors import InputError
+from ..inputs.batch import Batch
 from .selectors import (
     CLASSES,
     And,

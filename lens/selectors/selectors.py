@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from ...lens.errors import InputError, Unsupported
-from ...lens.inputs.batch import Batch
-from ...lens.token_classes import MARKER_KINDS
-from ...lens.visual_tokens import KINDS
+from ..errors import InputError, Unsupported
+from ..inputs.batch import Batch
+from ..token_classes import MARKER_KINDS
+from ..visual_tokens import KINDS
 
 CLASSES = ("sink", *MARKER_KINDS, "alive")
 NAMES = ("visual", "text", "bos", "last", "generated", *KINDS, *CLASSES)

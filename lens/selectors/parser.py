@@ -6,7 +6,7 @@ import ast
 import re
 from typing import Any, NoReturn
 
-from ...lens.errors import InputError
+from ..errors import InputError
 from .nearest_words import Control, Near
 from .selectors import And, Box, FrameIs, ImageIs, Name, Not, Or, Random, Selector, TileIs
 
