@@ -68,9 +68,20 @@ class BlockAttention(Operation):
 
     def lower(self, target: Target) -> Sequence[Step]:
         """One edited mask per layer, or one edit of its weights."""
-        queries, keys = self.queries.select(target.batch), self.keys.select(target.batch)
-        meant = self.in_phase(queries, target)
-        if not _some_pair(meant, keys, target):
+        chosen = self.layers.indices(target.model.n_layers)
+        if self.layers == ALL:
+            kinds = target.model.anatomy.mixer_kinds
+            chosen = tuple(layer for layer in chosen if kinds[layer] != "none")
+        # Layers in which the same tokens are meant have their masks in common.
+        alike = not any(s.differs_by_layer(target.batch) for s in (self.queries, self.keys))
+        steps = []
+        for layers in [chosen] if alike else [(layer,) for layer in chosen]:
+            first = next(iter(layers), None)
+            queries, keys = (s.select(target.batch, first) for s in (self.queries, self.keys))
+            meant = self.in_phase(queries, target)
+            if _some_pair(meant, keys, target):
+                steps += hide(self, target, layers, meant, keys)
+        if not steps:
             if self.allow_empty:
                 return []
             raise InputError(
@@ -78,11 +89,6 @@ class BlockAttention(Operation):
                 f"token of {str(self.keys)!r}, so nothing is blocked (allow_empty=True accepts "
                 "that)"
             )
-        chosen = self.layers.indices(target.model.n_layers)
-        if self.layers == ALL:
-            kinds = target.model.anatomy.mixer_kinds
-            chosen = tuple(layer for layer in chosen if kinds[layer] != "none")
-        steps = hide(self, target, chosen, meant, keys)
         if self.renormalise:
             return steps
         for step in steps:

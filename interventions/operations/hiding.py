@@ -42,7 +42,7 @@ def hide(
 
 def selected(operation: TokenOperation, target: Target) -> NDArray[np.bool_]:
     """The prompt tokens that are meant, ``[sample, token]``; InputError if there are none."""
-    found = target.selected(operation.tokens)
+    found = target.selected(operation.tokens, operation.choosing_layer)
     if not found.any() and not operation.allow_empty:
         raise InputError(
             f"{operation!r}: no token of the prompt matches {str(operation.tokens)!r}; it would do "

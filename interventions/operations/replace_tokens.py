@@ -184,7 +184,7 @@ class ReplaceTokens(Borrower):
 
     def _others(self, entry: Site, places: list[Place], target: Target) -> list[Step]:
         """Every token gets the state of its counterpart in another sample or the donor."""
-        wanted, alike = target.selected(self.tokens), self.from_tokens is None
+        wanted, alike = target.selected(self.tokens, entry.layer), self.from_tokens is None
         if self.states is not None:
             donor = target.donors[self.states]
             mask, whose = self.source_mask(donor.batch), f"donor {donor.name!r}"

@@ -32,9 +32,9 @@ class Target(Scope):
         """A name, unique in this plan, under which one step leaves states for another."""
         return f"states{next(self._slots)}"
 
-    def selected(self, tokens: Selector) -> NDArray[np.bool_]:
-        """The prompt tokens that a selector means, ``[sample, token]``."""
-        return tokens.select(self.batch).prompt
+    def selected(self, tokens: Selector, layer: int | None = None) -> NDArray[np.bool_]:
+        """The prompt tokens that a selector means, in one layer if need be, ``[sample, token]``."""
+        return tokens.select(self.batch, layer).prompt
 
     def fitting(self, by: Any, states: torch.Tensor) -> torch.Tensor:
         """States from another pass, if they can be this model's."""

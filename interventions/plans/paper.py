@@ -35,6 +35,7 @@ Which set the table of b3 removed is not certain, nor hence its control (docs/me
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Any, Literal
 
@@ -81,7 +82,7 @@ def with_ids(model: VisualLM, batch: Batch, k: int = 3) -> Batch:
     """
     membership = {} if batch.classes is None else batch.classes.membership
     nearest = nearest_words(model, model.entry(batch), k)
-    return batch.with_classes(TokenClasses(membership, nearest))
+    return replace(batch, classes=TokenClasses(membership, nearest))
 
 
 def skip(

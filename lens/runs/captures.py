@@ -8,6 +8,7 @@ all are settled here, so that what a run returns is always what was added.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from numbers import Integral
 from typing import Any, Literal, SupportsIndex
 
 import numpy as np
@@ -21,6 +22,8 @@ from ..errors import InputError, Unsupported
 from ..inputs.batch import Batch
 from ..inputs.prompts import shorten
 from ..opening.wrapping import envoy_path
+from ..selectors.parser import parse_selector
+from ..selectors.selectors import Selector
 from .run import SITES
 
 
@@ -34,7 +37,7 @@ def capture_sites(
     if unknown := kinds - set(SITES):
         raise InputError(f"cannot capture {sorted(unknown)}; there are {', '.join(SITES)}")
     everything = isinstance(layers, str) and layers == "all"
-    if isinstance(layers, str | int) and not everything:
+    if isinstance(layers, str | Integral) and not everything:
         raise InputError(f"layers={layers!r}: give 'all' or a list of numbers, such as [0, 3]")
     chosen = range(anatomy.n_layers + 1) if everything else sorted({int(n) for n in layers})
     last = anatomy.n_layers if "residual" in kinds else anatomy.n_layers - 1
@@ -73,9 +76,9 @@ def lowest_layer(wanted: list[dict[str, Any]], n_layers: int) -> int:
 
 
 def capture_positions(
-    batch: Batch, tokens: str | NDArray[np.bool_] | Tensor
+    batch: Batch, tokens: str | Selector | NDArray[np.bool_] | Tensor, layer: int | None = None
 ) -> tuple[Int[Tensor, " selected"], Int[Tensor, " selected"]]:
-    """Batch rows and sequence positions of the tokens to keep."""
+    """Batch rows and sequence positions of the tokens to keep, of sets by layer those in one."""
     if isinstance(tokens, Tensor):
         tokens = tokens.cpu().numpy()
     if isinstance(tokens, np.ndarray):
@@ -90,10 +93,23 @@ def capture_positions(
     elif tokens == "all":
         rows, columns = np.nonzero(batch.inputs["attention_mask"].cpu().numpy())
     else:
-        raise InputError(
-            f"tokens={shorten(repr(tokens))}: run() captures 'visual', 'all' or a mask"
-        )
+        selector = as_selector(tokens)
+        rows, columns = np.nonzero(selector.select(batch, layer).prompt)
+        if not len(rows):
+            raise InputError(f"tokens={str(selector)!r}: no token of the prompt matches")
     return torch.tensor(rows), torch.tensor(columns)
+
+
+def as_selector(tokens: object) -> Selector:
+    """The selector that is given, or its text."""
+    if isinstance(tokens, Selector):
+        return tokens
+    if isinstance(tokens, str):
+        return parse_selector(tokens)
+    raise InputError(
+        f"tokens={shorten(repr(tokens))}: give 'visual', 'all', a selector such as 'last | alive', "
+        "or a mask [sample, token]"
+    )
 
 
 def by_layer(

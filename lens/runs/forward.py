@@ -20,19 +20,22 @@ from ..anatomy.anatomy import Anatomy
 from ..anatomy.embedded_ids import failed_lookup, lookups
 from ..errors import InputError, NotFinite
 from ..inputs.batch import Batch
+from ..selectors.scores import scored_in
+from ..selectors.selectors import Selector
 from ..torch_settings import default_torch
-from .captures import by_layer, capture_positions, capture_sites
+from .captures import as_selector, by_layer, capture_positions, capture_sites
 from .finite import all_finite, not_finite, says_something
 from .plan_protocol import Intervention, Pass, in_force
 from .reading import read_sites
 from .remote import destination
 from .run import Run, Site
+from .scored_tokens import with_scores
 from .tracing import trace_forward
 
 nnsight.register(read_sites.__module__)
 
 Layers = Collection[SupportsIndex] | Literal["all"]
-Tokens = Literal["visual", "all"] | NDArray[np.bool_] | Tensor
+Tokens = str | Selector | NDArray[np.bool_] | Tensor
 Kept = Literal["last", "all"] | None
 
 
@@ -79,16 +82,22 @@ def run(
         capture: ``residual`` (the stream entering a layer), ``attention``, ``ffn`` (what
             they add to it).
         layers: Layers to keep; for ``residual`` 0 to ``n_layers`` inclusive.
-        tokens: The visual tokens, in the order of ``batch.visual``; every position that is
-            not padding; or a mask ``[sample, token]``.
+        tokens: ``visual``, the visual tokens in the order of ``batch.visual``; ``all``, every
+            position that is not padding; any other selector or its text; or a mask
+            ``[sample, token]``. Of a set that differs by layer the tokens in the one layer that is
+            kept. Tokens chosen by their score are scored in a pass of their own before, with the
+            plan in force.
         logits: Which positions' logits to keep.
         remote: As in :meth:`trace`.
 
     Raises:
-        InputError: A site or layer that does not exist.
+        InputError: A site or layer that does not exist, or a selector that matches no token.
         NotFinite: States or logits are NaN or infinite.
     """
-    request = run_request(model.anatomy, batch, capture, layers, tokens, logits, remote)
+    said = isinstance(tokens, str | Selector) and tokens not in ("visual", "all")
+    asked = scored_in(as_selector(tokens)) if said else []
+    found = with_scores(model, batch, asked, plan, remote) if asked else batch
+    request = run_request(model.anatomy, found, capture, layers, tokens, logits, remote)
     host = in_force(plan, model, batch, request.during)
     return as_run(model, batch, plan, request, forward_pass(model, host, request), logits)
 
@@ -104,7 +113,8 @@ def run_request(
 ) -> Request:
     """What a run reads; arguments as for :meth:`VisualLM.run`."""
     sites = capture_sites(anatomy, capture, layers)
-    rows, columns = capture_positions(batch, tokens)
+    kept = {int(site["key"].split(".")[1]) for site in sites}
+    rows, columns = capture_positions(batch, tokens, kept.pop() if len(kept) == 1 else None)
     during = Pass("forward", remote=remote, positions=bool(sites) or logits == "all")
     arguments = {} if logits == "all" else anatomy.last_logits(1)
     return Request(batch.inputs, during, arguments, len(batch), sites, rows, columns)

@@ -2,18 +2,32 @@
 
 from .nearest_words import Control, Near
 from .parser import parse_selector
-from .selectors import Box, FrameIs, ImageIs, Name, Random, Selection, Selector, TileIs
+from .places import Box, Columns, Dilated, FrameIs, ImageIs, Pixels, Rows, TileIs
+from .scores import AttentionFrom, Bottom, Cosine, Norm, Top
+from .selectors import InLayer, Name, Random, Selection, Selector
+from .text_spans import Words
 
 __all__ = [
+    "AttentionFrom",
+    "Bottom",
     "Box",
+    "Columns",
     "Control",
+    "Cosine",
+    "Dilated",
     "FrameIs",
     "ImageIs",
+    "InLayer",
     "Name",
     "Near",
+    "Norm",
+    "Pixels",
     "Random",
+    "Rows",
     "Selection",
     "Selector",
     "TileIs",
+    "Top",
+    "Words",
     "parse_selector",
 ]

@@ -1,30 +1,40 @@
 """Which tokens: a small expression language, and the same thing as Python objects.
 
-    visual & ~dead            image[1] | last            box[0:4, 2:6] & alive
-    patch & tile[0]           visual & ~newline          random(like=dead, within=alive, seed=0)
-    near[1141]                control(of=dead, seed=0)   (the paper's; see :mod:`.paper`)
+    visual & ~dead            image[1] | last            random(like=dead, within=alive, seed=0)
+    patch & tile[0]           box[0:4, 2:6] & alive      row[-1] | column[0:2]
+    pixels[40:90, 0:64]       dilate(object, 1)          question & ~words["is it"]
+    sink@3                    near[1141]                 top(0.5, by=attention(last), layer=1)
 
 The text form and the objects round-trip. Evaluation gives one mask over the prompt's positions
-and one flag per sample for the tokens still to be generated.
+and one flag per sample for the tokens still to be generated. ``object`` stands for any name of
+one's own, for a set that the batch holds (:meth:`.Batch.with_tokens`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from ..errors import InputError, Unsupported
+from ..errors import InputError
 from ..inputs.batch import Batch
-from ..token_classes import MARKER_KINDS
+from ..inputs.prompt_words import PromptWords
+from ..token_classes import TokenClasses
+from ..token_names import CLASSES, NAMES, check_own_name
+from ..token_sets import in_layer
 from ..visual_tokens import KINDS
 
-CLASSES = ("sink", *MARKER_KINDS, "alive")
-NAMES = ("visual", "text", "bos", "last", "generated", *KINDS, *CLASSES)
+if TYPE_CHECKING:
+    Whole: TypeAlias = int
+else:
+    # Numpy's numbers too, which no type checker counts among the whole ones.
+    Whole = Integral
 
 
 @dataclass(frozen=True)
@@ -38,9 +48,23 @@ class Selection:
 class Selector:
     """Base of all selectors; combine with ``&``, ``|`` and ``~``."""
 
-    def select(self, batch: Batch) -> Selection:
-        """The tokens of ``batch`` that are meant."""
+    def select(self, batch: Batch, layer: int | None = None) -> Selection:
+        """The tokens of a batch that are meant, in one layer where sets differ by layer."""
         raise NotImplementedError
+
+    def parts(self) -> tuple[Selector, ...]:
+        """The selectors that it is made of."""
+        return ()
+
+    def nodes(self) -> Iterator[Selector]:
+        """Itself and every selector that it is made of."""
+        yield self
+        for part in self.parts():
+            yield from part.nodes()
+
+    def differs_by_layer(self, batch: Batch) -> bool:
+        """Whether it means other tokens in other layers of this batch."""
+        return any(part.differs_by_layer(batch) for part in self.parts())
 
     def __and__(self, other: Selector) -> Selector:
         return And(self, other)
@@ -59,31 +83,41 @@ class Selector:
 
 @dataclass(frozen=True)
 class Name(Selector):
-    """A named set: visual, text, bos, last, generated, a kind or a class of visual tokens.
+    """A named set: visual, text, question, bos, last, generated, a kind, a class, or one's own.
 
     ``text`` is every position that is neither visual nor padding, BOS and generated tokens
-    included; ``last`` is the last prompt position and, while decoding, the newest token. The kinds
-    (patch, newline, separator, latent, unplaced) are those of ``VisualTokens.kind``.
+    included; ``question`` what of it are the user's own words, without template and system text;
+    ``last`` is the last prompt position and, while decoding, the newest token. The kinds
+    (patch, newline, separator, latent, unplaced) are those of ``VisualTokens.kind``. Any other name
+    is that of a set which the batch holds (:meth:`.Batch.with_tokens`).
     """
 
     name: str
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
-            raise InputError(f"no tokens are called {self.name!r}; there are: {', '.join(NAMES)}")
+            check_own_name(self.name)
 
     def __str__(self) -> str:
         return self.name
 
-    def select(self, batch: Batch) -> Selection:
-        """The named tokens; InputError for a class of a batch that has no classes."""
-        real = _real(batch)
+    def differs_by_layer(self, batch: Batch) -> bool:
+        """Whether the batch has other tokens of that name in other layers."""
+        if self.name in CLASSES:
+            return bool(batch.layer_classes)
+        return self.name in batch.token_sets and bool(batch.token_sets[self.name].by_layer)
+
+    def select(self, batch: Batch, layer: int | None = None) -> Selection:
+        """The named tokens; InputError for a set that the batch does not hold."""
+        real = batch.real
         found = visual_selection(batch, np.ones(len(batch.visual), dtype=bool))
         visual, nothing = found.prompt, found.generated
         if self.name == "visual":
             return found
         if self.name == "text":
             return Selection(real & ~visual, ~nothing)
+        if self.name == "question":
+            return Selection(words_of(batch, self).own_words(), nothing)
         if self.name == "generated":
             return Selection(np.zeros_like(real), ~nothing)
         if self.name == "bos":
@@ -95,88 +129,61 @@ class Name(Selector):
             return Selection(last, ~nothing)
         if self.name in KINDS:
             return visual_selection(batch, batch.visual.kind == self.name)
+        if self.name in CLASSES:
+            return visual_selection(batch, self._of_class(batch, layer))
+        return Selection(self._of_batch(batch, layer), nothing)
+
+    def _of_class(self, batch: Batch, layer: int | None) -> NDArray[np.bool_]:
+        if batch.layer_classes and (layer is not None or batch.classes is None):
+            classes: TokenClasses = in_layer(batch.layer_classes, layer, self.name)
+            return classes.mask(self.name)
         if batch.classes is None:
             raise InputError(
                 f"tokens {self.name!r} need classes, and this batch has none: "
                 "batch = batch.with_classes(markers.classify(model, batch))"
             )
-        return visual_selection(batch, batch.classes.mask(self.name))
+        return batch.classes.mask(self.name)
+
+    def _of_batch(self, batch: Batch, layer: int | None) -> NDArray[np.bool_]:
+        held = batch.token_sets.get(self.name)
+        if held is None:
+            known = ", ".join(batch.token_sets) or "none"
+            raise InputError(
+                f"this batch holds no tokens called {self.name!r} (it holds: {known}): "
+                f"batch = batch.with_tokens({self.name}=mask)"
+            )
+        if held.everywhere is not None:
+            return held.everywhere
+        mask: NDArray[np.bool_] = in_layer(held.by_layer, layer, self.name)
+        return mask
 
 
 @dataclass(frozen=True)
-class _Indexed(Selector):
-    """Visual tokens whose number of one kind is given; each kind says of which."""
+class InLayer(Selector):
+    """``sink@3``: the tokens of a set that differs by layer, as it is in one of them."""
 
-    word: ClassVar[str]
-    column: ClassVar[str]
-
-    index: int
+    inner: Selector
+    layer: Whole
 
     def __post_init__(self) -> None:
-        check_number(self, self.index)
+        check_parts(self.inner)
+        object.__setattr__(self, "layer", whole_number(self, self.layer))
 
     def __str__(self) -> str:
-        return f"{self.word}[{self.index}]"
+        # ~ binds more closely than @, and @ than everything else.
+        return f"{_group(self.inner, (And, Or, InLayer))}@{self.layer}"
 
-    def select(self, batch: Batch) -> Selection:
-        """The tokens of that number."""
-        return visual_selection(batch, getattr(batch.visual, self.column) == self.index)
+    def parts(self) -> tuple[Selector, ...]:
+        """The set."""
+        return (self.inner,)
 
+    def differs_by_layer(self, batch: Batch) -> bool:
+        """No: the layer is said."""
+        return False
 
-class ImageIs(_Indexed):
-    """``image[i]``: the visual tokens of every sample's i-th image."""
-
-    word, column = "image", "image"
-
-
-class TileIs(_Indexed):
-    """``tile[i]``: the visual tokens of every image's i-th tile, as the model sees the tiles."""
-
-    word, column = "tile", "tile"
-
-
-class FrameIs(_Indexed):
-    """``frame[i]``: the visual tokens of every video's i-th frame; stills are frame 0."""
-
-    word, column = "frame", "time"
-
-
-@dataclass(frozen=True)
-class Box(Selector):
-    """``box[r0:r1, c0:c1]``: cells of the visual grid, ends excluded, in every tile and frame."""
-
-    rows: tuple[int, int]
-    cols: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        for first, end in (self.rows, self.cols):
-            check_number(self, first)
-            check_number(self, end)
-            if end <= first:
-                raise InputError(f"{self}: the span {first}:{end} has its end before its first")
-
-    def __str__(self) -> str:
-        return f"box[{self.rows[0]}:{self.rows[1]}, {self.cols[0]}:{self.cols[1]}]"
-
-    def select(self, batch: Batch) -> Selection:
-        """Tokens whose cell lies inside the box; Unsupported for images without any cell."""
-        self._need_places(batch)
-        row, col = batch.visual.row, batch.visual.col
-        inside = (self.rows[0] <= row) & (row < self.rows[1])
-        inside &= (self.cols[0] <= col) & (col < self.cols[1])
-        return visual_selection(batch, inside)
-
-    def _need_places(self, batch: Batch) -> None:
-        visual = batch.visual
-        images = np.stack([visual.sample, visual.image], axis=1)
-        for sample, image in np.unique(images[~visual.placed], axis=0):
-            here = (visual.sample == sample) & (visual.image == image)
-            if not visual.placed[here].any():
-                kinds = " and ".join(np.unique(visual.kind[here]))
-                raise Unsupported(
-                    f"{self}: image {image} of sample {sample} has {kinds} tokens only, which have "
-                    "no place in the image; select by image[i] or tile[i]"
-                )
+    def select(self, batch: Batch, layer: int | None = None) -> Selection:
+        """The tokens in its own layer, whichever is meant around it."""
+        return self.inner.select(batch, self.layer)
 
 
 @dataclass(frozen=True)
@@ -189,18 +196,22 @@ class Random(Selector):
 
     like: Selector
     within: Selector = Name("visual")
-    seed: int = 0
+    seed: Whole = 0
 
     def __post_init__(self) -> None:
-        check_number(self, self.seed)
-        _check_parts(self.like, self.within)
+        check_parts(self.like, self.within)
+        object.__setattr__(self, "seed", whole_number(self, self.seed))
+
+    def parts(self) -> tuple[Selector, ...]:
+        """Like which, and within which."""
+        return (self.like, self.within)
 
     def __str__(self) -> str:
         return f"random(like={self.like}, within={self.within}, seed={self.seed})"
 
-    def select(self, batch: Batch) -> Selection:
+    def select(self, batch: Batch, layer: int | None = None) -> Selection:
         """One draw per sample; InputError where ``within`` has fewer tokens than ``like``."""
-        like, within = self.like.select(batch).prompt, self.within.select(batch).prompt
+        like, within = (part.select(batch, layer).prompt for part in self.parts())
         drawn = np.zeros_like(like)
         for sample in range(len(batch)):
             wanted, pool = int(like[sample].sum()), np.flatnonzero(within[sample])
@@ -224,11 +235,15 @@ class _Joined(Selector):
     right: Selector
 
     def __post_init__(self) -> None:
-        _check_parts(self.left, self.right)
+        check_parts(self.left, self.right)
 
-    def select(self, batch: Batch) -> Selection:
+    def parts(self) -> tuple[Selector, ...]:
+        """Both."""
+        return (self.left, self.right)
+
+    def select(self, batch: Batch, layer: int | None = None) -> Selection:
         """Both selections, joined."""
-        one, other = self.left.select(batch), self.right.select(batch)
+        one, other = (part.select(batch, layer) for part in self.parts())
         prompt, generated = (one.prompt, other.prompt), (one.generated, other.generated)
         return Selection(self.how(*prompt), self.how(*generated))
 
@@ -258,25 +273,32 @@ class Not(Selector):
     inner: Selector
 
     def __post_init__(self) -> None:
-        _check_parts(self.inner)
+        check_parts(self.inner)
 
     def __str__(self) -> str:
-        return f"~{_group(self.inner, (And, Or))}"
+        return f"~{_group(self.inner, (And, Or, InLayer))}"
 
-    def select(self, batch: Batch) -> Selection:
+    def parts(self) -> tuple[Selector, ...]:
+        """What is left out."""
+        return (self.inner,)
+
+    def select(self, batch: Batch, layer: int | None = None) -> Selection:
         """The complement among the tokens that are not padding."""
-        inner = self.inner.select(batch)
-        return Selection(_real(batch) & ~inner.prompt, ~inner.generated)
+        inner = self.inner.select(batch, layer)
+        return Selection(batch.real & ~inner.prompt, ~inner.generated)
 
 
-def check_number(selector: Selector, number: object) -> None:
-    """Refuse what is no number that could count something."""
-    whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
-    if not whole or number < 0:  # type: ignore[operator]
-        raise InputError(f"{selector}: a whole number, 0 or larger, is needed, not {number!r}")
+def whole_number(selector: Selector, number: object, *, negative: bool = False) -> int:
+    """A number that counts something, numpy's included; below 0 only where that has a meaning."""
+    whole = isinstance(number, Integral) and not isinstance(number, bool)
+    if not whole or (int(number) < 0 and not negative):  # type: ignore[call-overload]
+        least = "" if negative else ", 0 or larger,"
+        raise InputError(f"{selector}: a whole number{least} is needed, not {number!r}")
+    return int(number)  # type: ignore[call-overload, no-any-return]
 
 
-def _check_parts(*parts: object) -> None:
+def check_parts(*parts: object) -> None:
+    """Refuse what is no selector."""
     for part in parts:
         if not isinstance(part, Selector):
             raise InputError(f"{part!r} is no selector: write Name('visual') or parse_selector(…)")
@@ -286,9 +308,14 @@ def _group(selector: Selector, looser: type[Selector] | tuple[type[Selector], ..
     return f"({selector})" if isinstance(selector, looser) else str(selector)
 
 
-def _real(batch: Batch) -> NDArray[np.bool_]:
-    mask: NDArray[np.bool_] = batch.inputs["attention_mask"].cpu().numpy() > 0
-    return mask
+def words_of(batch: Batch, selector: Selector) -> PromptWords:
+    """Which token is which part of the prompts' text; refused where there is no text."""
+    if batch.words is None:
+        raise InputError(
+            f"{selector}: this batch was made from tensors, without the prompts' text: encode the "
+            "prompts, or say which tokens are meant with batch.with_tokens(name=mask)"
+        )
+    return batch.words
 
 
 def visual_selection(batch: Batch, chosen: NDArray[np.bool_]) -> Selection:
