@@ -152,7 +152,7 @@ class Pixels(Selector):
     def select(self, batch: Batch, layer: int | None = None) -> Selection:
         """Those tokens; Unsupported where it is not known which pixels an image's tokens show."""
         visual = batch.visual
-        known: NDArray[np.bool_] = np.isfinite(visual.box).all(axis=1, keepdims=True)[:, 0]
+        known = np.isfinite(visual.box[:, 0])
         for sample, image, here in _images(visual):
             if not known[here].any():
                 raise Unsupported(
