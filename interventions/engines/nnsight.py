@@ -14,17 +14,17 @@ import nnsight
 from nnsight.intervention.envoy import Envoy
 from nnsight.intervention.iterator import Iterations
 
+from ...lens.anatomy.attention_call import call_in
 from ...lens.anatomy.mixer_kinds import MASKED
 from ...lens.errors import Unsupported
 from ...lens.opening.wrapping import envoy_path
 from ..program.scope import Scope, Subject
-from ..program.steps import Drop, Step, ZeroWeights
-from .attention_call import attention_call
+from ..program.steps import Drop, ScaleWeights, Step, ZeroWeights
 from .binding import ACTIONS, Action, module_of, plain
 from .engine import Engine, engine
 from .mask_kinds import mask_kind
 from .payload.attention_masks import block
-from .payload.attention_weights import zero_weights
+from .payload.attention_weights import edit_weights
 from .payload.carry_out import zero
 from .payload.drop_before_decoder import drop_before_decoder
 from .payload.drop_between_layers import drop_between_layers
@@ -32,7 +32,7 @@ from .payload.generation_passes import carry_out_when, follow
 from .payload.shorter_tensors import taken
 from .payload.written_values import noise
 
-for _sent in (block, zero_weights, zero, drop_before_decoder, drop_between_layers, taken, noise):
+for _sent in (block, edit_weights, zero, drop_before_decoder, drop_between_layers, taken, noise):
     nnsight.register(_sent.__module__)
 nnsight.register(carry_out_when.__module__)
 
@@ -45,7 +45,7 @@ def bound(step: Step, scope: Scope) -> tuple[Action, dict[str, Any]]:
 
 def at_module(action: Action, step: Step, scope: Scope) -> tuple[Action, dict[str, Any]]:
     """A function, and a step as the plain dict that says at which module it is carried out."""
-    path = envoy_path(module_of(step.site, scope.model.anatomy))
+    path = envoy_path(module_of(step.site, scope.model))
     return action, {**plain(step, scope), "path": path}
 
 
@@ -53,10 +53,12 @@ for _kind, _action in ACTIONS.items():
     bound.register(_kind, partial(at_module, _action))
 
 
-@bound.register
-def _(step: ZeroWeights, scope: Scope) -> tuple[Action, dict[str, Any]]:
-    action, made = at_module(zero_weights, step, scope)
-    return action, {**made, "call": _call_of(step.by, scope.model, step.site.layer)}
+@bound.register(ZeroWeights)
+@bound.register(ScaleWeights)
+def _(step: ZeroWeights | ScaleWeights, scope: Scope) -> tuple[Action, dict[str, Any]]:
+    action, made = at_module(edit_weights, step, scope)
+    call = _call_of(step.by, scope.model, step.site.layer)
+    return action, {**made, "call": call, "shown": scope.during.weights}
 
 
 @bound.register
@@ -81,9 +83,8 @@ def _call_of(by: str, model: Subject, layer: int) -> str:
     """Name of the call of the attention function in the mixer's own forward."""
     path = model.anatomy.mixer[layer]
     assert path is not None
-    names = model.nn.get(envoy_path(path)).source.names
     try:
-        return attention_call(model.hf.get_submodule(path), tuple(map(str, names)))
+        return call_in(model, path)
     except Unsupported as reason:
         raise Unsupported(
             f"{by}: the token mixer of layer {layer} {reason}, so its weights cannot be "

@@ -21,6 +21,7 @@ from ...lens.selectors.parser import is_its_text, parse_selector
 from ...lens.selectors.scores import Scored
 from ...lens.selectors.selectors import Name, Selection, Selector
 from ..program.steps import Step, When
+from ..selectors.heads import HeadNumbers
 from ..selectors.layers import Layers
 from .donor import Places
 from .needs import Need
@@ -59,9 +60,11 @@ if TYPE_CHECKING:
     # Taken as text too, and kept as selectors and layers, which no type of a field can say.
     Tokens: TypeAlias = Any
     InLayers: TypeAlias = Any
+    InHeads: TypeAlias = Any
 else:
     Tokens = Annotated[Selector, _SELECTOR, WithJsonSchema({"type": "string", "pattern": _TEXT})]
     InLayers = Layers
+    InHeads = HeadNumbers
 
 
 def explain(error: ValidationError, kind: type[BaseModel], path: str) -> str:

@@ -11,6 +11,7 @@ from ...lens.inputs.batch import Batch
 from ...lens.selectors.scores import scored_in
 from ...lens.selectors.selectors import Selector
 from ..program.scope import Subject
+from ..selectors.heads import HeadNumbers
 from ..selectors.layers import Layers
 
 PHASES = {
@@ -64,6 +65,13 @@ class Phrases:
         if end and layer == n_layers:
             return f"the final norm (behind all {n_layers} layers)"
         return f"layer {Layers((layer,)).indices(n_layers)[0]}"
+
+    def in_heads(self, heads: HeadNumbers | None) -> str:
+        """In which heads, where not all of them are meant."""
+        if heads is None:
+            return ""
+        several = "s" if len(heads.numbers) > 1 else ""
+        return f" in head{several} {str(heads).replace('-', ' to ').replace(',', ', ')}"
 
     def phase(self, phase: str) -> str:
         """When."""

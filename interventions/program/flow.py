@@ -155,6 +155,7 @@ class Flow:
                 used.transformed[layer] = added
                 middle = after | added
                 gathering = _through(at.get(Site(layer, "attention"), ()), middle, slots)
+                gathering = _through(at.get(Site(layer, "heads"), ()), gathering, slots)
                 masks = at.get(Site(layer, "mixing"), [])
                 for mask in masks:
                     mask.used |= self._hides(mask, middle)

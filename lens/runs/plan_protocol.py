@@ -24,6 +24,7 @@ class Pass:
     remote: bool | str = False  # as for :meth:`VisualLM.trace`; also of passes that a plan needs
     positions: bool = False  # whether states or logits are returned by their position in the prompt
     traced: bool = False  # whether the user may read states in it, in an open trace
+    weights: bool = False  # whether the attention weights in force are read in it
 
 
 @runtime_checkable

@@ -15,8 +15,16 @@ from ..inputs.batch import Batch
 from .activation_cache import activation_cache
 from .saving import read_run, write_run
 
+# States of the residual stream, and what is added to it.
 Site = Literal["residual", "attention", "ffn"]
 SITES: tuple[Site, ...] = ("residual", "attention", "ffn")
+# ... and what goes on inside a layer, in the order in which it happens there.
+Capture = Literal[Site, "values", "attention_weights", "head_outputs", "neurons"]
+INSIDE: tuple[Capture, ...] = ("values", "attention_weights", "head_outputs", "neurons")
+CAPTURES: tuple[Capture, ...] = (*SITES, *INSIDE)
+# Whose attention weights they are, and the fields of a run that are single tensors.
+PAIRS = ("query_sample", "query_position", "key_position")
+OWN = ("logits", "sample", "position", *PAIRS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +43,18 @@ class Run:
         anatomy: Where things are in the model that was run; None after :meth:`load`.
         batch: What was run.
         model: Name of the model that was run.
+        values: Per layer what queries gather from each token, ``[selected, key head, d_head]``.
+        head_outputs: Per layer what each head adds to the residual stream, through its own columns
+            of the output projection, ``[selected, head, d]``. Their sum and the projection's bias
+            are what attention adds.
+        neurons: Per layer the neurons of the FFN, behind its nonlinearity, ``[selected, neuron]``.
+        attention_weights: Per layer the weights in force, behind the softmax,
+            ``[query, head, key]``. Rows sum to 1, unless keys are left out, a plan takes some away
+            or the model has sinks beside its keys.
+        query_sample: Batch row of every query of ``attention_weights``, ``[query]``.
+        query_position: Its sequence position, ``[query]``.
+        key_position: Sequence position of every key, ``[sample, key]``; -1 where a sample has fewer
+            keys than others, whose weights are 0. Of all keys each stands at its own position.
     """
 
     logits: Float[Tensor, "..."] | None
@@ -46,10 +66,19 @@ class Run:
     anatomy: Anatomy | None = field(default=None, repr=False)
     batch: Batch | None = field(default=None, repr=False)
     model: str = ""
+    values: Mapping[int, Float[Tensor, "selected heads d"]] = field(default_factory=dict)
+    head_outputs: Mapping[int, Float[Tensor, "selected head d"]] = field(default_factory=dict)
+    neurons: Mapping[int, Float[Tensor, "selected neuron"]] = field(default_factory=dict)
+    attention_weights: Mapping[int, Float[Tensor, "query head key"]] = field(default_factory=dict)
+    query_sample: Int[Tensor, " query"] | None = None
+    query_position: Int[Tensor, " query"] | None = None
+    key_position: Int[Tensor, "sample key"] | None = None
 
     def __repr__(self) -> str:
         kept = [
-            f"{site} of {len(layers)} layers" for site, layers in self._captured().items() if layers
+            f"{kind.replace('_', ' ')} of {len(layers)} layers"
+            for kind, layers in self._captured().items()
+            if layers
         ]
         tokens = f", {', '.join(kept)} at {len(self.sample)} tokens" if kept else ""
         logits = "no logits" if self.logits is None else f"logits {list(self.logits.shape)}"
@@ -68,7 +97,7 @@ class Run:
         """
         write_run(
             Path(path),
-            {"logits": self.logits, "sample": self.sample, "position": self.position},
+            {name: getattr(self, name) for name in OWN},
             self._captured(),
             self.batch,
             self.model,
@@ -84,7 +113,7 @@ class Run:
         Raises:
             InputError: No file, none of a run, or a damaged one.
         """
-        return cls(**read_run(Path(path), SITES))
+        return cls(**read_run(Path(path), OWN, CAPTURES))
 
     def to_activation_cache(self, model: Any = None) -> Any:
         """What was captured, as an ``ActivationCache`` of TransformerLens.
@@ -103,8 +132,8 @@ class Run:
         """
         return activation_cache(self._captured(), self.sample, self.anatomy, model)
 
-    def _captured(self) -> dict[str, Mapping[int, Float[Tensor, "selected d"]]]:
-        return {"residual": self.residual, "attention": self.attention, "ffn": self.ffn}
+    def _captured(self) -> dict[str, Mapping[int, Tensor]]:
+        return {kind: getattr(self, kind) for kind in CAPTURES}
 
 
 @dataclass(frozen=True, eq=False)

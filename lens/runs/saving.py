@@ -66,18 +66,19 @@ def write_run(
 
 
 @default_torch()
-def read_run(path: Path, sites: Sequence[str]) -> dict[str, Any]:
-    """The fields of a saved run, states by these sites; see :meth:`Run.load`."""
+def read_run(path: Path, own: Sequence[str], captures: Sequence[str]) -> dict[str, Any]:
+    """The fields of a saved run, single tensors and those by layer; see :meth:`Run.load`."""
     if not path.is_file():
         raise InputError(f"no file {str(path)!r}")
     cannot = "{} cannot be read as a saved run"
     record, tensors = read_tensor_file(path, _FORMAT, what="a run", cannot=cannot)
     try:
         return {
-            "logits": tensors.get("logits"),
+            **{name: tensors.get(name) for name in own},
+            # Without these it is no run.
             "sample": tensors["sample"],
             "position": tensors["position"],
-            **{site: _layers(tensors, site) for site in sites},
+            **{kind: _layers(tensors, kind) for kind in captures},
             "batch": _batch(tensors, record),
             "model": record["model"],
         }

@@ -40,6 +40,20 @@ def zero(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) 
     site.output = (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 
+def zero_heads(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
+    """Make what some heads gathered zero at the step's tokens, before it is projected back."""
+    site = model.get(step["path"])
+    states = site.input
+    heads = states.reshape(
+        step["samples"], -1, step["of_heads"], states.shape[-1] // step["of_heads"]
+    )
+    changed = heads.clone()
+    mine = changed[index_of(step, states)]
+    mine[:, list(step["heads"])] = 0
+    changed[index_of(step, states)] = mine
+    site.input = changed.reshape(states.shape)
+
+
 def states_at(site: Any, step: dict[str, Any]) -> torch.Tensor:
     """The states on the step's side of a module, ``[sample, token, d]``."""
     if step["side"] == "input":
