@@ -109,12 +109,8 @@ def run(
         NotFinite: States or logits are NaN or infinite.
         Unsupported: A layer that has no such thing, or of which it cannot be known.
     """
-    given = [
-        as_selector(one)
-        for one in (tokens, queries, keys)
-        if isinstance(one, str | Selector) and one != "all"
-    ]
-    asked = [scored for selector in given for scored in scored_in(selector)]
+    said = [one for one in (tokens, queries, keys) if isinstance(one, str | Selector)]
+    asked = [scored for one in said if one != "all" for scored in scored_in(as_selector(one))]
     found = with_scores(model, batch, asked, plan, remote) if asked else batch
     request = run_request(model, found, capture, layers, tokens, queries, keys, logits, remote)
     host = in_force(plan, model, batch, request.during)

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..inputs.batch import Batch
 from ..inputs.single_word import word_id
 from ..selectors.scores import AttentionFrom, Cosine, Norm, Scored
+from ..selectors.selectors import Selector
 from .plan_protocol import Intervention
 from .remote import need_weights
 from .undisturbed import undisturbed
@@ -33,8 +34,14 @@ def with_scores(
     found = dict(batch.scored)
     for layer in sorted({one.layer for one in wanted}):
         here = [one for one in wanted if one.layer == layer]
-        within = {one: one.within.select(batch, layer).prompt for one in here}
-        tokens = np.any(list(within.values()), axis=0)
+        for one in here:
+            if isinstance(one.by, AttentionFrom):
+                scores = received(model, batch, one, one.by.queries, plan, remote)
+                found[one] = one.choose(batch, scores)
+        here = [one for one in here if one not in found]
+        if not here:
+            continue
+        tokens = np.any([one.within.select(batch, layer).prompt for one in here], axis=0)
         run = model.run(
             batch,
             plan,
@@ -50,6 +57,36 @@ def with_scores(
             scores[rows, columns] = state_scores(one, run.residual[layer], model)
             found[one] = one.choose(batch, scores)
     return replace(batch, scored=found)
+
+
+def received(
+    model: Any,
+    batch: Batch,
+    selector: Scored,
+    queries: Selector,
+    plan: Intervention | None,
+    remote: bool | str,
+) -> NDArray[np.float64]:
+    """The attention that each token gets from the queries, mean over these and the heads."""
+    layer = selector.layer
+    asking = queries.select(batch, layer).prompt
+    if not asking.any(1).all():
+        sample = int((~asking.any(1)).argmax())
+        raise InputError(f"{selector}: sample {sample} has no token of {queries} that could look")
+    run = model.run(
+        batch,
+        plan,
+        capture="attention_weights",
+        layers=[layer],
+        queries=asking,
+        logits=None,
+        remote=remote,
+    )
+    weights = run.attention_weights[layer].double().mean(1).cpu()
+    rows = run.query_sample.cpu()
+    sums = weights.new_zeros(asking.shape).index_add_(0, rows, weights)
+    found: NDArray[np.float64] = (sums / rows.bincount()[:, None]).numpy()
+    return found
 
 
 def state_scores(
