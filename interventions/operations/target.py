@@ -28,6 +28,7 @@ class Target(Scope):
     donors: Mapping[str, Donor] = field(default_factory=dict)  # by name what states are taken from
     vectors: Mapping[str, torch.Tensor] = field(default_factory=dict)  # by name, [layer, d]
     earlier: Donor | None = None  # an earlier pass over the batch, if an operation needs one
+    scoring_passes: int = 0  # how many passes it took to choose tokens by their score
     _slots: Iterator[int] = field(default_factory=lambda: count(1))
 
     def new_slot(self) -> str:

@@ -25,6 +25,7 @@ from ..operations.needs import Need, OwnPass, StatesOf, bound_donors, bound_vect
 from ..operations.operation import Operation
 from ..operations.phrases import Phrases
 from ..operations.target import Target
+from ..program.choosing import choosing, chosen_in_pass, guessed
 from ..program.contradictions import check_declared, check_lowered
 from ..program.cost import Cost, cost_of
 from ..program.program import Program, handed_on
@@ -164,7 +165,7 @@ class Plan:
         prompt = Plan(*(op for op in self.operations if op.phase != "decode"))._with(
             dict(self.donors)
         )
-        target, lowered = prompt._lowered(model, batch, Pass("forward"))
+        target, lowered = prompt._lowered(model, batch, Pass("forward", own=True))
         return cost_of(prompt.operations, lowered, target)
 
     @default_torch()
@@ -193,23 +194,41 @@ class Plan:
         """Each operation's steps, and what they were lowered against."""
         needs = self._needs()
         donors = bound_donors(needs, dict(self.donors), model, during.remote)
-        batch = self._with_scores(model, batch, during)
-        earlier = self._earlier(needs, donors, model, batch, during)
-        target = Target(
+        scored = chosen_in_pass(self.operations, model, during)
+        if scored is not None:
+            target = self._target(model, guessed(scored, batch), during, donors)
+            (operation,) = self.operations
+            made = choosing(operation, operation.lower(target), scored, target)
+            if made is not None:
+                return target, [made]
+        known, passes = self._with_scores(model, batch, during)
+        target = self._target(model, known, during, donors, passes)
+        lowered = handed_on([operation.lower(target) for operation in self.operations])
+        check_lowered(self.operations, lowered, target)
+        return target, lowered
+
+    def _target(
+        self,
+        model: Subject,
+        batch: Batch,
+        during: Pass,
+        donors: Mapping[str, Donor],
+        scoring_passes: int = 0,
+    ) -> Target:
+        needs = self._needs()
+        return Target(
             model,
             batch,
             during,
             alone=len(self) == 1,
             donors=donors,
             vectors=bound_vectors(needs, dict(self.donors), model),
-            earlier=earlier,
+            earlier=self._earlier(needs, donors, model, batch, during),
+            scoring_passes=scoring_passes,
         )
-        lowered = handed_on([operation.lower(target) for operation in self.operations])
-        check_lowered(self.operations, lowered, target)
-        return target, lowered
 
-    def _with_scores(self, model: Subject, batch: Batch, during: Pass) -> Batch:
-        """The batch with the tokens that operations choose by their score.
+    def _with_scores(self, model: Subject, batch: Batch, during: Pass) -> tuple[Batch, int]:
+        """The batch with the tokens that operations choose by their score, and the passes it took.
 
         They are scored in passes of their own, layer by layer from below, in which all operations
         are in force whose tokens are known by then.
@@ -219,6 +238,7 @@ class Plan:
             for op in self
         ]
         unknown = {s for _, found in asked for s in found if s not in batch.scored}
+        passes = 0
         while unknown:
             lowest = min(scored.layer for scored in unknown)
             kept = [
@@ -230,7 +250,8 @@ class Plan:
             plan = self._only(kept) if kept else None
             batch = with_scores(model, batch, here, plan, during.remote)
             unknown -= set(here)
-        return batch
+            passes += len(here)
+        return batch, passes
 
     def _only(self, operations: list[Operation]) -> Plan:
         """Some of the operations, with the donors that they ask for."""

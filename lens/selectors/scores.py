@@ -158,16 +158,6 @@ class Scored(Selector):
             )
         return np.full(len(batch), self.amount, dtype=np.int64)
 
-    def choose(self, batch: Batch, scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """The best of each sample, ``[sample, token]``, given the scores ``[sample, token]``."""
-        within = self.within.select(batch, self.layer).prompt
-        chosen = np.zeros_like(within)
-        for sample, count in enumerate(self.counts(batch).tolist()):
-            pool = np.flatnonzero(within[sample])
-            order = np.argsort(-self.sign * scores[sample, pool], kind="stable")
-            chosen[sample, pool[order[:count]]] = True
-        return chosen
-
 
 def scored_in(selector: Selector) -> list[Scored]:
     """The selectors by score in a selector."""
