@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -136,10 +137,10 @@ class ContextLens(ReadsWithItsModel):
         if not _same_as(self._seen, now := _seen_of(self._model)):
             self.bank.check(self._model)
             self._seen = now
-        if layer is not None and layer not in self.bank.states:
+        if layer is not None and not self._has(layer):
             kept = ", ".join(str(n) for n in self.bank.layers)
-            raise InputError(f"no layer {layer} in this bank: it has {kept}")
-        layers = self.bank.layers if layer is None else (layer,)
+            raise InputError(f"no layer {layer!r} in this bank: it has {kept}; name one, or none")
+        layers = self.bank.layers if layer is None else (int(layer),)
         sizes = [len(self.bank.states[n]) for n in layers]
         starts = [0, *np.cumsum(sizes).tolist()]
 
@@ -159,6 +160,10 @@ class ContextLens(ReadsWithItsModel):
         entries = words[found]
         ids = torch.from_numpy(self.bank.ids[entries.cpu().numpy()])
         return ContextReadout(ids, scores, self._tokenizer, entries, at[found], self.bank)
+
+    def _has(self, layer: object) -> bool:
+        """Whether this is one layer, and of the bank's."""
+        return isinstance(layer, Integral) and layer in self.bank.states
 
     def _search(self, layer: int) -> NearestRows:
         if layer not in self._nearest:
