@@ -119,8 +119,8 @@ def captured_pairs(
 
     All keys stand at their own positions; of a selection, each sample's stand one behind the other.
     """
-    rows, columns = np.nonzero(token_mask(batch, queries, "queries", layer))
-    mask = token_mask(batch, keys, "keys", layer)
+    rows, columns = np.nonzero(token_mask(batch, queries, "queries", layer) & batch.real)
+    mask = token_mask(batch, keys, "keys", layer) & batch.real
     if not len(rows) or not mask.any():
         raise InputError(
             f"attention weights of {shorten(repr(queries))} to {shorten(repr(keys))}: no token of "
