@@ -2,6 +2,7 @@
 from .ablation_by_layer import ablation
 from .alignment_by_layer import alignment
 from .analysis import Analysis, Result, find, register, registered
+from .attention_over_image import attention_map
 from .causal_evidence_of_markers import causal_evidence
 from .claim import Claim
 from .class_agreement_with_truth import class_agreement
@@ -26,6 +27,7 @@ __all__ = [
     "Truth",
     "ablation",
     "alignment",
+    "attention_map",
     "causal_evidence",
     "class_agreement",
     "compare",

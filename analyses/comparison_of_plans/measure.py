@@ -60,8 +60,8 @@ def compare(
         metrics: What is measured; only what is asked for is computed.
         controls: Of a condition the name of another, a plan or several plans (seeds).
         markers: Classifies the tokens, for selectors such as ``dead``.
-        label: Gives a batch classes of its own: called with it and the numbers of its examples,
-            returns it with them.
+        label: Gives a batch sets of tokens or classes of its own: called with it and the numbers of
+            its examples, returns it with them (``batch.with_tokens(object=mask)``).
         margins: By measure the change that still counts as none, where another than accuracy .05,
             logprob .1, kl .1, flips .05.
         batch_size: Examples per batch; plans share what they have in common on it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from embedlens import Plan, ReplaceTokens, TokenClasses, VisualLM, integrated_gradients
+from embedlens import Plan, ReplaceTokens, VisualLM, integrated_gradients
 from embedlens.lens.scenes import scenes
 
 QUESTION = "what color is the object ?"
@@ -25,12 +25,11 @@ def main(model: VisualLM | None = None, count: int = 8) -> dict[str, float]:
     shares = integrated_gradients(model, batch, colors, steps=8).frame["value"]
     ranks = shares.groupby(batch.visual.sample).rank(ascending=False)
     largest = (ranks <= np.bincount(batch.visual.sample[patches])[batch.visual.sample]).to_numpy()
-    none = np.zeros_like(patches)
-    found = TokenClasses({"vit-sink": largest & ~patches, "llm-sink": none, "dead": patches})
-    plan = Plan(ReplaceTokens(by="mean", tokens="dead"))
-    plans = [None, plan, plan.control(seed=0), Plan(ReplaceTokens(by="mean", tokens="vit-sink"))]
-    scores = model.score_many(batch.with_classes(found), colors, plans)
-    names = ("clean", "object", "random", "gradients, not object")
+    own = batch.with_tokens(object=patches, gradients=largest)
+    plan = Plan(ReplaceTokens(by="mean", tokens="object"))
+    plans = [None, plan, plan.control(seed=0), Plan(ReplaceTokens(by="mean", tokens="gradients"))]
+    scores = model.score_many(own, colors, plans)
+    names = ("clean", "object", "random", "gradients")
     return {name: float(s.logprob.mean()) for name, s in zip(names, scores, strict=True)}
 
 

@@ -18,14 +18,17 @@ from ...lens.anatomy.attention_call import call_in
 from ...lens.anatomy.mixer_kinds import MASKED
 from ...lens.errors import Unsupported
 from ...lens.opening.wrapping import envoy_path
+from ...lens.runs.inside_layers import inside_site
+from ...lens.selectors.best_tokens import best
 from ..program.scope import Scope, Subject
-from ..program.steps import Drop, ScaleWeights, Step, ZeroWeights
+from ..program.steps import Choose, Drop, ScaleWeights, Step, ZeroWeights
 from .binding import ACTIONS, Action, module_of, plain
 from .engine import Engine, engine
 from .mask_kinds import mask_kind
 from .payload.attention_masks import block
 from .payload.attention_weights import edit_weights
 from .payload.carry_out import zero
+from .payload.chosen_tokens import choose
 from .payload.drop_before_decoder import drop_before_decoder
 from .payload.drop_between_layers import drop_between_layers
 from .payload.generation_passes import carry_out_when, follow
@@ -34,7 +37,8 @@ from .payload.written_values import noise
 
 for _sent in (block, edit_weights, zero, drop_before_decoder, drop_between_layers, taken, noise):
     nnsight.register(_sent.__module__)
-nnsight.register(carry_out_when.__module__)
+for _more in (carry_out_when, choose, best):
+    nnsight.register(_more.__module__)
 
 
 @singledispatch
@@ -59,6 +63,14 @@ def _(step: ZeroWeights | ScaleWeights, scope: Scope) -> tuple[Action, dict[str,
     action, made = at_module(edit_weights, step, scope)
     call = _call_of(step.by, scope.model, step.site.layer)
     return action, {**made, "call": call, "shown": scope.during.weights}
+
+
+@bound.register
+def _(step: Choose, scope: Scope) -> tuple[Action, dict[str, Any]]:
+    if step.queries is None:
+        return at_module(choose, step, scope)
+    site = inside_site(scope.model, "attention_weights", step.site.layer)
+    return choose, {**plain(step, scope), **site}
 
 
 @bound.register
@@ -95,6 +107,8 @@ def _call_of(by: str, model: Subject, layer: int) -> str:
 @engine
 class NNsight(Engine):
     """Stores a program's steps as edits on an nnsight model; remotely they travel by value."""
+
+    chooses = True
 
     def hosts(self, host: Any) -> bool:
         """Nnsight models."""

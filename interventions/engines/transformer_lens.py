@@ -272,7 +272,9 @@ def _state_hook(step: Step, store: dict[str, Any], scope: Scope) -> Callable[[Te
     edit, side = _edit(step, store, scope), bound(step)[1]
 
     def hooked(states: Tensor, hook: Any) -> Tensor:
-        tokens = states.shape[:-1].numel() // len(scope.batch)
+        # What heads gathered has an axis of heads.
+        places = states.shape[:2] if states.ndim == 4 else states.shape[:-1]
+        tokens = places.numel() // len(scope.batch)
         changed: Tensor = edit(tokens, "input" if side == "hook_in" else "output", states)
         return changed
 

@@ -12,9 +12,9 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from ..program.steps import Step, ZeroWeights
+from ..program.steps import Hide, Step, ZeroWeights
 from ..selectors.layers import ALL
-from .hiding import attending_layers, hide, some_pair
+from .hiding import chosen_by_layer, hide, some_pair
 from .operation import InHeads, InLayers, Operation, Tokens, operation
 from .phrases import Phrases
 from .target import Target
@@ -67,12 +67,13 @@ class BlockAttention(Operation):
 
     def lower(self, target: Target) -> Sequence[Step]:
         """One edited mask per layer, or one edit of its weights."""
-        keys = self.keys.select(target.batch)
-        meant = self.in_phase(self.queries.select(target.batch), target)
-        if not some_pair(self, meant, keys, target, "blocked"):
-            return []
-        chosen = attending_layers(self.layers, target)
-        steps = hide(self, target, chosen, meant, keys, self.heads)
+        steps: list[Hide] = []
+        for layers, (queries, keys) in chosen_by_layer(
+            (self.queries, self.keys), self.layers, target
+        ):
+            meant = self.in_phase(queries, target)
+            if some_pair(self, meant, keys, target, "blocked"):
+                steps += hide(self, target, layers, meant, keys, self.heads)
         if self.renormalise:
             return steps
         for step in steps:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from ...lens.errors import InputError
+from ...lens.selectors.selectors import Selection, Selector
 from ..program.site import Site
 from ..program.steps import Hide
 from ..selectors.heads import HeadNumbers
 from ..selectors.layers import ALL, Layers
-from ..selectors.selectors import Selection
 from .operation import Operation, TokenOperation
 from .target import Target
 
@@ -56,6 +56,20 @@ def attending_layers(layers: Layers, target: Target) -> tuple[int, ...]:
     return tuple(layer for layer in chosen if kinds[layer] != "none")
 
 
+def chosen_by_layer(
+    selectors: Sequence[Selector], layers: Layers, target: Target
+) -> Iterator[tuple[tuple[int, ...], list[Selection]]]:
+    """What selectors mean, with the layers in which they mean it: all at once unless it differs.
+
+    Layers in which the same tokens are meant have their masks in common.
+    """
+    chosen = attending_layers(layers, target)
+    alike = not any(selector.differs_by_layer(target.batch) for selector in selectors)
+    for group in [chosen] if alike else [(layer,) for layer in chosen]:
+        first = next(iter(group), None)
+        yield group, [selector.select(target.batch, first) for selector in selectors]
+
+
 def some_pair(
     operation: Operation, queries: Selection, keys: Selection, target: Target, what: str
 ) -> bool:
@@ -82,7 +96,7 @@ def some_pair(
 
 def selected(operation: TokenOperation, target: Target) -> NDArray[np.bool_]:
     """The prompt tokens that are meant, ``[sample, token]``; InputError if there are none."""
-    found = target.selected(operation.tokens)
+    found = target.selected(operation.tokens, operation.choosing_layer)
     if not found.any() and not operation.allow_empty:
         raise InputError(
             f"{operation!r}: no token of the prompt matches {str(operation.tokens)!r}; it would do "

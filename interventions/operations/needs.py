@@ -13,8 +13,8 @@ from torch import Tensor
 from ...lens.errors import InputError
 from ...lens.runs.run import Run
 from ...lens.runs.run import Site as Capture
+from ...lens.selectors.selectors import Selector
 from ..program.scope import Subject
-from ..selectors.selectors import Selector
 from .donor import Donor, Given, GivenVector, captured
 
 
@@ -28,6 +28,7 @@ class StatesOf:
     # Name of the donor, bound by :meth:`Plan.given`. None for an earlier pass over the same batch,
     # in which all operations are in force but those that need such a pass.
     donor: str | None = None
+    layer: int | None = None  # in which they are chosen, where sets differ by layer
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def bound_donors(
             assert donor.batch is not None
             found[name] = Donor(donor.batch, donor, name)
             continue
-        tokens = np.any([need.tokens.select(donor).prompt for _, need in needs], axis=0)
+        tokens = np.any([need.tokens.select(donor, need.layer).prompt for _, need in needs], axis=0)
         if not tokens.any():
             raise InputError(f"{by!r}: no token of {name!r} matches {str(first.tokens)!r}")
         places = [place for _, need in needs for place in need.places(model.n_layers)]

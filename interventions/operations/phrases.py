@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...lens.inputs.batch import Batch
+from ...lens.selectors.scores import scored_in
+from ...lens.selectors.selectors import Selector
 from ..program.scope import Subject
 from ..selectors.heads import HeadNumbers
 from ..selectors.layers import Layers
-from ..selectors.selectors import Selector
 
 PHASES = {
     "prefill": "while the prompt is read",
@@ -32,6 +33,10 @@ class Phrases:
         named = f"the tokens {str(tokens)!r}"
         if self.batch is None or phase == "decode":
             return named
+        if tokens.differs_by_layer(self.batch):
+            return f"{named} (other ones in each layer)"
+        if any(scored not in self.batch.scored for scored in scored_in(tokens)):
+            return f"{named} (known by their score in a run)"
         counts = tokens.select(self.batch).prompt.sum(1).tolist()
         if len(set(counts)) == 1:
             each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} in each sample"

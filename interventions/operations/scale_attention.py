@@ -10,9 +10,10 @@ import torch
 from pydantic import Field, FiniteFloat, model_validator
 
 from ...lens.errors import InputError
+from ...lens.selectors.selectors import Selection
 from ..program.steps import ScaleWeights, Step
 from ..selectors.layers import ALL
-from .hiding import attending_layers, hide, some_pair
+from .hiding import chosen_by_layer, hide, some_pair
 from .operation import InHeads, InLayers, Operation, Tokens, operation
 from .phrases import Phrases
 from .target import Target
@@ -35,7 +36,7 @@ class ScaleAttention(Operation):
     Attributes:
         queries: Tokens that see more or less, in the selector language.
         keys: Tokens that are seen more or less by them.
-        factor: $\alpha$, at least 0; 1 changes no weight.
+        factor: $\alpha$, at least 0; 1 changes no bit.
         give_to: Tokens that get what is freed; nobody when None. With them ``factor`` is at most 1.
         layers: Layers in which.
         heads: Heads of each of these layers in which; all when None.
@@ -60,30 +61,33 @@ class ScaleAttention(Operation):
 
     def lower(self, target: Target) -> Sequence[Step]:
         """One edit of the weights per layer."""
-        keys = self.keys.select(target.batch)
-        meant = self.in_phase(self.queries.select(target.batch), target)
-        if not some_pair(self, meant, keys, target, "scaled"):
-            return []
-        takers: dict[str, Any] = {}
-        if self.give_to is not None:
-            getting = self.give_to.select(target.batch)
-            prompt, later = getting.prompt & keys.prompt, getting.generated & keys.generated
-            if prompt.any() or later.any():
-                raise InputError(
-                    f"{self!r}: some token is among those that are scaled and those that get what "
-                    f"is freed: give_to={f'({self.give_to}) & ~({self.keys})'!r}"
-                )
-            takers["takers"] = torch.as_tensor(getting.prompt)
-            takers["later_takers"] = torch.as_tensor(getting.generated)
-        hidden = hide(self, target, attending_layers(self.layers, target), meant, keys, self.heads)
-        for step in hidden:
-            target.check_attention("weights", step.site.layer, self)
-        return [
-            ScaleWeights(
-                factor=self.factor, **takers, **{f.name: getattr(s, f.name) for f in fields(s)}
+        given = [self.queries, self.keys, *([] if self.give_to is None else [self.give_to])]
+        steps: list[Step] = []
+        for layers, (queries, keys, *getting) in chosen_by_layer(given, self.layers, target):
+            meant = self.in_phase(queries, target)
+            if some_pair(self, meant, keys, target, "scaled"):
+                hidden = hide(self, target, layers, meant, keys, self.heads)
+                takers = self._takers(keys, getting)
+                for step in hidden:
+                    target.check_attention("weights", step.site.layer, self)
+                    held = {field.name: getattr(step, field.name) for field in fields(step)}
+                    steps.append(ScaleWeights(factor=self.factor, **takers, **held))
+        return [] if self.factor == 1 else steps
+
+    def _takers(self, keys: Selection, getting: Sequence[Selection]) -> dict[str, Any]:
+        """The tokens that get what is freed, if any are named."""
+        if not getting:
+            return {}
+        (others,) = getting
+        if (others.prompt & keys.prompt).any() or (others.generated & keys.generated).any():
+            raise InputError(
+                f"{self!r}: some token is among those that are scaled and those that get what "
+                f"is freed: give_to={f'({self.give_to}) & ~({self.keys})'!r}"
             )
-            for s in hidden
-        ]
+        return {
+            "takers": torch.as_tensor(others.prompt),
+            "later_takers": torch.as_tensor(others.generated),
+        }
 
     def describe(self, phrases: Phrases) -> str:
         """What this operation does, as one sentence."""

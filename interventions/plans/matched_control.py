@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...lens.errors import InputError
+from ...lens.selectors.selectors import Random, Selector
 from ..operations import Operation
-from ..selectors.selectors import Random, Selector
 
 
 def matched_control(

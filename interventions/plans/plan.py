@@ -16,20 +16,23 @@ import yaml
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.runs.plan_protocol import Pass
+from ...lens.runs.scored_tokens import with_scores
+from ...lens.selectors.parser import parse_selector
+from ...lens.selectors.scores import scored_in
+from ...lens.selectors.selectors import Selector
 from ...lens.torch_settings import default_torch
 from ..engines.transformer_lens import Hook, fwd_hooks, in_force
 from ..operations.donor import Donor, Given, GivenVector, as_donor, captured
-from ..operations.needs import Need, StatesOf, bound_donors, bound_vectors, check_names
+from ..operations.needs import Need, OwnPass, StatesOf, bound_donors, bound_vectors, check_names
 from ..operations.operation import Operation
 from ..operations.phrases import Phrases
 from ..operations.target import Target
+from ..program.choosing import choosing, chosen_in_pass, guessed
 from ..program.contradictions import check_declared, check_lowered
 from ..program.cost import Cost, cost_of
 from ..program.program import Program, handed_on
 from ..program.scope import Scope, Subject
 from ..program.steps import Step
-from ..selectors.parser import parse_selector
-from ..selectors.selectors import Selector
 from .matched_control import matched_control
 from .read_yaml import read_operations, written
 from .schema import plan_schema
@@ -183,7 +186,7 @@ class Plan:
         prompt = Plan(*(op for op in self.operations if op.phase != "decode"))._with(
             dict(self.donors)
         )
-        target, lowered = prompt._lowered(model, batch, Pass("forward"))
+        target, lowered = prompt._lowered(model, batch, Pass("forward", own=True))
         return cost_of(prompt.operations, lowered, target)
 
     @default_torch()
@@ -212,19 +215,71 @@ class Plan:
         """Each operation's steps, and what they were lowered against."""
         needs = self._needs()
         donors = bound_donors(needs, dict(self.donors), model, during.remote)
-        earlier = self._earlier(needs, donors, model, batch, during)
-        target = Target(
+        scored = chosen_in_pass(self.operations, model, during)
+        if scored is not None:
+            target = self._target(model, guessed(scored, batch), during, donors)
+            (operation,) = self.operations
+            made = choosing(operation, operation.lower(target), scored, target)
+            if made is not None:
+                return target, [made]
+        known, passes = self._with_scores(model, batch, during)
+        target = self._target(model, known, during, donors, passes)
+        lowered = handed_on([operation.lower(target) for operation in self.operations])
+        check_lowered(self.operations, lowered, target)
+        return target, lowered
+
+    def _target(
+        self,
+        model: Subject,
+        batch: Batch,
+        during: Pass,
+        donors: Mapping[str, Donor],
+        scoring_passes: int = 0,
+    ) -> Target:
+        needs = self._needs()
+        return Target(
             model,
             batch,
             during,
             alone=len(self) == 1,
             donors=donors,
             vectors=bound_vectors(needs, dict(self.donors), model),
-            earlier=earlier,
+            earlier=self._earlier(needs, donors, model, batch, during),
+            scoring_passes=scoring_passes,
         )
-        lowered = handed_on([operation.lower(target) for operation in self.operations])
-        check_lowered(self.operations, lowered, target)
-        return target, lowered
+
+    def _with_scores(self, model: Subject, batch: Batch, during: Pass) -> tuple[Batch, int]:
+        """The batch with the tokens that operations choose by their score, and the passes it took.
+
+        They are scored in passes of their own, layer by layer from below, in which all operations
+        are in force whose tokens are known by then.
+        """
+        asked = [
+            (op, {s for selector in op.selectors().values() for s in scored_in(selector)})
+            for op in self
+        ]
+        unknown = {s for _, found in asked for s in found if s not in batch.scored}
+        passes = 0
+        while unknown:
+            lowest = min(scored.layer for scored in unknown)
+            kept = [
+                op
+                for op, found in asked
+                if op.phase != "decode" and not unknown & found and not _needs_earlier(op)
+            ]
+            here = [scored for scored in unknown if scored.layer == lowest]
+            plan = self._only(kept) if kept else None
+            batch = with_scores(model, batch, here, plan, during.remote)
+            unknown -= set(here)
+            passes += len(here)
+        return batch, passes
+
+    def _only(self, operations: list[Operation]) -> Plan:
+        """Some of the operations, with the donors that they ask for."""
+        plan = Plan(*operations)
+        needs = [need for _, need in plan._needs() if not isinstance(need, OwnPass)]
+        asked = {need.donor for need in needs}
+        return plan._with({name: held for name, held in self.donors if name in asked})
 
     def _earlier(
         self,
@@ -235,7 +290,7 @@ class Plan:
         during: Pass,
     ) -> Donor | None:
         """What operations read in an earlier pass, with all but these in force."""
-        read = [(op, n) for op, n in needs if isinstance(n, StatesOf) and n.donor is None]
+        read = [(op, need) for op, need in needs if isinstance(need, StatesOf) and not need.donor]
         if not read:
             return None
         without = [op for op, _ in read]
@@ -315,3 +370,8 @@ class Plan:
         how a selector is built and what contradicts what, :meth:`from_yaml` checks.
         """
         return plan_schema()
+
+
+def _needs_earlier(operation: Operation) -> bool:
+    """Whether it takes states from an earlier pass over the same batch."""
+    return any(isinstance(need, StatesOf) and need.donor is None for need in operation.needs())

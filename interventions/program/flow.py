@@ -90,7 +90,7 @@ class Flow:
                 absences.append(Absence(number, layers, wide(meant["tokens"].prompt)))
             for need in operation.needs():
                 if isinstance(need, StatesOf) and need.donor is None:
-                    read = wide(need.tokens.select(scope.batch).prompt)
+                    read = wide(need.tokens.select(scope.batch, need.layer).prompt)
                     # What a sublayer adds has gone into the stream that enters the next layer.
                     places = [
                         (layer + (kind != "residual"), read)

@@ -50,6 +50,8 @@ class Step(ABC):
     when: When  # at tokens of the prompt, or at those generated behind it
     by: str = ""  # the operation on whose behalf, for messages
     slot: str | None = field(default=None, metadata=SLOT)  # name of states left, or of those found
+    # Name under which another step leaves the tokens that take the place of this one's
+    chosen: str | None = field(default=None, metadata=SLOT)
 
     @property
     def merges(self) -> bool:
@@ -118,6 +120,39 @@ class Read(TokenStep):
     """Leave states in a slot."""
 
     reads = True
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Choose(Step):
+    """Leave the tokens with the best scores in a slot, for steps that are to act on them.
+
+    Attributes:
+        within: Among which tokens, ``[sample, token]``.
+        counts: How many of each sample, ``[sample]``.
+        guess: The tokens that the other steps were made for, as many, ``[sample, token]``.
+        sign: 1 where the highest scores are the best, -1 where the lowest are.
+        queries: Whose attention is the score, ``[sample, token]``; None for a score of states.
+        direction: The cosine with it is the score, ``[d]``.
+        function: Its answer is the score.
+    """
+
+    reads = True
+
+    within: Tensor
+    counts: Tensor
+    guess: Tensor
+    sign: int
+    queries: Tensor | None = None
+    direction: Tensor | None = None
+    function: Any = None
+
+    def tokens(self, samples: int, length: int) -> None:
+        """None that are followed: what it reads is read as it is."""
+        return
+
+    def recomputed(self, visible: Mask | None) -> int:
+        """The queries whose weights are computed."""
+        return 0 if self.queries is None else int(self.queries.any(0).sum())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from operator import index
 from typing import Literal, SupportsIndex
 
@@ -166,14 +167,14 @@ class ContextLens(ReadsWithItsModel):
         """The bank's layers that are meant, each once."""
         if given is None:
             return tuple(self.bank.layers)
-        several = given if isinstance(given, Collection) else [given]
-        layers = tuple(dict.fromkeys(index(layer) for layer in several))
+        several = list(given) if isinstance(given, Collection) else [given]
         kept = ", ".join(str(n) for n in self.bank.layers)
-        if not layers:
+        if not several:
             raise InputError(f"layer={given!r}: none is given, and this bank has {kept}")
-        if lacking := [n for n in layers if n not in self.bank.states]:
-            raise InputError(f"no layer {lacking[0]} in this bank: it has {kept}")
-        return layers
+        wrong = [n for n in several if not isinstance(n, Integral) or n not in self.bank.states]
+        if wrong:
+            raise InputError(f"no layer {wrong[0]!r} in this bank: it has {kept}")
+        return tuple(dict.fromkeys(index(layer) for layer in several))
 
     def _search(self, layer: int) -> NearestRows:
         if layer not in self._nearest:

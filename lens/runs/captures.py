@@ -8,7 +8,8 @@ all are settled here, so that what a run returns is always what was added.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Literal, Protocol, SupportsIndex, runtime_checkable
+from numbers import Integral
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import torch
@@ -21,20 +22,13 @@ from ..errors import InputError, Unsupported
 from ..inputs.batch import Batch
 from ..inputs.prompts import shorten
 from ..opening.wrapping import envoy_path
+from ..selectors.parser import parse_selector
+from ..selectors.selectors import Selector
 from .inside_layers import inside_site
 from .run import CAPTURES, INSIDE, SITES, Site
 
-
-@runtime_checkable
-class Selecting(Protocol):
-    """What says which tokens of a batch it means, as selectors do."""
-
-    def select(self, batch: Batch) -> Any:
-        """The tokens meant, of which ``prompt`` is a mask ``[sample, token]``."""
-
-
-# Tokens that are kept: by name, by a selector, or by a mask [sample, token].
-Tokens = Literal["visual", "all", "last"] | NDArray[np.bool_] | Tensor | Selecting
+# Kept are: what a selector or its text means, "all" but padding, or a mask [sample, token].
+Tokens = str | Selector | NDArray[np.bool_] | Tensor
 
 
 def capture_sites(
@@ -51,7 +45,7 @@ def capture_sites(
     if unknown := kinds - set(CAPTURES):
         raise InputError(f"cannot capture {sorted(unknown)}; there are {', '.join(CAPTURES)}")
     everything = isinstance(layers, str) and layers == "all"
-    if isinstance(layers, str | int) and not everything:
+    if isinstance(layers, str | Integral) and not everything:
         raise InputError(f"layers={layers!r}: give 'all' or a list of numbers, such as [0, 3]")
     chosen = range(anatomy.n_layers + 1) if everything else sorted({int(n) for n in layers})
     last = anatomy.n_layers if "residual" in kinds else anatomy.n_layers - 1
@@ -109,22 +103,24 @@ def lowest_layer(wanted: list[dict[str, Any]], n_layers: int) -> int:
 
 
 def capture_positions(
-    batch: Batch, tokens: Tokens
+    batch: Batch, tokens: Tokens, layer: int | None = None
 ) -> tuple[Int[Tensor, " selected"], Int[Tensor, " selected"]]:
-    """Batch rows and sequence positions of the tokens to keep."""
+    """Batch rows and sequence positions of the tokens to keep, of sets by layer those in one."""
     if isinstance(tokens, str) and tokens == "visual":
         return torch.tensor(batch.visual.sample), torch.tensor(batch.visual.position)
-    rows, columns = np.nonzero(token_mask(batch, tokens, "tokens"))
+    rows, columns = np.nonzero(token_mask(batch, tokens, "tokens", layer))
     return torch.tensor(rows), torch.tensor(columns)
 
 
-def captured_pairs(batch: Batch, queries: Tokens, keys: Tokens) -> dict[str, Tensor]:
+def captured_pairs(
+    batch: Batch, queries: Tokens, keys: Tokens, layer: int | None
+) -> dict[str, Tensor]:
     """Whose attention weights are kept, as :func:`.weights_in_force.read_weights` takes it.
 
     All keys stand at their own positions; of a selection, each sample's stand one behind the other.
     """
-    rows, columns = np.nonzero(token_mask(batch, queries, "queries"))
-    mask = token_mask(batch, keys, "keys")
+    rows, columns = np.nonzero(token_mask(batch, queries, "queries", layer) & batch.real)
+    mask = token_mask(batch, keys, "keys", layer) & batch.real
     if not len(rows) or not mask.any():
         raise InputError(
             f"attention weights of {shorten(repr(queries))} to {shorten(repr(keys))}: no token of "
@@ -140,32 +136,39 @@ def captured_pairs(batch: Batch, queries: Tokens, keys: Tokens) -> dict[str, Ten
     return {name: torch.tensor(values) for name, values in made.items()}
 
 
-def token_mask(batch: Batch, tokens: Tokens, what: str) -> NDArray[np.bool_]:
+def token_mask(
+    batch: Batch, tokens: Tokens, what: str, layer: int | None = None
+) -> NDArray[np.bool_]:
     """Which positions are meant, ``[sample, token]``, padding never."""
-    real: NDArray[np.bool_] = batch.inputs["attention_mask"].cpu().numpy() > 0
-    if isinstance(tokens, Selecting):
-        chosen: NDArray[np.bool_] = tokens.select(batch).prompt
-        return chosen
     if isinstance(tokens, Tensor):
         tokens = tokens.cpu().numpy()
     if isinstance(tokens, np.ndarray):
-        if tokens.dtype != bool or tokens.shape != real.shape:
+        if tokens.dtype != bool or tokens.shape != batch.real.shape:
             raise InputError(
-                f"{what}: a mask must be boolean {real.shape}, not {tokens.dtype} {tokens.shape}"
+                f"{what}: a mask must be boolean {batch.real.shape}, not {tokens.dtype} "
+                f"{tokens.shape}"
             )
         return tokens
-    if tokens == "all":
-        return real
-    found = np.zeros_like(real)
-    if tokens == "visual":
-        found[batch.visual.sample, batch.visual.position] = True
-    elif tokens == "last":
-        found[np.arange(len(real)), real.shape[1] - 1 - real[:, ::-1].argmax(1)] = True
-    else:
-        raise InputError(
-            f"{what}={shorten(repr(tokens))}: run() captures 'visual', 'all', 'last' or a mask"
-        )
+    if isinstance(tokens, str) and tokens == "all":
+        return batch.real
+    selector = as_selector(tokens)
+    found = selector.select(batch, layer).prompt
+    # Of tokens that are named as they come there may be none, and nothing is kept then.
+    if not found.any() and tokens != "visual":
+        raise InputError(f"{what}={str(selector)!r}: no token of the prompt matches")
     return found
+
+
+def as_selector(tokens: object) -> Selector:
+    """The selector that is given, or its text."""
+    if isinstance(tokens, Selector):
+        return tokens
+    if isinstance(tokens, str):
+        return parse_selector(tokens)
+    raise InputError(
+        f"tokens={shorten(repr(tokens))}: give 'visual', 'all', a selector such as 'last | alive', "
+        "or a mask [sample, token]"
+    )
 
 
 def by_layer(

@@ -17,13 +17,23 @@ from torch import Tensor
 from ..anatomy.embedded_ids import failed_lookup, lookups
 from ..errors import InputError, NotFinite
 from ..inputs.batch import Batch
+from ..selectors.scores import scored_in
+from ..selectors.selectors import Selector
 from ..torch_settings import default_torch
-from .captures import Tokens, by_layer, capture_positions, capture_sites, captured_pairs
+from .captures import (
+    Tokens,
+    as_selector,
+    by_layer,
+    capture_positions,
+    capture_sites,
+    captured_pairs,
+)
 from .finite import all_finite, not_finite, says_something
 from .plan_protocol import Intervention, Pass, in_force
 from .reading import read_sites
 from .remote import destination
 from .run import PAIRS, Capture, Run
+from .scored_tokens import with_scores
 from .tracing import trace_forward
 from .weights_in_force import read_weights
 
@@ -84,19 +94,25 @@ def run(
             force whatever kernel computes them. See :class:`Run` for their shapes.
         layers: Layers to keep; for ``residual`` 0 to ``n_layers`` inclusive. ``all`` skips layers
             that have no such thing.
-        tokens: The visual tokens, in the order of ``batch.visual``; every position that is
-            not padding; the last token; a selector; or a mask ``[sample, token]``.
+        tokens: ``visual``, the visual tokens in the order of ``batch.visual``; ``all``, every
+            position that is not padding; any other selector or its text; or a mask
+            ``[sample, token]``. Of a set that differs by layer the tokens in the one layer that is
+            kept. Tokens chosen by their score are scored in a pass of their own before, with the
+            plan in force.
         queries: Tokens whose attention weights to keep, likewise.
         keys: Tokens to which, likewise.
         logits: Which positions' logits to keep.
         remote: As in :meth:`trace`.
 
     Raises:
-        InputError: A capture or layer that does not exist.
+        InputError: A capture or layer that does not exist, or a selector that matches no token.
         NotFinite: States or logits are NaN or infinite.
         Unsupported: A layer that has no such thing, or of which it cannot be known.
     """
-    request = run_request(model, batch, capture, layers, tokens, queries, keys, logits, remote)
+    said = [one for one in (tokens, queries, keys) if isinstance(one, str | Selector)]
+    asked = [scored for one in said if one != "all" for scored in scored_in(as_selector(one))]
+    found = with_scores(model, batch, asked, plan, remote) if asked else batch
+    request = run_request(model, found, capture, layers, tokens, queries, keys, logits, remote)
     host = in_force(plan, model, batch, request.during)
     return as_run(model, batch, plan, request, forward_pass(model, host, request), logits)
 
@@ -114,9 +130,11 @@ def run_request(
 ) -> Request:
     """What a run reads; arguments as for :meth:`VisualLM.run`."""
     sites = capture_sites(model, capture, layers)
-    rows, columns = capture_positions(batch, tokens)
+    kept = {int(site["key"].split(".")[1]) for site in sites}
+    one = kept.pop() if len(kept) == 1 else None
+    rows, columns = capture_positions(batch, tokens, one)
     weights = any(site["side"] == "weights" for site in sites)
-    pairs = captured_pairs(batch, queries, keys) if weights else {}
+    pairs = captured_pairs(batch, queries, keys, one) if weights else {}
     positions = bool(sites) or logits == "all"
     during = Pass("forward", remote=remote, positions=positions, weights=weights)
     arguments = {} if logits == "all" else model.anatomy.last_logits(1)

@@ -66,10 +66,10 @@ class Run:
     anatomy: Anatomy | None = field(default=None, repr=False)
     batch: Batch | None = field(default=None, repr=False)
     model: str = ""
-    values: Mapping[int, Float[Tensor, "selected heads d"]] = field(default_factory=dict)
-    head_outputs: Mapping[int, Float[Tensor, "selected head d"]] = field(default_factory=dict)
-    neurons: Mapping[int, Float[Tensor, "selected neuron"]] = field(default_factory=dict)
-    attention_weights: Mapping[int, Float[Tensor, "query head key"]] = field(default_factory=dict)
+    values: Mapping[int, Float[Tensor, "selected _ _"]] = field(default_factory=dict)
+    head_outputs: Mapping[int, Float[Tensor, "selected _ d"]] = field(default_factory=dict)
+    neurons: Mapping[int, Float[Tensor, "selected _"]] = field(default_factory=dict)
+    attention_weights: Mapping[int, Float[Tensor, "query _ key"]] = field(default_factory=dict)
     query_sample: Int[Tensor, " query"] | None = None
     query_position: Int[Tensor, " query"] | None = None
     key_position: Int[Tensor, "sample key"] | None = None
@@ -119,7 +119,9 @@ class Run:
         """What was captured, as an ``ActivationCache`` of TransformerLens.
 
         Its positions are the captured ones, in their order, and ``hook_embed`` is what enters the
-        first layer there, image features included.
+        first layer there, image features included. Attention weights are ``attn.hook_pattern``,
+        with the captured queries and keys; values ``attn.hook_v``, what heads add
+        ``attn.hook_result``, neurons ``mlp.hook_post``.
 
         Args:
             model: A TransformerBridge for what needs weights (norms, directions); without one,
@@ -130,7 +132,8 @@ class Run:
                 TransformerLens is not installed.
             Unsupported: Attention and FFN do not add up to what a layer adds.
         """
-        return activation_cache(self._captured(), self.sample, self.anatomy, model)
+        rows = self.sample, self.query_sample
+        return activation_cache(self._captured(), *rows, self.anatomy, model)
 
     def _captured(self) -> dict[str, Mapping[int, Tensor]]:
         return {kind: getattr(self, kind) for kind in CAPTURES}

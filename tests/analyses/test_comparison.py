@@ -31,7 +31,7 @@ from embedlens.analyses.comparison_of_plans.paired_table import METRICS, paired_
 from embedlens.analyses.rows import one, select
 from embedlens.lens.scenes import scenes
 from oracles.torch_hooks import attached, leaving
-from tolerances import RECOMPUTED
+from tolerances import EQUAL, RECOMPUTED
 
 EOS = tiny.VOCABULARY.index("</s>")
 PROMPTS = ("what is this ?", "where is the red star ?", "a b")
@@ -206,10 +206,15 @@ def test_labels_reach_the_plans(model: VisualLM, examples: list[Example]) -> Non
 
     def label(batch: Any, part: Any) -> Any:
         told.extend(part)
-        return batch.subset(range(len(batch)))
+        return batch.with_tokens(corner=batch.visual.row == 0)
 
-    compare(model, examples, {"x": PLANS["no FFN"]}, metrics=["kl"], label=label, batch_size=4)
+    plans = {
+        "corner": Plan(ZeroFFN(tokens="corner")),
+        "same": Plan(ZeroFFN(tokens="box[0:1, 0:4]")),
+    }
+    found = compare(model, examples, plans, metrics=["kl"], label=label, batch_size=4)
     assert told == list(range(6))
+    assert torch.allclose(*found.tensors["kl"][1:], atol=EQUAL)
 
 
 def test_an_image_that_is_destroyed_differs_and_a_patch_less_does_not() -> None:
