@@ -17,7 +17,7 @@ from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.opening.wrapping import need_processor
 from ...lens.progress import Progress
-from ..questions import Questions
+from ..asked_questions import Questions
 from .named_plans import NamedPlans
 
 DOING = "comparing plans"

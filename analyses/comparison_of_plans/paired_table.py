@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from ..questions import Questions
+from ..asked_questions import Questions
 from ..statistics import (
     Estimate,
     Evidence,
