@@ -33,8 +33,8 @@ def decides(right: int, images: int) -> bool:
 def fewest(right: int, images: int) -> int | None:
     """By trying: once, twice, … the images, with three steps before each doubling."""
     times = sorted({int(step * 2**k) for k in range(12) for step in STEPS if step * 2**k % 1 == 0})
-    tried = [n for n in times if 2 ** np.ceil(np.log2(n)) * images <= 4096]
-    return next((n * images for n in tried if decides(n * right, n * images)), None)
+    tried = [n * images for n in times if n * images <= 4096]
+    return next((n for n in tried if decides(round(right / images * n), n)), None)
 
 
 @pytest.mark.parametrize(
