@@ -77,8 +77,9 @@ def run(
         batch: The inputs.
         plan: What to change; nothing when None.
         capture: ``residual`` (the stream entering a layer), ``attention``, ``ffn`` (what
-            they add to it).
-        layers: Layers to keep; for ``residual`` 0 to ``n_layers`` inclusive.
+            they add to it); or the layers of each, as ``{"residual": [0, 3], "ffn": [2]}``.
+        layers: Layers to keep; for ``residual`` 0 to ``n_layers`` inclusive. Not looked at where
+            ``capture`` says them.
         tokens: The visual tokens, in the order of ``batch.visual``; every position that is
             not padding; or a mask ``[sample, token]``.
         logits: Which positions' logits to keep.
