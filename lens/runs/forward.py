@@ -127,7 +127,7 @@ def forward_pass(model: Any, host: Any, request: Request) -> Output:
                 states = read.save()  # type: ignore[attr-defined]
                 logits = nn.output.logits.save()
         except IndexError as error:
-            raise failed_lookup(asked, model.tokenizer) or error from error
+            raise failed_lookup(model.hf, asked, model.tokenizer) or error from error
     if len(logits) != samples:
         raise InputError(f"{len(logits)} rows of logits came back for {samples}")
     return Output(logits, states)
