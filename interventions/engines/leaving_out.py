@@ -1,7 +1,7 @@
 """Which zeroed FFNs need not be computed at the tokens where they are zeroed.
 
 Only where nobody can tell: no other step of the plan reads there first, no states are read by their
-place in the pass, the sequence keeps its length, and the module treats every token by itself.
+place in the pass, and the module treats every token by itself.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from ..program.steps import Step, Zero
 
 def leaving_out(steps: Sequence[Step], scope: Scope) -> frozenset[int]:
     """The places among the steps of those whose tokens can be left out of the module."""
-    during, hf = scope.during, scope.model.hf
-    shortened = any(step.length_after is not None for step in steps)
-    if during.traced or during.positions or shortened or hf in WEIGHTS_ON_SERVER:
+    during = scope.during
+    if during.traced or during.positions or scope.model.hf in WEIGHTS_ON_SERVER:
         return frozenset()
     first: dict[Site, int] = {}
     for number, step in enumerate(steps):

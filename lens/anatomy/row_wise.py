@@ -19,8 +19,8 @@ from ..opening.present_state import is_hooked, modules_of, state_of
 from ..tolerances import ROW_WISE
 from ..torch_settings import default_torch
 
-# Rows of the trial: a few of their own, and many alike, which crowd into the same experts.
-OWN, ALIKE = 5, 43
+# Rows of the trial: a few of their own, and twice many alike, which crowd into the same experts.
+OWN, ALIKE = 5, 21
 
 _TRIED: WeakKeyDictionary[nn.Module, tuple[Hashable, bool]] = WeakKeyDictionary()
 
@@ -47,7 +47,8 @@ def _tried(model: Any, module: nn.Module, width: int) -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     own = torch.randn(OWN, width, generator=generator)
-    rows = torch.cat([own, torch.randn(1, width, generator=generator).expand(ALIKE, -1)])
+    one = torch.randn(1, width, generator=generator)
+    rows = torch.cat([own, one.expand(ALIKE, -1), -one.expand(ALIKE, -1)])
     rows = rows[torch.randperm(len(rows), generator=generator)]
     rows = rows.to(device_of(module), dtype_of(model, module))
     kept = torch.arange(len(rows), device=rows.device) % 3 == 1

@@ -15,11 +15,13 @@ from .carry_out import index_of, zero
 
 def leave_out(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
     """Let a module compute the other tokens only, and return zero at the step's."""
+    if step.get("parts", 1) > 1:
+        # Each beam, and each of several later tokens, comes by itself; rows are gathered once.
+        zero(model, store, step, decoded)
+        return
     site = model.get(step["path"])
     args, given = site.inputs
-    alone = len(args) == 1 and not given and isinstance(args[0], torch.Tensor)
-    if not alone or step.get("copies", 1) > 1:
-        # Of several beams each is a step of its own, and the tokens are gathered once.
+    if len(args) != 1 or given or not isinstance(args[0], torch.Tensor):
         zero(model, store, step, decoded)
         return
     states: torch.Tensor = args[0]

@@ -226,9 +226,7 @@ def traced(model: VisualLM, batch: Batch, plan: Plan) -> int:
     return total(lambda: model.run(batch, plan))
 
 
-def test_rows_that_are_taken_out_or_zeroed_are_not_computed(
-    model: VisualLM, padded: Batch
-) -> None:
+def test_rows_that_are_taken_out_or_zeroed_are_not_computed(model: VisualLM, padded: Batch) -> None:
     clean = traced(model, padded, Plan())
     removing = Plan(PruneTokens(tokens="box[0:2, 0:4]", method="remove"))
     cost = removing.cost(model, padded)
