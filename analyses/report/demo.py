@@ -15,7 +15,7 @@ from .page import Report
 from .runs import run_all
 
 PROMPT = "describe the image ."
-_SHOWN, _SCENES, _CALIBRATION, _TEXTS, _ASKED, _QUESTIONS = 4, 48, 24, 96, 24, 3
+_SHOWN, _SCENES, _CALIBRATION, _TEXTS, _ASKED, _QUESTIONS = 4, 32, 24, 64, 12, 2
 _SEEDS_PER_RUN = 10_000  # no two runs with different seeds, and no two parts of one, share a scene
 
 
@@ -57,7 +57,7 @@ def demo(model: VisualLM, *, seed: int = 0, progress: Progress = silent) -> list
         pictured=[batch.subset(range(_SHOWN))],
         markers=markers,
         truth=Truth(true_words(batch, shown), true_content(batch, shown)),
-        examples_at_once=36,
+        examples_at_once=_ASKED * _QUESTIONS,
         seed=seed,
         progress=progress,
     )
