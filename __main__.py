@@ -1,4 +1,4 @@
-"""The command line: embedlens demo, embedlens analyze, embedlens check."""
+"""The command line: embedlens demo, analyze, check, run and study."""
 
 import signal
 import sys
@@ -14,7 +14,15 @@ import typer
 from embedlens import analyses, lens
 from embedlens.analyses import check as checks
 from embedlens.analyses import report
-from embedlens.analyses.terminal import progress_bar, quiet, refusal, show_checks, show_findings
+from embedlens.analyses.studies import commands
+from embedlens.analyses.terminal import (
+    Interrupted,
+    progress_bar,
+    quiet,
+    refusal,
+    show_checks,
+    show_findings,
+)
 from embedlens.lens import inputs
 
 NOT_PASSED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -24,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="See, change and measure what the visual tokens of a multimodal LLM carry.",
 )
+app.add_typer(commands.app, name="study")
 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of every random choice.")]
@@ -196,6 +205,8 @@ def main() -> None:
         code = INTERRUPTED
     except SystemExit as stop:  # some versions of typer end an interrupted command themselves
         code = stop.code
+    except Interrupted as stop:
+        _fail(str(stop), INTERRUPTED)
     except Exception as error:
         message = refusal(error)
         if message is None:

@@ -10,6 +10,7 @@ from .lens_hits_by_layer import lens_hits
 from .report_inputs import Material, Truth
 from .sparsity_of_classes import sparsity
 from .steering_directions import directions
+from .studies import Study, StudyResult
 from .token_map_of_words import token_map
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "Example",
     "Material",
     "Result",
+    "Study",
+    "StudyResult",
     "Truth",
     "ablation",
     "alignment",

@@ -18,6 +18,10 @@ from ..lens.progress import Progress
 from .check.findings import CheckReport
 
 
+class Interrupted(Exception):
+    """A command was interrupted; the message says what is left of its work."""
+
+
 def quiet() -> None:
     """Keep libraries from writing between our lines."""
     import huggingface_hub.utils as hub  # noqa: PLC0415 takes seconds: `--help` needs none of it
@@ -52,6 +56,13 @@ def show_findings(headlines: Sequence[str], page: Path) -> None:
     for line in headlines:
         console.print(f"• {line}", soft_wrap=not console.is_terminal)
     console.print(f"\nThe whole story: {page}", soft_wrap=True)
+
+
+def show_lines(lines: Sequence[str]) -> None:
+    """Print lines as they are, however long."""
+    console = Console(highlight=False, markup=False)
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
 def show_checks(found: CheckReport) -> None:
