@@ -5,6 +5,7 @@ from .analysis import Analysis, Result, find, register, registered
 from .causal_evidence_of_markers import causal_evidence
 from .claim import Claim
 from .class_agreement_with_truth import class_agreement
+from .effect_of_plan import PlanEffect, effect_of_plan
 from .example import Example
 from .lens_hits_by_layer import lens_hits
 from .report_inputs import Material, Truth
@@ -18,6 +19,7 @@ __all__ = [
     "Claim",
     "Example",
     "Material",
+    "PlanEffect",
     "Result",
     "Study",
     "StudyResult",
@@ -27,6 +29,7 @@ __all__ = [
     "causal_evidence",
     "class_agreement",
     "directions",
+    "effect_of_plan",
     "find",
     "lens_hits",
     "register",

@@ -1,6 +1,5 @@
 # What `lazy_loader` imports from here when it is used, and what type checkers see.
 from .dry_run import Forecast, forecast
-from .image_files import image_files
 from .merging import merge
 from .study import Study
 from .study_outcome import outcome
@@ -12,7 +11,6 @@ __all__ = [
     "Study",
     "StudyResult",
     "forecast",
-    "image_files",
     "merge",
     "outcome",
     "write_study_report",

@@ -11,16 +11,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 
 from ...lens.progress import Progress
 from .items import Item
 from .opened_models import OpenedModels
 from .study_folder import StudyFolder
-from .unit_store import Keys, StoredUnit, UnitStore
+from .unit_store import DoneUnits, StoredUnit, UnitStore
 from .units import Unit, Units
 
 Add = Callable[[StoredUnit], None]
@@ -57,6 +56,7 @@ class Task:
         )
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Where units are computed."""
 
@@ -87,9 +87,11 @@ def drive(
     """
     file = folder.units_file(*shard)
     with UnitStore(file, task.identity) as store:
-        known = known_keys(folder, task.identity)
-        total = sum(1 for _ in task.units.shard(*shard))
-        left = sum(unit.key not in known for unit in task.units.shard(*shard))
+        known = done_units(folder, task)
+        total = left = 0
+        for unit in task.units.shard(*shard):
+            total += 1
+            left += not known.has(unit.place, unit.key)
         stored = total - left
         store.begin_session(_now(), command or _command(), json.dumps(this_machine()), left)
 
@@ -100,17 +102,17 @@ def drive(
             progress("computing units", stored, total)
 
         progress("computing units", stored, total)
-        missing = (unit for unit in task.units.shard(*shard) if unit.key not in known)
-        engine.compute(task, missing, add)
+        units = task.units.shard(*shard)
+        engine.compute(task, (u for u in units if not known.has(u.place, u.key)), add)
 
 
-def known_keys(folder: StudyFolder, identity: Any) -> Keys:
+def done_units(folder: StudyFolder, task: Task) -> DoneUnits:
     """The units that are done, in whatever file of the folder."""
-    found = []
-    for store in folder.open_stores(identity):
+    done = DoneUnits(len(task.units))
+    for store in folder.open_stores(task.identity):
         with store:
-            found.append(store.done().sorted)
-    return Keys(np.unique(np.concatenate(found)) if found else np.array([], dtype="S32"))
+            store.note_done(done)
+    return done
 
 
 def this_machine() -> dict[str, Any]:

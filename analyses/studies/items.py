@@ -23,8 +23,8 @@ from PIL import Image
 from ...lens.errors import InputError
 from ...lens.inputs.read_image import read_image
 from ...lens.scenes import TASKS, scenes
+from ..image_files import image_files
 from .hub_rows import hub_rows
-from .image_files import image_files
 from .study_file import Columns, HubData, ImagesData, ScenesData, TableData
 from .table_rows import table_rows
 

@@ -136,7 +136,8 @@ def _cells(row: Mapping[str, Any], told: Mapping[str, Any]) -> list[str]:
     n = f"{row['n']} ({row['images']})" + f", {row['missing']} missing" * bool(row["missing"])
     if isnan(row["difference"]):
         return [row["condition"], _value(row, told), n, "", "", "", ""]
-    p, corrected = (p_value(row[name]).removeprefix("p ") for name in ("p", "p_corrected"))
+    ps = (p_value(row[name]) for name in ("p", "p_corrected"))
+    p, corrected = (text.removeprefix("p ").removeprefix("= ") for text in ps)
     pairs = f"{row['against']}, {counted(row['pairs'], 'pair')}"
     return [row["condition"], _value(row, told), n, pairs, _difference(row, told), p, corrected]
 

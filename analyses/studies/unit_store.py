@@ -14,9 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ...lens.errors import InputError
 
 _FORMAT = "embedlens study 1"
@@ -26,10 +23,10 @@ create table if not exists unit (
     place integer primary key, key text not null, status text not null, seconds real not null,
     halvings integer not null, attempts integer not null, error text, content text
 );
-create unique index if not exists unit_done on unit (key) where status = 'done';
 create table if not exists session (started text, command text, machine text, units integer);
 """
 DONE, FAILED = "done", "failed"
+_KEY_BYTES = 16
 # File systems whose files several machines may hold; SQLite's write-ahead log does not work there.
 _NETWORK = {
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "9p",
@@ -153,10 +150,10 @@ class UnitStore:
         if self._lock is not None:
             self._lock.close()
 
-    def done(self) -> Keys:
-        """The keys of the units that are done."""
-        rows = self._db.execute("select key from unit where status = ? order by key", (DONE,))
-        return Keys(np.fromiter((row[0].encode() for row in rows), dtype="S32"))
+    def note_done(self, done: DoneUnits) -> None:
+        """Note which units are done."""
+        for row in self._db.execute("select place, key from unit where status = ?", (DONE,)):
+            done.note(*row)
 
     def add(self, unit: StoredUnit) -> None:
         """Store a unit; it is on disk when this returns. One that failed before is replaced.
@@ -191,19 +188,25 @@ class UnitStore:
             yield StoredUnit(*row)
 
 
-class Keys:
-    """Sorted keys, 32 bytes each, of which a million take 32 MB."""
+class DoneUnits:
+    """Which units of a study are done, in 16 bytes each, whatever file they are in.
 
-    def __init__(self, sorted_keys: NDArray[np.bytes_]) -> None:
-        self.sorted = sorted_keys
+    Args:
+        number: How many units the study has.
+    """
 
-    def __len__(self) -> int:
-        return len(self.sorted)
+    def __init__(self, number: int) -> None:
+        self._keys = bytearray(_KEY_BYTES * number)
 
-    def __contains__(self, key: str) -> bool:
-        wanted = key.encode()
-        place = int(self.sorted.searchsorted(wanted))
-        return place < len(self.sorted) and bool(self.sorted[place] == wanted)
+    def note(self, place: int, key: str) -> None:
+        """Note that a unit is done."""
+        start = _KEY_BYTES * place
+        self._keys[start : start + _KEY_BYTES] = bytes.fromhex(key)
+
+    def has(self, place: int, key: str) -> bool:
+        """Whether a unit with these contents is done."""
+        start = _KEY_BYTES * place
+        return self._keys[start : start + _KEY_BYTES] == bytes.fromhex(key)
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

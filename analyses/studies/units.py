@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from hashlib import sha256
-from itertools import product
+from itertools import islice, product
 from typing import NamedTuple
 
 from .condition_grid import StudyCondition
@@ -121,6 +121,10 @@ class Units:
         return len(self.cuts)
 
     def __iter__(self) -> Iterator[Unit]:
+        return self.shard(1, 1)
+
+    def shard(self, number: int, of: int) -> Iterator[Unit]:
+        """Every ``of``-th unit, beginning with the ``number``-th, counted from 1."""
         said = {
             kind: [[measure.name, measure.version] for measure in measures]
             for kind, measures in self.measures.items()
@@ -141,13 +145,9 @@ class Units:
         def changed(model: int, chunk: range) -> str:
             return _digest(told[model][chunk.start : chunk.stop])
 
-        for place, cut in enumerate(self.cuts):
+        for place, cut in islice(enumerate(self.cuts), number - 1, None, of):
             parts = how(cut.model, cut.kind), asked(cut.items), changed(cut.model, cut.conditions)
             yield Unit(place, sha256("".join(parts).encode()).hexdigest()[:32], cut)
-
-    def shard(self, number: int, of: int) -> Iterator[Unit]:
-        """Every ``of``-th unit, beginning with the ``number``-th, counted from 1."""
-        return (unit for unit in self if unit.place % of == number - 1)
 
 
 def _cut(n: int, size: int) -> list[range]:

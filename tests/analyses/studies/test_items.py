@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 import tiny
-from embedlens.analyses.studies import image_files
+from embedlens.analyses.image_files import image_files
 from embedlens.analyses.studies.items import Item, declared_items
 from embedlens.analyses.studies.study_file import Data
 from embedlens.lens.errors import InputError

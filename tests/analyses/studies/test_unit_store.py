@@ -11,6 +11,7 @@ import pytest
 from embedlens.analyses.studies.unit_store import (
     DONE,
     FAILED,
+    DoneUnits,
     StoredUnit,
     UnitStore,
     differences,
@@ -34,16 +35,18 @@ def test_what_is_added_is_read_again_in_order(tmp_path: Path) -> None:
     with UnitStore(tmp_path / "units.sqlite", write=False) as store:
         assert store.study == {"a": 1}
         assert [*store.units()] == [unit(place, content=f"[{place}]") for place in range(3)]
-        done = store.done()
-        assert len(done) == 3
-        assert all(unit(place).key in done for place in range(3))
-        assert unit(3).key not in done
+        done = DoneUnits(4)
+        store.note_done(done)
+        assert [done.has(place, unit(place).key) for place in range(4)] == [True] * 3 + [False]
+        assert not done.has(1, unit(2).key)  # its contents are others
 
 
 def test_a_failed_unit_is_replaced_and_a_done_one_never(tmp_path: Path) -> None:
     with UnitStore(tmp_path / "units.sqlite") as store:
         store.add(unit(0, FAILED, error="first"))
-        assert unit(0).key not in store.done()
+        done = DoneUnits(1)
+        store.note_done(done)
+        assert not done.has(0, unit(0).key)
         store.add(unit(0, FAILED, error="second"))
         (found,) = store.units()
         assert (found.attempts, found.error) == (2, "second")

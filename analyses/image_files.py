@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
 
-from ...lens.errors import InputError
+from ..lens.errors import InputError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """What an image in a folder ends with."""
@@ -26,6 +26,8 @@ def image_files(names: Sequence[str], folder: Path = Path()) -> list[Path]:
 
 
 def _files(name: str, folder: Path) -> list[Path]:
+    if name.startswith(("http://", "https://")):
+        raise InputError(f"no image file {name!r}: nothing is fetched here, download it first")
     path = folder / Path(name).expanduser()
     if path.is_dir():
         found = [file for file in path.iterdir() if _is_image(file)]
