@@ -259,7 +259,7 @@ def _faults(error: ValidationError) -> list[str]:
         reason = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(fault["loc"][-1]), keys, 1)
-            reason = "there is no such key" + f" (did you mean {near[0]!r}?)" * bool(near)
+            reason = "there is no such key" + (f" (did you mean {near[0]!r}?)" if near else "")
         elif fault["type"] == "missing":
             reason = "is missing and has to be given"
         elif fault["type"] == "union_tag_not_found":

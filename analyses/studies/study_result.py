@@ -230,4 +230,4 @@ def _value(condition: StudyCondition, variable: str) -> str | None:
 
 
 def _text(values: Any) -> pd.Series:
-    return pd.Series(list(values), dtype="str")
+    return pd.Series(list(values), dtype="string")  # text and nothing, in every pandas

@@ -74,7 +74,7 @@ def _rows(
     number = {condition.name: i for i, condition in enumerate(listed)}
     values = np.full((len(listed), len(items)), np.nan)
     at = items.index.get_indexer(pd.Index(frame["item"]))
-    values[frame["condition"].map(number).to_numpy(), at] = frame["value"].to_numpy()
+    values[frame["condition"].map(number).to_numpy(dtype=int), at] = frame["value"].to_numpy()
     images = items["image"].to_numpy()
     groups = list(dict.fromkeys(items["group"].dropna()))
     parts = {ALL: np.ones(len(items), dtype=bool)}

@@ -105,7 +105,7 @@ def test_a_data_set_of_hugging_face_is_read_by_folder_and_streamed(
     (folder / "loose").mkdir()
     made.to_parquet(folder / "loose" / "test-0.parquet")
     saved = items(folder, kind="hub", name="saved")
-    streamed = items(folder, kind="hub", name="loose", split="train", streaming=True)
+    streamed = items(folder, kind="hub", name="loose", streaming=True)
     assert content(saved) == content(streamed) == expected(folder)[:2]
     assert len(items(folder, kind="hub", name="saved", limit=1)) == 1
     with pytest.raises(InputError, match="the data set 'nobody/nothing' cannot be read"):

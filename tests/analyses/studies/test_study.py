@@ -58,6 +58,7 @@ class Stopping(SerialEngine):
             self.seen.append(unit.place)
 
 
+@pytest.mark.full
 def test_the_table_has_the_numbers_of_single_runs(whole: StudyResult, model: VisualLM) -> None:
     assert whole.complete
     assert repr(whole).startswith("StudyResult('tiny': 12 of 12 units done, 0 failed, 0 left")
@@ -96,6 +97,7 @@ def test_the_table_has_the_numbers_of_single_runs(whole: StudyResult, model: Vis
             assert text_of == written
 
 
+@pytest.mark.full
 def test_the_summary_is_that_of_the_table(whole: StudyResult) -> None:
     """Means and paired differences by hand; intervals and tests have their own tests."""
     frame, found = whole.frame, whole.summary
@@ -137,7 +139,20 @@ def test_the_summary_is_that_of_the_table(whole: StudyResult) -> None:
     assert (every["p_corrected"] >= every["p"]).all()
 
 
-@pytest.mark.parametrize("stops", [(0, 1, 6), pytest.param((3, 3, 3), marks=pytest.mark.full)])
+def test_a_small_study_goes_on_where_it_was_stopped(model: VisualLM, tmp_path: Path) -> None:
+    start, _ = YAML.split("  - name: no attention")
+    file = write_study(tmp_path, f"{start}measures: [accuracy]\nbatch_size: 4\n")
+    with pytest.raises(Stop):
+        run(file, tmp_path / "out", model, engine=Stopping(1))
+    engine = Stopping(1000)
+    result = run(file, tmp_path / "out", model, engine=engine)
+    assert engine.seen == [1]
+    assert result.complete
+    assert result.frame["condition"].value_counts().to_dict() == {"clean": 8, "blind": 8}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("stops", [(0, 1, 6), (3, 3, 3)])
 def test_a_stopped_study_goes_on_to_the_same_table(
     whole: StudyResult, place: Path, model: VisualLM, tmp_path: Path, stops: tuple[int, ...]
 ) -> None:
@@ -161,6 +176,7 @@ def test_a_stopped_study_goes_on_to_the_same_table(
     assert len(result.sessions) == len(stops) + 1
 
 
+@pytest.mark.full
 def test_shards_are_disjoint_and_make_the_same_table(
     whole: StudyResult, place: Path, model: VisualLM, tmp_path: Path
 ) -> None:
@@ -176,6 +192,7 @@ def test_shards_are_disjoint_and_make_the_same_table(
         run(place, tmp_path / "out", model, shard=(4, 3))
 
 
+@pytest.mark.full
 def test_folders_of_several_machines_are_merged(
     whole: StudyResult, place: Path, model: VisualLM, tmp_path: Path
 ) -> None:
@@ -196,6 +213,7 @@ def test_folders_of_several_machines_are_merged(
         merge(folders, tmp_path / "1")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -215,6 +233,7 @@ def test_a_changed_file_is_refused_with_the_difference(
         study.run(whole.folder, models={"tiny": model})
 
 
+@pytest.mark.full
 def test_a_changed_image_package_or_model_is_refused(
     whole: StudyResult, place: Path, model: VisualLM, tmp_path: Path, twin: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -256,12 +275,13 @@ def test_a_measure_that_items_do_not_allow_is_refused(model: VisualLM, tmp_path:
 
 BAD = """
   - name: nothing there
-    plan: {operations: [{op: zero-ffn, layers: 1, tokens: "box[3, 3] & text"}]}
+    plan: {operations: [{op: zero-ffn, layers: 1, tokens: "box[0:1, 0:1] & text"}]}
   - name: no such layer
     plan: {operations: [{op: zero-ffn, layers: 9}]}
 measures"""
 
 
+@pytest.mark.full
 def test_what_cannot_be_carried_out_is_recorded_and_the_rest_goes_on(
     whole: StudyResult, model: VisualLM, tmp_path: Path
 ) -> None:
@@ -285,6 +305,7 @@ def test_what_cannot_be_carried_out_is_recorded_and_the_rest_goes_on(
     assert len(again.seen) == 6  # failed ones are tried again, done ones are not
 
 
+@pytest.mark.full
 def test_an_item_that_cannot_be_read_costs_itself_only(
     whole: StudyResult, place: Path, model: VisualLM, monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -309,6 +330,7 @@ def test_an_item_that_cannot_be_read_costs_itself_only(
     assert good["value"].notna().all()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["answer", "choices", "written"])
 def test_out_of_memory_halves_the_batch_and_goes_on(
     place: Path, model: VisualLM, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -334,6 +356,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
         np.testing.assert_allclose(*values, rtol=0, atol=ACCUMULATED)
 
 
+@pytest.mark.full
 def test_memory_that_is_never_enough_is_a_failure(
     place: Path, model: VisualLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,6 +379,7 @@ def longest(written, answers):
 """
 
 
+@pytest.mark.full
 def test_a_function_of_ones_own(model: VisualLM, tmp_path: Path) -> None:
     (tmp_path / "my_measures_of_answers.py").write_text(OWN)
     measures = "measures: [{measure: mine, function: 'my_measures_of_answers:longest'}]"
@@ -392,6 +416,7 @@ def test_units_of_different_contents_have_different_keys(place: Path, model: Vis
         assert next(iter(replace(task.units, **changed))).key != first, changed
 
 
+@pytest.mark.full
 def test_a_dry_run_says_what_it_takes_and_stores_nothing(
     place: Path, model: VisualLM, whole: StudyResult
 ) -> None:
@@ -419,6 +444,7 @@ def _stored(result: StudyResult) -> list[Any]:
     return [unit for store in stores for unit in store.units()]
 
 
+@pytest.mark.full
 def test_classes_found_on_scenes_are_kept_and_found_again(
     shipped: VisualLM, tmp_path: Path
 ) -> None:
@@ -445,6 +471,7 @@ measures: [probability]
     assert kept.is_file()
 
 
+@pytest.mark.full
 def test_the_session_says_where_it_ran(whole: StudyResult) -> None:
     ((started, command, machine, units),) = whole.sessions
     assert started.startswith("20")

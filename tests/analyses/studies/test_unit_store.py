@@ -24,7 +24,7 @@ from processes import ROOT, run_python
 def unit(
     place: int, status: str = DONE, content: str = "[]", error: str | None = None
 ) -> StoredUnit:
-    return StoredUnit(place, f"{place:032x}", status, 0.5, 0, 1, error, content)
+    return StoredUnit(place, f"{place + 1:032x}", status, 0.5, 0, 1, error, content)
 
 
 def test_what_is_added_is_read_again_in_order(tmp_path: Path) -> None:
