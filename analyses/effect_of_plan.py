@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -98,7 +99,7 @@ def effect_of_plan(
 def _rows(
     model: VisualLM, batch: Batch, plan: Plan, answer: str | None, limit: int
 ) -> list[dict[str, object]]:
-    greedy = {"max_new_tokens": limit, "do_sample": False, "num_beams": 1}
+    greedy: dict[str, Any] = {"max_new_tokens": limit, "do_sample": False, "num_beams": 1}
     ids = model.generate_ids(batch, **greedy)
     without = [str(text).strip() for text in model.tokenizer.batch_decode(ids)]
     changed = model.generate(batch, plan, **greedy)

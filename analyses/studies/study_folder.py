@@ -20,7 +20,7 @@ STUDY, ITEMS, TABLE, SUMMARY, PAGE = (
     *("study.yaml", "items.parquet", "table.parquet", "summary.parquet", "report.html"),
 )
 IMAGES = "images"
-_UNITS = re.compile(r"units(-\d+-of-\d+|-merged-\d+)?\.sqlite")
+_UNITS = re.compile(r"units(-\d+-of-\d+)?\.sqlite")
 
 
 @dataclass(frozen=True)

@@ -285,24 +285,26 @@ measures"""
 def test_what_cannot_be_carried_out_is_recorded_and_the_rest_goes_on(
     whole: StudyResult, model: VisualLM, tmp_path: Path
 ) -> None:
-    file = write_study(tmp_path, YAML.replace("measures", BAD[1:], 1))
+    text = re.sub("measures: .*", "measures: [accuracy, logprob]", YAML)
+    file = write_study(tmp_path, text.replace("measures", BAD[1:], 1))
     result = run(file, tmp_path / "out", model)
-    assert result.failed == 2 * 3  # the second of both chunks, in every block and kind
-    assert result.done == 2 * 3
+    # Of three chunks of conditions the last two have one in them that is wrong, in both blocks.
+    assert (result.done, result.failed) == (2, 4)
     errors = result.errors.set_index("condition")
     assert set(errors.index) == {"nothing there", "no such layer"}
     assert "no layer 9" in errors["error"]["no such layer"]
-    assert errors["numbers"]["no such layer"] == 8 * 5
+    assert errors["numbers"]["no such layer"] == 8 * 2
     columns = ["condition", "measure", "item", "value"]
     good = result.frame[~result.frame["condition"].isin(errors.index)]
-    pd.testing.assert_frame_equal(
-        good[columns].reset_index(drop=True), whole.frame[columns], check_exact=True
-    )
+    known = whole.frame[whole.frame["measure"].isin(["accuracy", "logprob"])]
+    found = good[columns].merge(known[columns], on=columns[:3])
+    assert len(found) == len(good) == len(known)
+    np.testing.assert_allclose(found["value_x"], found["value_y"], rtol=0, atol=ACCUMULATED)
     missing = select(result.summary, condition="no such layer", measure="logprob", group="all")
     assert missing["missing"].tolist() == [8]
     again = Stopping(1000)
     run(file, tmp_path / "out", model, engine=again)
-    assert len(again.seen) == 6  # failed ones are tried again, done ones are not
+    assert len(again.seen) == 4  # failed ones are tried again, done ones are not
 
 
 @pytest.mark.full
