@@ -75,6 +75,7 @@ class SerialEngine:
 
 def drive(
     task: Task,
+    text: str,
     folder: StudyFolder,
     shard: tuple[int, int],
     engine: Engine,
@@ -83,10 +84,11 @@ def drive(
 ) -> None:
     """Compute the units of a shard that no file in the folder holds.
 
-    Units that failed are tried again.
+    Units that failed are tried again. ``text`` is the study's file.
     """
     file = folder.units_file(*shard)
     with UnitStore(file, task.identity) as store:
+        folder.write(text, task.items)
         known = done_units(folder, task)
         total = left = 0
         for unit in task.units.shard(*shard):

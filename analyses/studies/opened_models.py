@@ -16,9 +16,7 @@ from ...lens.model import VisualLM
 from .items import Item
 from .observing import Observer
 from .study_file import SHIPPED, MarkersSpec, ModelSpec, StudyFile
-
-MARKERS = "markers"
-"""The folder of a study in which the markers of its models lie."""
+from .study_folder import MARKERS
 
 
 @dataclass(eq=False)

@@ -120,8 +120,8 @@ class Study:
         folder = StudyFolder(Path(out))
         folder.check()
         task = self.task(folder, models, progress)
-        folder.begin(self.text, task.items)
-        drive(task, folder, shard, engine or SerialEngine(), command, progress)
+        folder.compare(task.items)
+        drive(task, self.text, folder, shard, engine or SerialEngine(), command, progress)
         return StudyResult.read(folder.path)
 
     def task(

@@ -19,7 +19,8 @@ from .unit_store import UnitStore
 STUDY, ITEMS, TABLE, SUMMARY, PAGE = (
     *("study.yaml", "items.parquet", "table.parquet", "summary.parquet", "report.html"),
 )
-IMAGES = "images"
+IMAGES, MARKERS = "images", "markers"
+_OURS = (STUDY, ITEMS, TABLE, SUMMARY, PAGE, IMAGES, MARKERS)
 _UNITS = re.compile(r"units(-\d+-of-\d+)?\.sqlite")
 
 
@@ -37,30 +38,27 @@ class StudyFolder:
         """Refuse a place where something else is: InputError."""
         if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
             raise InputError(f"{self.path} is in the way and is not a folder: choose another place")
-        known = (STUDY, IMAGES)
-        if (
-            self.path.is_dir()
-            and any(self.path.iterdir())
-            and not any((self.path / name).exists() for name in known)
-        ):
+        if not self.path.is_dir() or (self.path / STUDY).is_file():
+            return
+        # What a process leaves that was killed before it had begun is ours, too.
+        if strangers := sorted(p.name for p in self.path.iterdir() if not _is_ours(p.name)):
             raise InputError(
-                f"{self.path} holds other files and no study ({STUDY}): choose another folder"
+                f"{self.path} holds {strangers[0]!r} and no study ({STUDY}): choose another folder"
             )
 
-    def begin(self, text: str, items: Sequence[Item]) -> None:
-        """Write down what the study is, or see that it still is what it was.
+    def compare(self, items: Sequence[Item]) -> None:
+        """See that the data still are what they were when the first unit was computed.
 
         Raises:
-            InputError: The data changed since the study began, with the first item that did.
+            InputError: They changed, with the first item that did.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        found = items_frame(items)
-        if (self.path / ITEMS).is_file():
-            self._same_items(found)
-        else:
-            self.write_table(ITEMS, found)
-        if not (self.path / STUDY).is_file():
-            self.write_text(STUDY, text)
+        if self.unit_files() and (self.path / ITEMS).is_file():
+            self._same_items(items_frame(items))
+
+    def write(self, text: str, items: Sequence[Item]) -> None:
+        """Write down what the study is."""
+        self.write_table(ITEMS, items_frame(items))
+        self.write_text(STUDY, text)
 
     def _same_items(self, found: pd.DataFrame) -> None:
         old, new = self.items["key"].tolist(), found["key"].tolist()
@@ -126,6 +124,10 @@ class StudyFolder:
 
     def _part(self, name: str) -> Path:
         return self.path / f".{name}.{os.getpid()}"
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(("units", *_OURS, *(f".{one}" for one in _OURS)))
 
 
 def items_frame(items: Sequence[Item]) -> pd.DataFrame:

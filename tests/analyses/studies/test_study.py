@@ -257,13 +257,22 @@ def test_a_folder_with_other_files_is_left_alone(
     place: Path, model: VisualLM, tmp_path: Path
 ) -> None:
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"other files and no study"):
+    with pytest.raises(InputError, match=r"holds 'precious\.txt' and no study"):
         run(place, tmp_path, model)
     with pytest.raises(InputError, match="not a folder"):
         run(place, tmp_path / "precious.txt", model)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
     with pytest.raises(InputError, match="holds no units"):
         StudyResult.read(tmp_path)
+
+
+@pytest.mark.parametrize("left", [".items.parquet.17", "markers/0.safetensors", "images/ab.17"])
+def test_what_a_process_left_that_was_killed_at_its_start_is_no_strangers(
+    tmp_path: Path, left: str
+) -> None:
+    (tmp_path / left).parent.mkdir(exist_ok=True)
+    (tmp_path / left).write_text("a part")
+    StudyFolder(tmp_path).check()
 
 
 def test_a_measure_that_items_do_not_allow_is_refused(model: VisualLM, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def call(
         (["study", "run", "study.yaml", "--shard", "0/2"], ["'0/2' is no share"]),
         (["study", "run", "study.yaml", "--shard", "two"], ["'two' is no share"]),
         (["study", "run", "plan.yaml"], ["operations: there is no such key", "models"]),
-        (["study", "run", "study.yaml", "--out", "model"], ["model holds other files"]),
+        (["study", "run", "study.yaml", "--out", "model"], ["model holds '"]),
         (["study", "show", "nowhere"], ["nowhere", "does not exist"]),
         (["study", "show", "model"], ["holds no units of a study"]),
         (["study", "report", "model"], ["holds no units of a study"]),
