@@ -13,6 +13,7 @@ from typing import Any
 from docutils.nodes import NodeVisitor, SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyClasslike
 
 from embedlens.interventions import Operation
 
@@ -39,6 +40,7 @@ html_css_files = ["embedlens.css"]
 html_additional_pages = {"index": "to_first_page.html"}
 html_math_renderer = "mathml"
 html_copy_source = False
+html_show_copyright = False
 html_theme_options = {"footer_icons": []}
 
 napoleon_use_ivar = True
@@ -71,6 +73,12 @@ def operation_signature(
     return f"({', '.join(written)})", None
 
 
+def whole_first_line(_: Sphinx, what: str, __: str, ___: Any, ____: Any, lines: list[str]) -> None:
+    """The first line of a property is a sentence: what stands before a colon is no type."""
+    if what == "property":
+        lines.insert(0, "")
+
+
 def dollars_as_math(_: Sphinx, __: str, ___: str, ____: Any, _____: Any, lines: list[str]) -> None:
     """Docstrings write mathematics between dollar signs, as Markdown does."""
     text = re.sub(r"\$([^$]+)\$", r":math:`\1`", "\n".join(lines))
@@ -95,6 +103,10 @@ def block_mathml(translator: NodeVisitor, node: Any) -> None:
 
 def setup(app: Sphinx) -> None:
     """What no setting says."""
+    for field in PyClasslike.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
     app.connect("autodoc-process-signature", operation_signature)
+    app.connect("autodoc-process-docstring", whole_first_line, priority=100)  # before napoleon
     app.connect("autodoc-process-docstring", dollars_as_math)
     app.add_html_math_renderer("mathml", (inline_mathml, None), (block_mathml, None))
