@@ -87,7 +87,7 @@ def dollars_as_math(_: Sphinx, __: str, ___: str, ____: Any, _____: Any, lines: 
 
 def _mathml(translator: NodeVisitor, node: Any, *, block: bool) -> None:
     written = tex2mathml(node.astext(), as_block=block)
-    translator.body.append(f'<div class="math">{written}</div>' if block else written)  # type: ignore[attr-defined]
+    translator.body.append(f'<div class="math">{written}</div>' if block else written)
     raise SkipNode
 
 

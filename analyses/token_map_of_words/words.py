@@ -42,7 +42,8 @@ def _rightly(frame: pd.DataFrame) -> list[str]:
     k, right = sum("word_" in name for name in frame.columns), int(known["hit"].sum())
     return [
         f"Of the {len(known)} alive tokens of which it is known what they show, {right} "
-        f"({percent(right / len(known))}) have a word for it among their {k} nearest in these images."
+        f"({percent(right / len(known))}) have a word for it among their {k} nearest in these "
+        "images."
     ]
 
 
