@@ -11,6 +11,7 @@ from .report_inputs import Material, Truth
 from .sparsity_of_classes import sparsity
 from .steering_directions import directions
 from .token_map_of_words import token_map
+from .viewer import View, view
 
 __all__ = [
     "Analysis",
@@ -19,6 +20,7 @@ __all__ = [
     "Material",
     "Result",
     "Truth",
+    "View",
     "ablation",
     "alignment",
     "causal_evidence",
@@ -30,4 +32,5 @@ __all__ = [
     "registered",
     "sparsity",
     "token_map",
+    "view",
 ]

@@ -25,6 +25,7 @@ from .figures import png
 from .provenance import provenance_line
 from .report_inputs import Material
 from .result_folder import read_folder, write_folder
+from .viewer import View
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,18 @@ class Result:
             names = ", ".join(sorted(known))
             raise InputError(f"no figure for a result named {self.name!r}; figures: {names}")
         return known[self.name].figure(self)
+
+    def view(self) -> View:
+        """A picture of the tokens to look at and point into, where the analysis has one.
+
+        Raises:
+            InputError: There is none for a result of this name.
+        """
+        view = find(self.name).view
+        if view is None:
+            has = ", ".join(name for name, known in registered().items() if known.view is not None)
+            raise InputError(f"no view of a result named {self.name!r}; there are: {has}")
+        return view(self)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write a folder with a parquet table, safetensors and a JSON record.
@@ -133,6 +146,7 @@ class Analysis:
             come from its table.
         claims: The paper's claims that a result can speak to.
         table: A small table for the report, every cell in words; None for none.
+        view: The tokens of a result to look at and point into; None where there are none.
         headline: Whether the first finding belongs into the summary.
         order: Place in the report, low first.
         claims_order: Place of the claims among those of other analyses, low first.
@@ -149,6 +163,7 @@ class Analysis:
     claims: Callable[[Result], list[Claim]] = _no_claims
     data: Callable[[Result], str] = _nothing
     table: Callable[[Result], pd.DataFrame | None] = _no_table
+    view: Callable[[Result], View] | None = None
     needs: tuple[str, ...] = ()
     headline: bool = True
     order: int = 100
