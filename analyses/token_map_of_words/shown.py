@@ -13,20 +13,20 @@ _PLACES: Mapping[str, int | str] = {"tile": 0, "frame": 0, "position": -1, "kind
 """Columns that a map written by an earlier version may lack, and what stands for them."""
 
 
-def view_token_map(result: Result, most_pictures: int | None = None) -> View:
+def view_token_map(result: Result, most: int | None = None) -> View:
     """The words of every token at its place in the image, as they enter the language model.
 
     Args:
         result: The map.
-        most_pictures: Show no more than the first ones, and say how many there are; all when None.
+        most: Show no more than the first ones, and say how many there are; all when None.
     """
     frame = result.frame
     notes: list[str] = []
     pictures = frame.groupby(["sample", "image"], sort=True).ngroup()
     count = int(pictures.max()) + 1
-    if most_pictures is not None and count > most_pictures:
-        frame = frame[pictures < most_pictures].reset_index(drop=True)
-        notes.append(f"These are the first {most_pictures} of {count} images; the table has all.")
+    if most is not None and count > most:
+        frame = frame[pictures < most].reset_index(drop=True)
+        notes.append(f"These are the first {most} of {count} images; the table has all.")
     table = frame.copy()
     for name, value in _PLACES.items():
         if name not in table:

@@ -14,9 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...lens.class_colors import CLASS_COLORS
 from ...lens.token_classes import CLASS_NAMES
 from ...lens.visual_tokens import KINDS
-from ..figures.style import CLASS_COLORS
 from .panels import Panel, Picture
 from .token_readings import Reading, Sentences, TokenNumbers
 
@@ -61,6 +61,7 @@ def packed_view(
     return {
         "format": FORMAT,
         "title": title,
+        "theme": None,
         "notes": list(notes),
         "classes": [{"name": name, "color": CLASS_COLORS[name]} for name in CLASS_NAMES],
         "pictures": [_picture(images[at]) for at in used if at is not None],

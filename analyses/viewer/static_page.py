@@ -65,7 +65,7 @@ def frame(data: Mapping[str, Any], height: int = 720) -> str:
     """The page inside another one, where it can reach nothing of what is around it."""
     name = html.escape(str(data["title"]), quote=True)
     return (
-        f'<iframe title="{name}" sandbox="allow-scripts" width="100%" height="{height}" '
+        f'<iframe title="{name}" sandbox="allow-scripts" loading="lazy" height="{height}" '
         f'style="border:0;width:100%;height:{height}px" '
         f'srcdoc="{html.escape(page(data), quote=True)}"></iframe>'
     )

@@ -140,7 +140,8 @@ class Viewer {
     this.hovered = null;
     this.current = null;
     this.root = element("div", { class: "embedlens-viewer" });
-    this.setTheme(prefersDark() ? "dark" : "light");
+    for (const { name, color } of data.classes) this.root.style.setProperty(`--${name}`, color);
+    this.setTheme(data.theme ?? (prefersDark() ? "dark" : "light"));
     this.details = element("aside", { class: "details", "aria-label": "The token's words" });
     this.chosen = element("p", { class: "chosen", role: "status" });
     this.stages = element("div", { class: "panes" });

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
+from .readout_html import readout_html
 from .viewer_door import open_viewer
 
 
@@ -45,6 +46,10 @@ class Readout:
         if self.tokenizer is not None and self.ids.numel():
             first = f", the first state is near {self.words.reshape(-1, k)[0, :3].tolist()}"
         return f"Readout({' × '.join(map(str, states)) or 1} states, {k} words each{first})"
+
+    def _repr_html_(self) -> str:
+        entries = self.ids.cpu().numpy() if self.tokenizer is None else self.words
+        return readout_html(repr(self), entries, self.scores.float().cpu().numpy())
 
     @property
     def words(self) -> NDArray[np.str_]:

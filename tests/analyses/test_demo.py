@@ -157,6 +157,11 @@ def test_the_page_in_a_browser(demo: Demo, browser: Any, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("h2").count() == len(NAMES) + 3
     assert page.locator("table.claims tbody tr").count() >= 10
+    page.locator("iframe").scroll_into_view_if_needed()
+    viewer = page.frame_locator("iframe")
+    viewer.locator('.cell[data-class="alive"]').first.click()
+    first = demo.result("token_map").frame.query("`class` == 'alive' and sample == 0").iloc[0]
+    assert viewer.locator(".told tbody b").first.inner_text() == first["word_1"]
     assert complaints == []
     page.close()
 

@@ -153,7 +153,7 @@ def test_a_token_map_is_viewed_also_after_saving(
 def test_tokens_without_pixels_lie_on_a_grid_and_those_without_a_place_beside_it(
     model: VisualLM, batch: Batch
 ) -> None:
-    table = batch.visual.frame
+    table = batch.visual.frame.copy()
     (first, second) = panels(table, {(0, 0): (32, 32)})
     assert (first.picture, first.size) == ((0, 0), (32.0, 32.0))
     assert (second.picture, second.size) == (None, (4.0, 4.0))
