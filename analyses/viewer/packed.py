@@ -171,8 +171,8 @@ def _panel(panel: Panel, used: Sequence[Picture | None]) -> dict[str, Any]:
 
 
 def _tokens(tokens: pd.DataFrame) -> dict[str, Any]:
-    def numbers(names: Iterable[str], values: Sequence[str], missing: int) -> NDArray[np.int64]:
-        known = {name: i for i, name in enumerate(values)}
+    def numbers(names: Iterable[object], values: Sequence[str], missing: int) -> NDArray[np.int64]:
+        known: dict[object, int] = {name: i for i, name in enumerate(values)}
         return np.array([known.get(name, missing) for name in names], dtype=np.int64)
 
     return {

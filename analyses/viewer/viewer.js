@@ -8,6 +8,7 @@ const ARRAYS = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, i4: Int32Arra
 // Stops of a scale that colour-blind readers see as dark to light as well.
 const SCALE = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
 const LEAST_CELL_WITH_A_WORD = 34; // pixels
+const AROUND_A_WORD = 40; // characters
 
 const decoded = new WeakMap();
 
@@ -392,7 +393,6 @@ class Viewer {
 
   /** Everything that depends on lens, layer, filters and colours. */
   paint() {
-    const others = this.comparing ? this.panes[1] : null;
     for (const drawn of this.drawn) {
       const shown = this.panes[drawn.index];
       const values = this.values(shown);
@@ -405,7 +405,7 @@ class Viewer {
         left += fits;
         const changed = drawn.index === 1
           && first !== (this.tokens.words(this.panes[0], token, 1)[0]?.word ?? "");
-        differ += changed;
+        differ += changed && fits;
         cell.firstChild.textContent = first;
         cell.classList.toggle("filtered", !fits);
         cell.classList.toggle("differs", changed);
@@ -421,7 +421,7 @@ class Viewer {
       drawn.caption.textContent = [
         this.comparing || this.tokens.data.readings.length > 1 ? what : "",
         hidden ? `${left} of ${plural(drawn.cells.size, "token")} left by the filters` : "",
-        drawn.index === 1 && others ? `the first word differs at ${differ} of ${plural(drawn.cells.size, "token")}` : "",
+        drawn.index === 1 ? `the first word differs at ${differ} of ${plural(left, "token")}` : "",
       ].filter(Boolean).join("; ");
       drawn.scale.replaceChildren(...(values === null ? [] : [
         `${this.color === "score" ? this.tokens.reading(shown)?.rankedBy ?? "score" : this.color} `,
@@ -618,11 +618,15 @@ class Viewer {
     return made;
   }
 
-  /** The sentence that a word stands in, with the word marked. */
+  /** The sentence that a word stands in, with the word marked; of a long one what is around it. */
   sentence({ text, start, stop, layer }) {
-    const marked = start < 0 ? [text]
-      : [text.slice(0, start), element("mark", {}, text.slice(start, stop)), text.slice(stop)];
-    return element("span", { class: "sentence" }, ...marked, ` (layer ${layer})`);
+    const from = Math.max(0, start - AROUND_A_WORD);
+    const to = Math.min(text.length, Math.max(stop, 0) + AROUND_A_WORD);
+    const before = (from ? "… " : "") + text.slice(from, Math.max(start, 0));
+    const after = text.slice(Math.max(stop, 0), to) + (to < text.length ? " …" : "");
+    const mark = start < 0 ? "" : element("mark", {}, text.slice(start, stop));
+    const shown = { class: "sentence", title: text };
+    return element("span", shown, before, mark, after, ` (layer ${layer})`);
   }
 
   /** The first word at every layer; each is a way there. */

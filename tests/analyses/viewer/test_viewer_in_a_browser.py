@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+import tiny
 from builders.browsers import headless_browser, opened
 from builders.viewed_tokens import CLASSES, SIDE, chosen_view
+from embedlens import ContextLens, VisualLM
+from embedlens.analyses import view
 from embedlens.analyses.viewer.static_page import viewer_script, viewer_style
 
 pytestmark = pytest.mark.full
@@ -327,4 +330,28 @@ def test_selections_travel_both_ways_and_removal_leaves_nothing(browser: Any) ->
     page.evaluate("window.remove()")
     assert page.evaluate("window.listening()") == 0
     assert page.locator(".embedlens-viewer").count() == 0
+    page.close()
+
+
+def test_a_words_sentence_is_shown_around_it_with_the_word_marked(
+    browser: Any, model: VisualLM, tmp_path: Path
+) -> None:
+    """From the lens to the page: what is marked is what the lens found, where it found it."""
+    long = "the red circle is on the left and the blue star is on the right of the green square"
+    lens = ContextLens(model, [long, "a b c"], layers=[1])
+    batch = model.encode(tiny.image(0), tiny.PROMPTS["start"])
+    read = lens.read(model.run(batch, capture="residual", layers=[1]).residual[1], k=2, layer=1)
+    path = view(model, batch, layers=[1], k=2, lenses=[lens]).save(tmp_path / "view.html")
+    page, complaints = opened(browser, path)
+    for token in range(tiny.CELLS):
+        cell(page, token).hover()
+        marks = page.locator(".sentence")
+        assert marks.locator("mark").all_inner_texts() == told(page) == read.words[token].tolist()
+        for rank in range(2):
+            said = marks.nth(rank).inner_text().removesuffix(" (layer 1)").strip("… ")
+            assert said in (sentence := marks.nth(rank).get_attribute("title"))
+            assert sentence == read.sentences[token, rank]
+            start = lens.bank.span[read.entries[token, rank]][0]
+            assert abs(said.index(read.words[token, rank]) - min(start, 40)) <= 2
+    assert complaints == []
     page.close()
