@@ -1,6 +1,7 @@
 """What `view` returns: it shows itself, and knows what was selected in it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,17 @@ class View:
 
     def _display_(self) -> Any:
         """What marimo shows."""
-        return self.widget if there_are_widgets() else self.page
+        return self.widget if there_are_widgets() else _Page(self._repr_html_())
+
+
+@dataclass(frozen=True)
+class _Page:
+    """HTML that shows itself."""
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        return self.html
 
 
 def view_of_table(

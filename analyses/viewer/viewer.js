@@ -558,7 +558,7 @@ class Viewer {
       const [ox, oy] = center(at);
       const along = dx * (ox - x) + dy * (oy - y);
       const across = Math.abs(dy * (ox - x)) + Math.abs(dx * (oy - y));
-      if (along > 1e-3 && along + 3 * across < least) [best, least] = [other, along + 3 * across];
+      if (across < 0.9 * along && along + 3 * across < least) [best, least] = [other, along + 3 * across];
     });
     return best ?? (dx + dy > 0 ? this.unplaced[0] : null) ?? token;
   }

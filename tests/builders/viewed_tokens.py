@@ -45,10 +45,17 @@ def chosen_view(
     k: int = 3,
     side: int = SIDE,
     spelt: Mapping[int, str] | None = None,
+    unplaced: tuple[int, ...] = (),
     title: str = "Chosen words",
 ) -> View:
-    """Every token says `word(...)`, or for some what ``spelt`` has; its cosines fall by rank."""
+    """Every token says `word(...)`, or for some what ``spelt`` has; its cosines fall by rank.
+
+    The ``unplaced`` ones end rows of the grid and have no place in the image.
+    """
     table = grid_table(images, side)
+    table.loc[list(unplaced), ["row", "col"]] = -1
+    table.loc[list(unplaced), ["left", "top", "right", "bottom"]] = np.nan
+    table.loc[list(unplaced), "kind"] = "newline"
     count = len(table)
 
     def words(condition: str, lens: str, layer: int) -> np.ndarray:

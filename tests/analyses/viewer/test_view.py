@@ -254,5 +254,6 @@ def test_a_notebook_gets_the_widget_and_the_page_that_stands_in_for_it(
     monkeypatch.setattr("embedlens.analyses.viewer.widget.find_spec", lambda name: None)
     without = chosen_view(images=1)
     assert set(without._repr_mimebundle_()) == {"text/plain", "text/html"}
+    assert without._display_()._repr_html_() == without._repr_html_()
     with pytest.raises(InputError, match=r"pip install 'embedlens\[notebook\]'"):
         _ = without.selected

@@ -145,6 +145,25 @@ def test_arrow_keys_walk_the_grid_and_stop_at_its_edge(page: Any) -> None:
     assert page.locator(".pane").nth(0).locator("output").inner_text() == "0"
 
 
+def test_tokens_without_a_place_stand_beside_the_image_and_keys_reach_them(
+    browser: Any, tmp_path: Path
+) -> None:
+    view = chosen_view(images=1, conditions=("clean",), lenses=("L",), unplaced=(7, 15))
+    page, complaints = opened(browser, view.save(tmp_path / "view.html"))
+    assert page.locator(".stage .cell").count() == SIDE * SIDE - 2
+    assert page.locator(".chips .cell").count() == 2
+    cell(page, 14).focus()
+    for key, token in (("ArrowRight", 7), ("ArrowRight", 15), ("ArrowRight", 15), ("ArrowLeft", 7)):
+        page.keyboard.press(key)
+        assert page.evaluate("document.activeElement.dataset.token") == str(token), key
+    assert heading(page) == "Newline without a place"
+    assert told(page)[0] == "thing7"
+    cell(page, 15).click()
+    assert "15 (newline without a place)" in page.locator(".chosen").inner_text()
+    assert complaints == []
+    page.close()
+
+
 def test_the_grid_tells_screen_readers_where_what_and_that_it_is_focused(page: Any) -> None:
     grid = page.get_by_role("grid").first
     assert grid.get_attribute("aria-label") == "Image 1, clean, EmbedLens, layer 0"
