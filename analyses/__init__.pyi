@@ -13,6 +13,7 @@ from .sparsity_of_classes import sparsity
 from .steering_directions import directions
 from .studies import Study, StudyResult
 from .token_map_of_words import token_map
+from .viewer import View, view
 
 __all__ = [
     "Analysis",
@@ -24,6 +25,7 @@ __all__ = [
     "Study",
     "StudyResult",
     "Truth",
+    "View",
     "ablation",
     "alignment",
     "causal_evidence",
@@ -36,4 +38,5 @@ __all__ = [
     "registered",
     "sparsity",
     "token_map",
+    "view",
 ]

@@ -21,6 +21,7 @@ from ..frozen_mapping import frozen
 from ..token_classes import TokenClasses
 from ..torch_settings import default_torch
 from ..visual_tokens import VisualTokens
+from .batch_html import batch_html
 from .content import sample_content
 from .processor import Remake
 from .rows_per_sample import (
@@ -72,6 +73,11 @@ class Batch:
         return (
             f"Batch({len(self)} {samples} × {self.length} tokens, {len(self.visual)} visual{alive})"
         )
+
+    def _repr_html_(self) -> str:
+        known = self.classes is not None and bool(self.classes.membership)
+        shares = None if self.classes is None or not known else self.classes.shares()
+        return batch_html(repr(self), self.images, self.prompts, self.visual.frame, shares)
 
     def __len__(self) -> int:
         return int(self.inputs["input_ids"].shape[0])
