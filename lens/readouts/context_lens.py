@@ -96,6 +96,8 @@ class ContextLens(ReadsWithItsModel):
             a finished bank, or a bank that another model made.
     """
 
+    ranked_by = "cosine"
+
     @default_torch()
     def __init__(
         self,

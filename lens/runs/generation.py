@@ -153,7 +153,7 @@ def by_finite_numbers(
         # Sampling and beams fail by themselves where there are no probabilities.
         except Exception as error:
             if isinstance(error, IndexError):
-                raise failed_lookup(asked, model.tokenizer) or error from error
+                raise failed_lookup(model.hf, asked, model.tokenizer) or error from error
             if all_finite(largest):
                 raise
     if written is None or not all_finite(largest):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from itertools import combinations
@@ -19,8 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+from PIL import Image
 
 from builders import results as chosen
+from builders.results import token_map as token_map_result
 from embedlens import VisualLM
 from embedlens.analyses import (
     Example,
@@ -292,3 +295,11 @@ def test_one_image_draws_without_intervals(shipped: VisualLM) -> None:
         ablation(shipped, [Example(scenes(1)[0].image(), "how many objects are there ?")]),
     ):
         check_legible(result.plot())
+
+
+def test_a_notebook_shows_a_figure_that_a_cell_returns_whatever_the_backend() -> None:
+    figure = token_map_result().plot()
+    assert isinstance(figure, Figure)
+    shown = Image.open(io.BytesIO(figure._repr_png_()))
+    assert shown.format == "PNG"
+    assert shown.size == tuple(round(110 * inches) for inches in figure.get_size_inches())
