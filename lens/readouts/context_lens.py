@@ -163,7 +163,7 @@ class ContextLens(ReadsWithItsModel):
 
     def _has(self, layer: object) -> bool:
         """Whether this is one layer, and of the bank's."""
-        return isinstance(layer, Integral) and layer in self.bank.states
+        return type(layer) is not bool and isinstance(layer, Integral) and layer in self.bank.states
 
     def _search(self, layer: int) -> NearestRows:
         if layer not in self._nearest:
