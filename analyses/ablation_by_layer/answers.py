@@ -14,6 +14,7 @@ from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.opening.wrapping import need_processor
 from ...lens.progress import Progress
+from ...lens.selectors.selectors import Selector
 from ..example import Example
 from .layer_sets import WRONG_IMAGE, Zeroing
 
@@ -71,7 +72,7 @@ def score_all(
     model: VisualLM,
     questions: Questions,
     conditions: Sequence[Zeroing],
-    tokens: str,
+    tokens: str | Selector,
     markers: Markers | None,
     batch_size: int,
     max_new_tokens: int,

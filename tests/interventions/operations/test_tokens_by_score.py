@@ -73,7 +73,7 @@ def gap(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max()) / max(1.0, float(other[shown].std()))
 
 
-# ---------------------------------------------------------------- FastV against layers called by hand
+# ---------------------------------------------------------------- FastV, layers called by hand
 
 
 @pytest.mark.quick("llava")
@@ -87,7 +87,7 @@ def test_fastv_equals_layers_called_by_hand_in_families(name: str, attn: str) ->
     for layer in (1, model.n_layers - 1):
         gone = least_looked_at(copied, batch, layer - 1)
         plan = fastv(layer=layer)
-        assert [type(s) for s in plan.compile(model, batch, OWN).steps][0] is Choose
+        assert isinstance(plan.compile(model, batch, OWN).steps[0], Choose)
         expected = hand.logits(hand.without(gone[0], layer)[0])[:, -1]
         found = model.run(batch, plan).logits
         assert gap(found, expected) < EQUAL
@@ -303,8 +303,8 @@ def test_a_second_stage_sees_what_the_first_one_left(model: VisualLM, batch: Bat
     late = torch.zeros(len(batch), batch.length, dtype=torch.bool)
     late[run.sample, run.position] = True
     assert not torch.equal(late, chosen(model, batch, second))
-    named = early + Plan(PruneTokens(tokens="late", layer=3, method="mask"))
-    expected = model.run(held.with_tokens(late=late), named).logits
+    named = early + Plan(PruneTokens(tokens="second", layer=3, method="mask"))
+    expected = model.run(held.with_tokens(second=late), named).logits
     assert torch.equal(model.run(batch, plan).logits, expected)
 
 
@@ -416,8 +416,8 @@ def test_what_is_no_score_is_refused_at_its_place(text: str) -> None:
     [
         (Top(0.5, by=AttentionFrom(Name("last")), layer=1),
          "top(0.5, by=attention(last), layer=1, within=visual)"),
-        (Bottom(np.int64(3), by=Cosine("red"), layer=np.int64(0), within=Name("text") & ~Name("last")),
-         'bottom(3, by=cosine("red"), layer=0, within=text & ~last)'),
+        (Bottom(np.int64(3), by=Cosine("red"), layer=np.int64(0), within=~Name("last")),
+         'bottom(3, by=cosine("red"), layer=0, within=~last)'),
     ],
 )  # fmt: skip
 def test_objects_and_text_are_the_same(made: Any, text: str) -> None:

@@ -248,7 +248,7 @@ def test_refusals_say_what_to_do(model: VisualLM, bank: TextBank, states: Tensor
     lens = ContextLens(model, bank)
     with pytest.raises(InputError, match="no layer 7 in this bank: it has 0, 1, 2, 3, 4"):
         lens.read(states, layer=7)
-    with pytest.raises(InputError, match="no layer True in this bank.*name one, or none"):
+    with pytest.raises(InputError, match=r"no layer True in this bank.*name one, or none"):
         lens.read(states, layer=True)
     with pytest.raises(InputError, match=f"k=18: there are {len(KEPT)} entries"):
         lens.read(states, 18, layer=1)
