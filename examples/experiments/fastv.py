@@ -4,6 +4,8 @@ After Chen et al.: An image is worth 1/2 tokens after layer 2 (arXiv 2403.06764)
 read in the layer before, in the same pass, and the cache is shorter from there on.
 """
 
+from __future__ import annotations
+
 from embedlens import Batch, Plan, PruneTokens, VisualLM
 from embedlens.lens.scenes import scenes
 
@@ -25,9 +27,9 @@ def fastv(share: float, layer: int = LAYER) -> Plan:
     return Plan(PruneTokens(tokens=tokens, layer=layer))
 
 
-def main() -> dict[float, tuple[float, float]]:
+def main(model: VisualLM | None = None) -> dict[float, tuple[float, float]]:
     """Of each share dropped: how many answers are right, and FLOPs of the layers not computed."""
-    model = VisualLM.load(device="cpu")
+    model = model or VisualLM.load(device="cpu")
     batch, answers = data(model)
     found = {}
     for share in SHARES:

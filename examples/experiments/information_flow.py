@@ -4,6 +4,8 @@ After Zhang, Yadav, Han and Shutova: Cross-modal information flow in multimodal 
 models (arXiv 2411.18620): first from the image to the question, then from there to the last token.
 """
 
+from __future__ import annotations
+
 from embedlens import Batch, BlockAttention, Plan, VisualLM
 from embedlens.lens.scenes import scenes
 
@@ -23,9 +25,9 @@ def data(model: VisualLM) -> tuple[Batch, list[str]]:
     return batch, [one.answer for one in asked]
 
 
-def main() -> dict[tuple[str, int], float]:
+def main(model: VisualLM | None = None) -> dict[tuple[str, int], float]:
     """Relative change of the right answer's probability, by flow and first layer of the window."""
-    model = VisualLM.load(device="cpu")
+    model = model or VisualLM.load(device="cpu")
     batch, answers = data(model)
     cases = [(flow, first) for flow in FLOWS for first in range(model.n_layers - WINDOW + 1)]
     plans = [

@@ -5,6 +5,8 @@ vision-language models (arXiv 2410.07149), where the answer about the object is 
 as many other tokens are overwritten.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from embedlens import Batch, Plan, ReplaceTokens, VisualLM
@@ -36,9 +38,9 @@ def plan(tokens: str, others: Batch) -> Plan:
     return Plan(mean).given(others=others)
 
 
-def main() -> dict[str, float]:
+def main(model: VisualLM | None = None) -> dict[str, float]:
     """Probability of the right answer, untouched and under each ablation."""
-    model = VisualLM.load(device="cpu")
+    model = model or VisualLM.load(device="cpu")
     batch, others, answers = data(model)
     near = "dilate(object, 1)"
     control = f"random(like={near}, within=visual & ~{near}, seed=0)"

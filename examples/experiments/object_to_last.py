@@ -4,6 +4,8 @@ After Neo et al. (arXiv 2410.07149): whether the answer's token reads the object
 of the image's last row.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from embedlens import Batch, BlockAttention, Plan, VisualLM
@@ -33,9 +35,9 @@ def data(model: VisualLM) -> tuple[Batch, list[str]]:
     return batch.with_tokens(object=mine), [one.answer for one in asked]
 
 
-def main() -> dict[tuple[str, int], float]:
+def main(model: VisualLM | None = None) -> dict[tuple[str, int], float]:
     """Change of the right answer's log-probability, by flow and first layer of the window."""
-    model = VisualLM.load(device="cpu")
+    model = model or VisualLM.load(device="cpu")
     batch, answers = data(model)
     cases = [(flow, first) for flow in FLOWS for first in range(model.n_layers - WINDOW + 1)]
     plans = [

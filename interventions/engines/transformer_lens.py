@@ -117,12 +117,12 @@ class BridgeModel:
         batch: Batch,
         plan: Intervention | None,
         *,
-        capture: Capture,
-        layers: Collection[int],
+        capture: Capture | Mapping[Capture, Collection[int]],
+        layers: Collection[int] | Literal["all"] = "all",
         tokens: Tokens = "all",
         **_: Any,
     ) -> Run:
-        """The states of one site in some layers, with a plan in force."""
+        """The states of some sites in some layers, with a plan in force."""
         rows, columns = capture_positions(batch, tokens)
         kept: dict[str, Tensor] = {}
 
@@ -272,7 +272,9 @@ def _state_hook(step: Step, store: dict[str, Any], scope: Scope) -> Callable[[Te
     edit, side = _edit(step, store, scope), bound(step)[1]
 
     def hooked(states: Tensor, hook: Any) -> Tensor:
-        tokens = states.shape[:-1].numel() // len(scope.batch)
+        # What heads gathered has an axis of heads.
+        places = states.shape[:2] if states.ndim == 4 else states.shape[:-1]
+        tokens = places.numel() // len(scope.batch)
         changed: Tensor = edit(tokens, "input" if side == "hook_in" else "output", states)
         return changed
 

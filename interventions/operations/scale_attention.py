@@ -36,7 +36,7 @@ class ScaleAttention(Operation):
     Attributes:
         queries: Tokens that see more or less, in the selector language.
         keys: Tokens that are seen more or less by them.
-        factor: $\alpha$, at least 0; 1 changes no weight.
+        factor: $\alpha$, at least 0; 1 changes no bit.
         give_to: Tokens that get what is freed; nobody when None. With them ``factor`` is at most 1.
         layers: Layers in which.
         heads: Heads of each of these layers in which; all when None.
@@ -72,7 +72,7 @@ class ScaleAttention(Operation):
                     target.check_attention("weights", step.site.layer, self)
                     held = {field.name: getattr(step, field.name) for field in fields(step)}
                     steps.append(ScaleWeights(factor=self.factor, **takers, **held))
-        return steps
+        return [] if self.factor == 1 else steps
 
     def _takers(self, keys: Selection, getting: Sequence[Selection]) -> dict[str, Any]:
         """The tokens that get what is freed, if any are named."""

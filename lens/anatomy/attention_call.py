@@ -54,7 +54,7 @@ def run_behind_the_call(mixer: Any) -> list[str]:
     """Names of the mixer's own modules that its forward runs behind that call, in their order."""
     body = _body(mixer)
     first = next((n for n, statement in enumerate(body) if _calls(statement)), len(body))
-    children = dict(mixer.named_children())
+    children = dict(getattr(mixer, "original_component", mixer).named_children())
     return [
         node.func.attr
         for statement in body[first + 1 :]
@@ -68,6 +68,8 @@ def run_behind_the_call(mixer: Any) -> list[str]:
 
 def _body(mixer: Any) -> list[ast.stmt]:
     """The statements of a module's forward; none where its source is not at hand."""
+    # A bridge of TransformerLens stands around the module whose code it runs.
+    mixer = getattr(mixer, "original_component", mixer)
     try:
         code = inspect.getsource(inspect.unwrap(type(mixer).forward))
     except (OSError, TypeError):

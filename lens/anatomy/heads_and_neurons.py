@@ -61,7 +61,8 @@ def heads_of(hf: Any, anatomy: Anatomy, layer: int) -> Heads:
     path = attention_of(anatomy, layer)
     mixer = hf.get_submodule(path)
     behind = run_behind_the_call(mixer)
-    width = getattr(mixer.get_submodule(behind[-1]), "in_features", None) if behind else None
+    last = hf.get_submodule(f"{path}.{behind[-1]}") if behind else None
+    width = getattr(last, "in_features", None)
     count = _count(mixer, width) if isinstance(width, int) else 0
     if not count:
         raise Unsupported(

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..anatomy.anatomy import Anatomy
+from ..html_parts import block, facts
 from ..inputs.batch import Batch
 from .activation_cache import activation_cache
 from .saving import read_run, write_run
@@ -66,10 +67,10 @@ class Run:
     anatomy: Anatomy | None = field(default=None, repr=False)
     batch: Batch | None = field(default=None, repr=False)
     model: str = ""
-    values: Mapping[int, Float[Tensor, "selected heads d"]] = field(default_factory=dict)
-    head_outputs: Mapping[int, Float[Tensor, "selected head d"]] = field(default_factory=dict)
-    neurons: Mapping[int, Float[Tensor, "selected neuron"]] = field(default_factory=dict)
-    attention_weights: Mapping[int, Float[Tensor, "query head key"]] = field(default_factory=dict)
+    values: Mapping[int, Float[Tensor, "selected _ _"]] = field(default_factory=dict)
+    head_outputs: Mapping[int, Float[Tensor, "selected _ d"]] = field(default_factory=dict)
+    neurons: Mapping[int, Float[Tensor, "selected _"]] = field(default_factory=dict)
+    attention_weights: Mapping[int, Float[Tensor, "query _ key"]] = field(default_factory=dict)
     query_sample: Int[Tensor, " query"] | None = None
     query_position: Int[Tensor, " query"] | None = None
     key_position: Int[Tensor, "sample key"] | None = None
@@ -83,6 +84,19 @@ class Run:
         tokens = f", {', '.join(kept)} at {len(self.sample)} tokens" if kept else ""
         logits = "no logits" if self.logits is None else f"logits {list(self.logits.shape)}"
         return f"Run({self.model or 'a model'}: {logits}{tokens})"
+
+    def _repr_html_(self) -> str:
+        told: dict[str, object] = {"logits": "none"}
+        if self.logits is not None:
+            told["logits"] = f"{list(self.logits.shape)}, {self.logits.dtype}"
+        for site, layers in self._captured().items():
+            if layers:
+                shape, size = next(iter(layers.values())).shape, sum(map(_bytes, layers.values()))
+                named = f"{len(layers)} layers, {min(layers)} to {max(layers)}"
+                told[site] = f"{named}: {list(shape)} each, {size / 1e6:.1f} MB"
+        if self.batch is not None:
+            told["batch"] = repr(self.batch)
+        return block(f"Run of {self.model or 'a model'}", facts(told))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write everything into one safetensors file, the batch's tensors and classes included.
@@ -119,7 +133,9 @@ class Run:
         """What was captured, as an ``ActivationCache`` of TransformerLens.
 
         Its positions are the captured ones, in their order, and ``hook_embed`` is what enters the
-        first layer there, image features included.
+        first layer there, image features included. Attention weights are ``attn.hook_pattern``,
+        with the captured queries and keys; values ``attn.hook_v``, what heads add
+        ``attn.hook_result``, neurons ``mlp.hook_post``.
 
         Args:
             model: A TransformerBridge for what needs weights (norms, directions); without one,
@@ -130,10 +146,15 @@ class Run:
                 TransformerLens is not installed.
             Unsupported: Attention and FFN do not add up to what a layer adds.
         """
-        return activation_cache(self._captured(), self.sample, self.anatomy, model)
+        rows = self.sample, self.query_sample
+        return activation_cache(self._captured(), *rows, self.anatomy, model)
 
     def _captured(self) -> dict[str, Mapping[int, Tensor]]:
         return {kind: getattr(self, kind) for kind in CAPTURES}
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +165,11 @@ class Scores:
         logprob: Log-probability of each answer, in nats, summed over its tokens, ``[sample]``.
         n_tokens: Tokens that were scored, ``[sample]``.
         greedy: Whether greedy decoding would write exactly this answer, ``[sample]``.
+        first: Log-probability of every token at the answer's first position,
+            ``[sample, vocab]``; None unless asked for.
     """
 
     logprob: Float[Tensor, " sample"]
     n_tokens: Int[Tensor, " sample"]
     greedy: Bool[Tensor, " sample"]
+    first: Float[Tensor, "sample vocab"] | None = None

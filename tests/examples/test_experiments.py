@@ -1,226 +1,205 @@
-"""The published experiments in examples/experiments, each against plain torch hooks."""
+"""The published experiments run as they stand, and their numbers are those of plain hooks."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from embedlens import Batch, VisualLM
-from oracles.best_scored import attention_scores, picked
-from oracles.torch_hooks import attached, entering
+from embedlens import VisualLM
+from embedlens.analyses.rows import select
+from embedlens.lens.scenes import Scene, scenes
+from oracles.torch_hooks import attached, entered, entering, leaving
+from oracles.whole_sequences import Prompts, unseen
 from processes import ROOT
-from tolerances import ACCUMULATED, EQUAL, MOVED
+from tolerances import EQUAL, LARGE
+
+FOLDER = ROOT / "examples" / "experiments"
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
+COLOR = "what color is the object ?"
 
 pytestmark = pytest.mark.full
-
-SIDE = 8  # cells of a picture's grid
-
-
-def example(name: str) -> Any:
-    path = ROOT / "examples" / "experiments" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def plain() -> Any:
-    """The shipped model as transformers loads it, wrapped by nobody."""
-    folder = ROOT / "lens" / "shipped"
-    return LlavaForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-
-
-def visual(plain: Any, ids: Tensor) -> Tensor:
-    return ids == plain.config.image_token_id
-
-
-def at_end(ids: Tensor) -> Tensor:
-    found = torch.zeros_like(ids, dtype=torch.bool)
-    found[:, -1] = True
-    return found
-
-
-def answered(batch: Batch, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """The inputs with the answers behind them, padded on the right."""
-    width = max(map(len, ids))
-    tail = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids])
-    seen = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
-    return {
-        **batch.inputs,
-        "input_ids": torch.cat([batch.inputs["input_ids"], tail], 1),
-        "attention_mask": torch.cat([batch.inputs["attention_mask"], seen], 1),
-    }
-
-
-def logprobs(model: VisualLM, plain: Any, batch: Batch, answers: list[str], handles: Any) -> Tensor:
-    """Of each answer, under hooks: its tokens' log-probabilities, summed."""
-    ids = [model.tokenizer(answer, add_special_tokens=False).input_ids for answer in answers]
-    with attached(handles()), torch.no_grad():
-        logits = plain(**answered(batch, ids), use_cache=False).logits.log_softmax(-1)
-    length = batch.inputs["input_ids"].shape[1]
-    return torch.stack(
-        [
-            sum((logits[i, length + n - 1, token] for n, token in enumerate(row)), torch.zeros(()))
-            for i, row in enumerate(ids)
-        ]
+    """The shipped model as transformers loads it, with eager attention."""
+    model = LlavaForConditionalGeneration.from_pretrained(
+        ROOT / "lens" / "shipped", dtype=torch.float32, attn_implementation="eager"
     )
+    return model.eval()
 
 
-def blocking(plain: Any, pairs: Tensor, layers: Sequence[int]) -> Callable[[], list[Any]]:
-    """Hooks that hide keys from queries in some layers; pairs are ``[sample, query, key]``."""
+def script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module
 
-    def hide(_: Any, args: Any, kwargs: Any) -> Any:
-        mask = kwargs["attention_mask"].clone()
-        samples, queries, keys = pairs.shape
-        hidden = torch.zeros(samples, *mask.shape[2:], dtype=torch.bool)
-        hidden[:, :queries, :keys] = pairs
-        mask = mask.expand(samples, *mask.shape[1:]).masked_fill(
-            hidden[:, None], torch.finfo(mask.dtype).min
-        )
-        return args, {**kwargs, "attention_mask": mask}
+
+def visual(plain: Any, batch: Any) -> Tensor:
+    return batch.inputs["input_ids"] == plain.config.image_token_id
+
+
+@contextmanager
+def zeroed(plain: Any, layers: list[int], where: Tensor) -> Iterator[None]:
+    """Attention and FFN of some layers add nothing at these positions."""
+
+    def zero(states: Tensor) -> Tensor:
+        return states.masked_fill(where[..., None], 0)
 
     decoder = plain.model.language_model.layers
-    return lambda: [
-        decoder[n].self_attn.register_forward_pre_hook(hide, with_kwargs=True) for n in layers
+    modules = [m for i in layers for m in (decoder[i].self_attn, decoder[i].mlp)]
+    with attached([m.register_forward_hook(leaving(zero)) for m in modules]):
+        yield
+
+
+@torch.no_grad()
+def divergence(plain: Any, batch: Any, changed: Any) -> float:
+    clean = plain(**batch.inputs).logits[0, -1].double().log_softmax(-1)
+    with changed:
+        other = plain(**batch.inputs).logits[0, -1].double().log_softmax(-1)
+    return float((clean.exp() * (clean - other)).sum())
+
+
+def singles(model: VisualLM, count: int) -> list[Any]:
+    """Each question by itself."""
+    return [model.encode(s.image(), s.questions(1)[0].text) for s in scenes(count)]
+
+
+def test_a_layers_contribution_is_that_of_hooks(shipped: VisualLM, plain: Any) -> None:
+    found = script("layer_contribution").main(shipped, count=4, least=2)
+    alone = singles(shipped, 4)
+    for name, kl in found.items():
+        layers = [int(number) for number in re.findall(r"\d+", name)]
+        told = [divergence(plain, b, zeroed(plain, layers, visual(plain, b))) for b in alone]
+        assert kl == pytest.approx(np.mean(told), abs=EQUAL), name
+    assert len(found) == shipped.n_layers + 1
+    assert max(found.values()) > 100 * EQUAL
+
+
+def test_an_exit_layer_is_that_of_tokens_nobody_sees(shipped: VisualLM, plain: Any) -> None:
+    module = script("exit_layer")
+    layer, found = module.main(shipped, count=4)
+    decoder, alone = plain.model.language_model.layers, singles(shipped, 4)
+    for m in (1, 4, 7):
+        told = []
+        for batch in alone:
+            keys = visual(plain, batch)
+            everyone = Prompts(torch.ones_like(keys), written=True)
+            hidden = unseen([one.self_attn for one in decoder[m:]], everyone, keys)
+            told.append(divergence(plain, batch, hidden))
+        assert found[m] == pytest.approx(np.mean(told), abs=LARGE), m
+    assert layer == next(m for m in sorted(found) if found[m] < module.THRESHOLD)
+    assert found[1] > 0.1
+
+
+def test_the_logit_lens_reads_what_norm_and_head_say(shipped: VisualLM, plain: Any) -> None:
+    found = script("logit_lens_of_objects").main(shipped, count=4)
+    shown = scenes(4, n_objects=1)
+    batch = shipped.encode([scene.image() for scene in shown], [COLOR] * 4)
+    language, kept = plain.model.language_model, {}
+    handles = [
+        module.register_forward_pre_hook(
+            lambda _, args, kwargs, i=i: kept.__setitem__(i, entered(args, kwargs)),
+            with_kwargs=True,
+        )
+        for i, module in enumerate([*language.layers, language.norm])
     ]
+    with torch.no_grad():
+        with attached(handles):
+            plain(**batch.inputs)
+        for layer, states in kept.items():
+            hits = []
+            for row, scene in enumerate(shown):
+                own = states[row, visual(plain, batch)[row]][scene.labels().ravel() >= 0]
+                top = plain.lm_head(language.norm(own)).topk(5).indices
+                color = shipped.tokenizer.convert_tokens_to_ids(scene.objects[0].color)
+                hits += (top == color).any(-1).tolist()
+            assert found[layer] == pytest.approx(np.mean(hits)), layer
+    assert list(found) == list(range(shipped.n_layers + 1))
+    assert max(found.values()) > 0.5
 
 
-def cells(plain: Any, ids: Tensor, chosen: Callable[[int, int, int], bool]) -> Tensor:
-    """The visual tokens whose sample, row and column are wanted, ``[sample, token]``."""
-    found = torch.zeros_like(ids, dtype=torch.bool)
-    for sample, row in enumerate(visual(plain, ids)):
-        for number, position in enumerate(row.nonzero()[:, 0].tolist()):
-            found[sample, position] = chosen(sample, *divmod(number, SIDE))
-    return found
+def test_steering_is_that_of_hooks(shipped: VisualLM, plain: Any) -> None:
+    found = script("steering").main(shipped, count=4)
+    drawn = [Scene.sample(seed, n_objects=1) for seed in range(64)]
+    red, blue = ([s.image() for s in drawn if s.objects[0].color == c] for c in ("red", "blue"))
+    layers, ends = plain.model.language_model.layers, {}
+    for name, some in (("red", red), ("blue", blue)):
+        kept: dict[int, Tensor] = {}
+        handles = [
+            layers[i].register_forward_pre_hook(
+                lambda _, args, kwargs, i=i, kept=kept: kept.__setitem__(i, entered(args, kwargs)),
+                with_kwargs=True,
+            )
+            for i in (5, 6)
+        ]
+        batch = shipped.encode(some[:4], [COLOR] * len(some[:4]))
+        with attached(handles), torch.no_grad():
+            plain(**batch.inputs)
+        ends[name] = {i: states[:, -1].mean(0) for i, states in kept.items()}
+    asked = shipped.encode(blue[-4:], [COLOR] * 4)
+
+    def add(i: int) -> Any:
+        def steer(states: Tensor) -> Tensor:
+            moved = states.clone()
+            moved[:, -1] += ends["red"][i] - ends["blue"][i]
+            return moved
+
+        return layers[i].register_forward_pre_hook(entering(steer), with_kwargs=True)
+
+    word = shipped.tokenizer.convert_tokens_to_ids("red")
+    with torch.no_grad():
+        clean = plain(**asked.inputs).logits[:, -1].log_softmax(-1)[:, word].mean()
+        with attached([add(5), add(6)]):
+            steered = plain(**asked.inputs).logits[:, -1].log_softmax(-1)[:, word].mean()
+    assert found["clean"] == pytest.approx(float(clean), abs=LARGE)
+    assert found["steered"] == pytest.approx(float(steered), abs=LARGE)
+    assert found["steered"] > found["random"] + 1
 
 
-def test_object_ablation_equals_hooks(plain: Any) -> None:
-    module = example("object_ablation")
-    found = module.main()
-    model = VisualLM.load(device="cpu")
-    batch, others, answers = module.data(model)
-    ids = batch.inputs["input_ids"]
-    labels = [scene.labels() for scene in module.shown()]
-
-    def is_object(sample: int, row: int, col: int) -> bool:
-        inside = 0 <= row < SIDE and 0 <= col < SIDE
-        return inside and bool(labels[sample][row, col] >= 0)
-
-    def is_near(sample: int, row: int, col: int) -> bool:
-        around = [(row + i, col + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-        return any(is_object(sample, r, c) for r, c in around)
-
-    kept: list[Tensor] = []
-
-    def keep(states: Tensor) -> Tensor:
-        kept.append(states[visual(plain, others.inputs["input_ids"])])
-        return states
-
-    first = plain.model.language_model.layers[0]
-    with first.register_forward_pre_hook(entering(keep), with_kwargs=True), torch.no_grad():
-        plain(**others.inputs, use_cache=False)
-    mean = kept[0].double().mean(0).float()
-    names = list(found)
-    expected = {names[0]: logprobs(model, plain, batch, answers, list)}
-    for name, meant in ((names[1], is_object), (names[2], is_near)):
-        where = cells(plain, ids, meant)
-
-        def overwritten(states: Tensor, where: Tensor = where) -> Tensor:
-            wide = torch.zeros(states.shape[:2], dtype=torch.bool)
-            wide[:, : where.shape[1]] = where
-            return torch.where(wide[..., None], mean, states)
-
-        handle = entering(overwritten)
-        expected[name] = logprobs(model, plain, batch, answers, lambda handle=handle: [
-            first.register_forward_pre_hook(handle, with_kwargs=True)
-        ])  # fmt: skip
-        scores = model.score(batch, answers, module.plan(name, others))
-        assert torch.allclose(scores.logprob, expected[name], atol=ACCUMULATED)
-    for name, logprob in expected.items():
-        assert found[name] == pytest.approx(float(logprob.exp().mean()), abs=EQUAL)
-    assert found[names[0]] - found[names[2]] > 0.5
-    # As many other tokens cost nearly nothing.
-    assert found[names[0]] - found[names[3]] < 0.2
+def test_gradients_choose_tokens_that_matter_as_the_object_does(shipped: VisualLM) -> None:
+    found = script("gradients_as_control").main(shipped, count=6)
+    assert found["object"] < found["clean"] - 1
+    assert found["gradients"] < found["clean"] - 1
+    assert max(found["object"], found["gradients"]) < found["random"]
 
 
-@pytest.mark.parametrize("name", ["object_to_last", "information_flow"])
-def test_flows_equal_hooks(plain: Any, name: str) -> None:
-    module = example(name)
-    found = module.main()
-    model = VisualLM.load(device="cpu")
-    batch, answers = module.data(model)
-    ids = batch.inputs["input_ids"]
-    image, length = visual(plain, ids), ids.shape[1]
-    behind = image.flip(1).cumsum(1).flip(1) == 0
-    # The template says `user : <image> … assistant :`.
-    sets = {
-        "visual": image,
-        "last": at_end(ids),
-        "question": behind & (torch.arange(length) < length - 2),
-    }
-    if name == "object_to_last":
-        labels = [scene.labels() for scene in module.shown()]
-        mine = cells(plain, ids, lambda sample, row, col: bool(labels[sample][row, col] >= 0))
-        end = cells(plain, ids, lambda sample, row, col: row == SIDE - 1)
-        sets |= {"object": mine, "visual & ~object": image & ~mine, "row[-1]": end}
-        sets["row[-1] & ~object"] = end & ~mine
-    clean = logprobs(model, plain, batch, answers, list)
-    moved = []
-    for (flow, first), change in found.items():
-        queries, keys = (sets[text] for text in module.FLOWS[flow])
-        layers = range(first, first + module.WINDOW)
-        hooks = blocking(plain, queries[:, :, None] & keys[:, None], layers)
-        blocked = logprobs(model, plain, batch, answers, hooks)
-        if name == "object_to_last":
-            expected = float((blocked - clean).mean())
-        else:
-            expected = float(((blocked.exp() - clean.exp()) / clean.exp()).mean())
-        assert change == pytest.approx(expected, abs=ACCUMULATED), (flow, first)
-        moved.append(abs(expected))
-    assert max(moved) > MOVED
+def test_words_in_context_are_found_at_layers_of_the_bank(shipped: VisualLM) -> None:
+    found = script("latent_lens").main(shipped, count=3, texts=12)
+    assert list(found) == list(range(shipped.n_layers + 1))
+    assert set(found.values()) <= {0.0, 2.0, 4.0, 6.0, 8.0}
 
 
-def test_fastv_equals_hooks(plain: Any) -> None:
-    module = example("fastv")
-    found = module.main()
-    model = VisualLM.load(device="cpu")
-    batch, answers = module.data(model)
-    ids = batch.inputs["input_ids"]
-    image, n = visual(plain, ids), len(plain.model.language_model.layers)
-    scores = attention_scores(plain, batch.inputs, module.LAYER - 1, at_end(ids))
-    for share in module.SHARES:
-        gone = picked(scores, image, share, highest=False)
-        hooks = blocking(plain, ~gone[:, :, None] & gone[:, None], range(module.LAYER, n))
-        with attached(hooks()), torch.no_grad():
-            expected = plain(**batch.inputs, use_cache=False).logits[:, -1]
-        logits = model.run(batch, module.fastv(share)).logits
-        assert torch.allclose(logits, expected, atol=ACCUMULATED)
-        written: list[list[int]] = [[] for _ in answers]
-        for _ in range(2):
-            inputs = answered(batch, written) if written[0] else dict(batch.inputs)
-            total = inputs["input_ids"].shape[1]
-            away = torch.zeros(len(ids), total, dtype=torch.bool)
-            away[:, : ids.shape[1]] = gone
-            hooks = blocking(plain, ~away[:, :, None] & away[:, None], range(module.LAYER, n))
-            with attached(hooks()), torch.no_grad():
-                best = plain(**inputs, use_cache=False).logits[:, -1].argmax(-1)
-            for row, token in zip(written, best.tolist(), strict=True):
-                row.append(token)
-        mine = model.generate_ids(batch, module.fastv(share), max_new_tokens=2, do_sample=False)
-        end = model.tokenizer.eos_token_id
-        assert mine == [row[: row.index(end)] if end in row else row for row in written]
-        right, less = found[share]
-        assert 0 <= right <= 1
-        assert 0 < less < share
-    assert found[0.25][0] > 0.9
+def test_probes_read_the_colour_of_objects(shipped: VisualLM) -> None:
+    frame = script("linear_probes").main(shipped, count=20).frame
+    assert frame["accuracy"].iloc[0] > 0.8
+    assert (frame["p_holm"] < 0.05).all()
+
+
+def test_heads_and_ffns_sum_to_the_logit_of_the_colour(shipped: VisualLM, plain: Any) -> None:
+    result = script("direct_logit_attribution").main(shipped, count=4)
+    shown = scenes(4, n_objects=1)
+    batch = shipped.encode([scene.image() for scene in shown], [COLOR] * 4)
+    with torch.no_grad():
+        logits = plain(**batch.inputs).logits[:, -1]
+    for row, scene in enumerate(shown):
+        word = shipped.tokenizer.convert_tokens_to_ids(scene.objects[0].color)
+        summed = float(select(result.frame, sample=row)["value"].sum())
+        assert summed == pytest.approx(float(logits[row, word]), abs=LARGE)
+
+
+def test_the_table_names_every_script() -> None:
+    """Of those that are there, each once."""
+    named = re.findall(r"`(\w+\.py)`", (FOLDER / "README.md").read_text())
+    assert sorted(named) == SCRIPTS

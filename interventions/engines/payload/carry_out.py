@@ -44,9 +44,9 @@ def zero_heads(model: Any, store: dict[str, Any], step: dict[str, Any], decoded:
     """Make what some heads gathered zero at the step's tokens, before it is projected back."""
     site = model.get(step["path"])
     states = site.input
-    heads = states.reshape(
-        step["samples"], -1, step["of_heads"], states.shape[-1] // step["of_heads"]
-    )
+    # A bridge of TransformerLens has the heads apart already.
+    width = states.shape[-1] if states.ndim == 4 else states.shape[-1] // step["of_heads"]
+    heads = states.reshape(step["samples"], -1, step["of_heads"], width)
     changed = heads.clone()
     mine = changed[index_of(step, states)]
     mine[:, list(step["heads"])] = 0

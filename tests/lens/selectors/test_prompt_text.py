@@ -95,7 +95,7 @@ def test_the_question_is_what_the_user_says_and_not_the_template(twin: Any) -> N
 def test_the_question_of_a_conversation_is_all_that_users_say(twin: Any) -> None:
     model = twin().model
     chat = [
-        {"role": "system", "content": [{"type": "text", "text": "color is a letter"}]},
+        {"role": "system", "content": "color is a letter"},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "is it red ?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "green"}]},
         {"role": "user", "content": [{"type": "text", "text": "what is it"}]},
