@@ -19,10 +19,10 @@ from builders.prompts import encode
 from embedlens import Batch, BlockAttention, InputError, Plan, Run, Unsupported, VisualLM
 from embedlens.lens.anatomy.mixer_kinds import MASKED
 from families.zoo import READABLE, built
-from oracles.eager_weights import weights_of
+from oracles.eager_weights import scaled, softmax_changed, weights_of
 from oracles.knockouts import knocked_out, mixers_of
 from oracles.selected_tokens import TEXT, VISUAL, pairs
-from tolerances import EQUAL, MOVED
+from tolerances import EQUAL, MOVED, MOVED_A_LITTLE
 
 # Transformers gives their towers or decoders no other attention.
 EAGER_ONLY = ("fast_vlm", "paligemma2")
@@ -143,6 +143,14 @@ def test_chosen_queries_and_keys_are_rows_and_columns_of_all(twin: Any, tmp_path
         assert not weights[:, ~there].any()
     assert len(chosen.query_sample) == int(TEXT.prompt(*_tensors(batch)).sum()) - len(batch)
 
+    # Padding is no query and no key, whatever a mask says.
+    everything = torch.ones(len(batch), batch.length, dtype=torch.bool)
+    masked = model.run(
+        batch, capture="attention_weights", layers=[2], queries=everything, keys=everything
+    )
+    assert torch.equal(masked.query_position, every.query_position)
+    assert int((masked.key_position >= 0).sum()) == int((~padding).sum())
+
     chosen.save(tmp_path / "run")
     again = Run.load(tmp_path / "run")
     assert torch.equal(again.attention_weights[2], chosen.attention_weights[2])
@@ -167,6 +175,29 @@ def test_no_query_or_no_key_is_refused(twin: Any) -> None:
             model.run(batch, capture="attention_weights", **{which: nobody[:, 1:]})
         with pytest.raises(InputError, match="visal"):
             model.run(batch, capture="attention_weights", **{which: "visal"})
+
+
+def test_sinks_take_their_share_and_are_no_key() -> None:
+    """Beside the keys, so that rows sum to less than 1; edited weights are computed with them."""
+    made = tiny.build("gpt_oss", "eager")
+    copied = copy.deepcopy(made.model)
+    model = VisualLM(made.model, made.processor)
+    batch = encode(model, "ragged")
+    check(model, copied, batch)
+    shares = model.run(batch, capture="attention_weights").attention_weights[1].sum(-1)
+    assert 0.1 < float(shares.min()) <= float(shares.max()) < 1 - MOVED_A_LITTLE
+    blocked = pairs(TEXT, VISUAL, batch)
+    mixers = mixers_of(copied, copied.model.language_model.layers)
+    causal = torch.ones(blocked.shape[-2:], dtype=torch.bool).tril()
+    zeroing = {mixers[layer]: scaled(blocked & causal, 0.0) for layer in (0, 1)}
+    with softmax_changed(zeroing), weights_of(dict(enumerate(mixers))) as weights:
+        expected = copied(**batch.inputs, use_cache=False).logits
+    plan = Plan(BlockAttention(queries="text", keys="visual", layers="0-1", renormalise=False))
+    run = model.run(batch, plan, capture="attention_weights", queries="all", logits="all")
+    real = batch.inputs["attention_mask"].bool()
+    assert float((run.logits - expected)[real].abs().max()) < EQUAL
+    mine = weights[1][run.query_sample, :, run.query_position]
+    assert float((run.attention_weights[1] - mine).abs().max()) < EQUAL
 
 
 def _as_flash(
