@@ -69,7 +69,8 @@ def mask_of_call(
         blocks: torch.Tensor = flex.create_mask(mask.mask_mod, *sizes, device=str(query.device))
         return blocks
     if isinstance(mask, torch.Tensor) and mask.ndim == 4:
-        return mask[..., :keys]
+        covered: torch.Tensor = mask[..., :keys]
+        return covered
     queries = query.shape[2]
     places = torch.arange(keys, device=query.device)
     behind = places[None] - places[-queries:][:, None]
