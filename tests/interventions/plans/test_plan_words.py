@@ -138,7 +138,7 @@ SENTENCES: dict[str, tuple[Any, str]] = {
         "-2 times the vector 'v' is added to",
     ),
     "written-vector": (ReplaceTokens(by="vector", vector="v"), "is replaced by the vector 'v'"),
-    "scale": (
+    "scale-attention": (
         ScaleAttention(queries="last", keys="visual", factor=0.5, layers=1),
         "In layer 1 (1 of 4), while the prompt is read, what the tokens 'last' (1 in each sample) "
         "give to the tokens 'visual' (16 in sample 0, 32 in sample 1) is multiplied by 0.5, and "

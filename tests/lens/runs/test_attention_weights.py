@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_mask
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask, flash_attention_mask
+from transformers.masking_utils import eager_mask, flash_attention_mask, flex_attention_mask
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 import tiny
@@ -151,6 +152,17 @@ def test_chosen_queries_and_keys_are_rows_and_columns_of_all(twin: Any, tmp_path
     assert torch.equal(masked.query_position, every.query_position)
     assert int((masked.key_position >= 0).sum()) == int((~padding).sum())
 
+    # A sample with fewer keys than others has zeros behind them, also where nothing is padded.
+    few = batch.inputs["attention_mask"].bool()
+    assert few[1].all()
+    few[1, 3:] = False
+    fewer = model.run(batch, capture="attention_weights", layers=[2], keys=few)
+    assert fewer.key_position[1].tolist() == [0, 1, 2] + [-1] * (fewer.key_position.shape[1] - 3)
+    torch.testing.assert_close(
+        fewer.attention_weights[2][1, :, :3], whole[1, -1, :, :3], atol=EQUAL, rtol=EQUAL
+    )
+    assert not fewer.attention_weights[2][1, :, 3:].any()
+
     chosen.save(tmp_path / "run")
     again = Run.load(tmp_path / "run")
     assert torch.equal(again.attention_weights[2], chosen.attention_weights[2])
@@ -211,6 +223,16 @@ def _as_flash(
     return eager_attention_forward(module, query, key, value, dense, **options)[0], None
 
 
+def _as_flex(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
+) -> Any:
+    """What flex attention computes, whose mask is a function of sample, head, query and key."""
+    sizes = (len(query), 1, query.shape[2], key.shape[2])
+    seen = create_mask(mask.mask_mod, *sizes, device="cpu")
+    dense = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(query.dtype).min)
+    return eager_attention_forward(module, query, key, value, dense, **options)[0], None
+
+
 def _no_softmax(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
 ) -> Any:
@@ -223,6 +245,8 @@ def _no_softmax(
 
 AttentionInterface.register("as_flash", _as_flash)
 AttentionMaskInterface.register("as_flash", flash_attention_mask)
+AttentionInterface.register("as_flex", _as_flex)
+AttentionMaskInterface.register("as_flex", flex_attention_mask)
 AttentionInterface.register("no_softmax", _no_softmax)
 AttentionMaskInterface.register("no_softmax", eager_mask)
 
@@ -235,9 +259,13 @@ def switched(attn: str) -> tuple[VisualLM, Any]:
     return VisualLM(made.model, made.processor), copied
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of how masks are compiled
+@pytest.mark.parametrize("kernel", ["as_flash", pytest.param("as_flex", marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", ["middle", "ragged"])
-def test_a_kernel_that_takes_no_mask_over_pairs_has_the_same_weights(name: str) -> None:
-    model, copied = switched("as_flash")
+def test_a_kernel_that_takes_no_mask_over_pairs_has_the_same_weights(
+    name: str, kernel: str
+) -> None:
+    model, copied = switched(kernel)
     check(model, copied, encode(model, name))
 
 
