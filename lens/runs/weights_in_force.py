@@ -82,7 +82,8 @@ def mask_of_call(
         readable = readable & (behind > -options["sliding_window"])
     if mask is None:
         return readable[None, None]
-    return readable[None, None] & mask[:, None, None, -keys:].bool()
+    unpadded: torch.Tensor = mask[:, None, None, -keys:].bool()
+    return readable[None, None] & unpadded
 
 
 def same_as_gathered(
