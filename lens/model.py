@@ -21,7 +21,7 @@ from .loading import Checkpoint, open_checkpoint
 from .opening.loaded_model import LoadedModel, Stage
 from .opening.unwrapping import unwrapped
 from .opening.wrapping import envoy_path, need_processor, origin_of, own_processor
-from .runs import forward, generation, many, scoring
+from .runs import forward, generation, generation_details, generation_trace, many, scoring
 from .runs.plan_protocol import Intervention, Pass, in_force
 from .runs.remote import need_weights
 from .runs.tracing import trace_forward
@@ -231,7 +231,8 @@ class VisualLM:
     @property
     def layers(self) -> list[Any]:
         """The decoder layers as nnsight envoys, for use inside a trace."""
-        return [self.nn.get(envoy_path(path)) for path in self.anatomy.layers]
+        nn = self.nn
+        return [nn.get(envoy_path(path)) for path in self.anatomy.layers]
 
     @property
     def embeddings(self) -> Float[Tensor, "vocab d"]:
@@ -335,6 +336,8 @@ class VisualLM:
     run_many = many.run_many
     generate = generation.generate
     generate_ids = generation.generate_ids
+    generate_details = generation_details.generate_details
+    generating = generation_trace.generating
     score = scoring.score
     score_many = many.score_many
 

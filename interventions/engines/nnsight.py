@@ -24,6 +24,7 @@ from ..program.scope import Scope, Subject
 from ..program.steps import Choose, Drop, ScaleWeights, Step, ZeroWeights
 from .binding import ACTIONS, Action, module_of, plain
 from .engine import Engine, engine
+from .leaving_out import leaving_out
 from .mask_kinds import mask_kind
 from .payload.attention_masks import block
 from .payload.attention_weights import edit_weights
@@ -32,12 +33,13 @@ from .payload.chosen_tokens import choose
 from .payload.drop_before_decoder import drop_before_decoder
 from .payload.drop_between_layers import drop_between_layers
 from .payload.generation_passes import carry_out_when, follow
+from .payload.leave_out import leave_out
 from .payload.shorter_tensors import taken
 from .payload.written_values import noise
 
 for _sent in (block, edit_weights, zero, drop_before_decoder, drop_between_layers, taken, noise):
     nnsight.register(_sent.__module__)
-for _more in (carry_out_when, choose, best):
+for _more in (carry_out_when, leave_out, choose, best):
     nnsight.register(_more.__module__)
 
 
@@ -114,6 +116,10 @@ class NNsight(Engine):
         """Nnsight models."""
         return isinstance(host, Envoy)
 
+    def leaves_out(self, steps: Sequence[Step], scope: Scope) -> frozenset[int]:
+        """Zeroed FFNs, where that changes nothing else."""
+        return leaving_out(steps, scope)
+
     def check_attention(
         self, edit: Literal["mask", "weights"], layer: int, model: Subject, by: str
     ) -> None:
@@ -126,7 +132,12 @@ class NNsight(Engine):
     def apply(self, steps: Sequence[Step], scope: Scope, host: Any) -> Any:
         """A copy of the nnsight model on which every later trace carries out the steps."""
         clock = clock_of(steps, scope) if scope.during.kind == "generation" else None
-        return store_edits(host, [bound(step, scope) for step in steps], clock)
+        left = self.leaves_out(steps, scope)
+        actions = [
+            at_module(leave_out, step, scope) if number in left else bound(step, scope)
+            for number, step in enumerate(steps)
+        ]
+        return store_edits(host, actions, clock)
 
 
 def clock_of(steps: Sequence[Step], scope: Scope) -> dict[str, Any]:

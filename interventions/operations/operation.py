@@ -26,6 +26,7 @@ from ..selectors.layers import Layers
 from .donor import Places
 from .needs import Need
 from .phrases import Phrases
+from .plain_names import PlainNames, plain_signature
 from .target import Target
 
 Phase = Literal["prefill", "decode", "all"]
@@ -86,7 +87,7 @@ def explain(error: ValidationError, kind: type[BaseModel], path: str) -> str:
     return "\n".join(lines)
 
 
-class Operation(BaseModel, ABC):
+class Operation(BaseModel, ABC, metaclass=PlainNames):
     """One declared change.
 
     Attributes:
@@ -109,6 +110,9 @@ class Operation(BaseModel, ABC):
             super().__init__(**plain)
         except ValidationError as error:
             raise InputError(explain(error, type(self), type(self).__name__)) from None
+
+    def __dir__(self) -> list[str]:
+        return dir(type(self))
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         return self.model_dump(exclude_defaults=True).items()
@@ -264,4 +268,5 @@ def operation(kind: Kind) -> Kind:
     if name in OPERATIONS:
         raise ValueError(f"there is an operation {name!r} already: {OPERATIONS[name].__name__}")
     OPERATIONS[name] = kind
+    kind.__signature__ = plain_signature(kind)
     return kind

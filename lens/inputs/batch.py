@@ -24,6 +24,7 @@ from ..token_classes import TokenClasses
 from ..token_sets import TokenSet, checked_layers
 from ..torch_settings import default_torch
 from ..visual_tokens import VisualTokens
+from .batch_html import batch_html
 from .content import sample_content
 from .processor import Remake
 from .prompt_words import PromptWords
@@ -85,6 +86,11 @@ class Batch:
         return (
             f"Batch({len(self)} {samples} × {self.length} tokens, {len(self.visual)} visual{alive})"
         )
+
+    def _repr_html_(self) -> str:
+        known = self.classes is not None and bool(self.classes.membership)
+        shares = None if self.classes is None or not known else self.classes.shares()
+        return batch_html(repr(self), self.images, self.prompts, self.visual.frame, shares)
 
     def __len__(self) -> int:
         return int(self.inputs["input_ids"].shape[0])

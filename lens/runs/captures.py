@@ -25,8 +25,10 @@ from ..opening.wrapping import envoy_path
 from ..selectors.parser import parse_selector
 from ..selectors.selectors import Selector
 from .inside_layers import inside_site
-from .run import CAPTURES, INSIDE, SITES, Site
+from .run import CAPTURES, INSIDE, SITES, Capture, Site
 
+# The order in which a layer makes them.
+FIRING: tuple[Capture, ...] = ("residual", *INSIDE[:3], "attention", *INSIDE[3:], "ffn")
 # Kept are: what a selector or its text means, "all" but padding, or a mask [sample, token].
 Tokens = str | Selector | NDArray[np.bool_] | Tensor
 
@@ -41,6 +43,9 @@ def capture_sites(
     ``model`` has an ``anatomy``, and for what goes on inside layers ``hf`` and ``nn``.
     """
     anatomy: Anatomy = model.anatomy
+    if isinstance(capture, Mapping):
+        found = [capture_sites(model, kind, those) for kind, those in capture.items()]
+        return sorted((site for sites in found for site in sites), key=_firing)
     kinds = {capture} if isinstance(capture, str) else set(capture)
     if unknown := kinds - set(CAPTURES):
         raise InputError(f"cannot capture {sorted(unknown)}; there are {', '.join(CAPTURES)}")
@@ -61,8 +66,7 @@ def capture_sites(
         if "residual" in kinds:
             path = envoy_path(anatomy.residual(layer))
             wanted.append({"key": f"residual.{layer}", "path": path, "side": "input", "scale": 1.0})
-        # In the order in which a layer makes them.
-        for kind in (*INSIDE[:3], "attention", *INSIDE[3:], "ffn"):
+        for kind in FIRING[1:]:
             if kind not in kinds or layer == anatomy.n_layers:
                 continue
             if kind in SITES:
@@ -81,6 +85,12 @@ def capture_sites(
     if lost := [reason for kind, reason in skipped.items() if kind in INSIDE and kind not in read]:
         raise lost[0]
     return wanted
+
+
+def _firing(site: Mapping[str, Any]) -> tuple[int, int]:
+    """Layer, and place within it, in the order in which a model reaches sites."""
+    kind, layer = site["key"].split(".")
+    return int(layer), FIRING.index(kind)
 
 
 def _addend_site(anatomy: Anatomy, kind: Site, layer: int) -> dict[str, Any]:

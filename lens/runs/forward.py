@@ -91,9 +91,10 @@ def run(
         capture: ``residual`` (the stream entering a layer), ``attention``, ``ffn`` (what
             they add to it), ``head_outputs`` (what each head adds), ``neurons`` of the FFN,
             ``values`` (what queries gather from a token), and ``attention_weights``, those in
-            force whatever kernel computes them. See :class:`Run` for their shapes.
+            force whatever kernel computes them. See :class:`Run` for their shapes. Or the layers
+            of each, as ``{"residual": [0, 3], "ffn": [2]}``.
         layers: Layers to keep; for ``residual`` 0 to ``n_layers`` inclusive. ``all`` skips layers
-            that have no such thing.
+            that have no such thing. Not looked at where ``capture`` says them.
         tokens: ``visual``, the visual tokens in the order of ``batch.visual``; ``all``, every
             position that is not padding; any other selector or its text; or a mask
             ``[sample, token]``. Of a set that differs by layer the tokens in the one layer that is
@@ -157,7 +158,7 @@ def forward_pass(model: Any, host: Any, request: Request) -> Output:
                 states = read.save()  # type: ignore[attr-defined]
                 logits = nn.output.logits.save()
         except IndexError as error:
-            raise failed_lookup(asked, model.tokenizer) or error from error
+            raise failed_lookup(model.hf, asked, model.tokenizer) or error from error
     if len(logits) != samples:
         raise InputError(f"{len(logits)} rows of logits came back for {samples}")
     return Output(logits, states)

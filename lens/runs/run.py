@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..anatomy.anatomy import Anatomy
+from ..html_parts import block, facts
 from ..inputs.batch import Batch
 from .activation_cache import activation_cache
 from .saving import read_run, write_run
@@ -84,6 +85,19 @@ class Run:
         logits = "no logits" if self.logits is None else f"logits {list(self.logits.shape)}"
         return f"Run({self.model or 'a model'}: {logits}{tokens})"
 
+    def _repr_html_(self) -> str:
+        told: dict[str, object] = {"logits": "none"}
+        if self.logits is not None:
+            told["logits"] = f"{list(self.logits.shape)}, {self.logits.dtype}"
+        for site, layers in self._captured().items():
+            if layers:
+                shape, size = next(iter(layers.values())).shape, sum(map(_bytes, layers.values()))
+                named = f"{len(layers)} layers, {min(layers)} to {max(layers)}"
+                told[site] = f"{named}: {list(shape)} each, {size / 1e6:.1f} MB"
+        if self.batch is not None:
+            told["batch"] = repr(self.batch)
+        return block(f"Run of {self.model or 'a model'}", facts(told))
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write everything into one safetensors file, the batch's tensors and classes included.
 
@@ -139,6 +153,10 @@ class Run:
         return {kind: getattr(self, kind) for kind in CAPTURES}
 
 
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """How probable given answers are.
@@ -147,8 +165,11 @@ class Scores:
         logprob: Log-probability of each answer, in nats, summed over its tokens, ``[sample]``.
         n_tokens: Tokens that were scored, ``[sample]``.
         greedy: Whether greedy decoding would write exactly this answer, ``[sample]``.
+        first: Log-probability of every token at the answer's first position,
+            ``[sample, vocab]``; None unless asked for.
     """
 
     logprob: Float[Tensor, " sample"]
     n_tokens: Int[Tensor, " sample"]
     greedy: Bool[Tensor, " sample"]
+    first: Float[Tensor, "sample vocab"] | None = None

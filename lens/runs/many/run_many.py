@@ -86,6 +86,7 @@ def score_many(
     plans: Plans,
     *,
     end: bool = False,
+    first: bool = False,
     at_once: int | None = None,
     remote: bool | str = False,
     progress: Progress = silent,
@@ -98,6 +99,7 @@ def score_many(
         answers: One per sample, as for :meth:`score`.
         plans: What to change in each run; None leaves the model untouched.
         end: Whether the end belongs to the answer, as for :meth:`score`.
+        first: Whether to keep what the model would say first, as for :meth:`score`.
         at_once: As for :meth:`run_many`, where the sharing of work is described.
         remote: As in :meth:`trace`.
         progress: Called with what is being done, the plans done, and the plans in all.
@@ -107,7 +109,7 @@ def score_many(
         Unsupported: The prompt's tokens would see the answer.
     """
     tokenizer = need_processor(model.processor).tokenizer
-    answered = AnswerTokens.of(tokenizer, answers, len(batch), end=end)
+    answered = AnswerTokens.of(tokenizer, answers, len(batch), end=end, first=first)
     request = score_request(model, batch, answered, remote)
 
     def result(output: Output, index: int) -> Scores:
