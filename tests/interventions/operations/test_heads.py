@@ -25,9 +25,9 @@ from embedlens import (
     BlockAttention,
     InputError,
     Plan,
+    ReplaceTokens,
     ScaleAttention,
     Unsupported,
-    WithdrawTokens,
 )
 from embedlens.interventions.program.steps import ScaleWeights
 from families.zoo import READABLE, built
@@ -377,8 +377,8 @@ def test_scaling_costs_its_queries_and_hides_nothing(twin: Any) -> None:
         )
     )
     assert scaling.total["spent"] == zeroing.total["spent"] > 0
-    # Where the image leaves behind layer 2, what nobody sees of it there need not be computed.
-    without = WithdrawTokens(layer=3)
+    # Where the image is overwritten behind layer 2, what nobody sees of it there is not needed.
+    without = ReplaceTokens(by="zero", layers=3)
     seen = Plan(without).cost(model, batch).total["saved"]
     last = {"queries": "text", "keys": "visual", "layers": 2}
     for concealing in (
