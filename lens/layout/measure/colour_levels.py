@@ -90,13 +90,14 @@ class ColourLevels:
         for level in (red, green):
             if ((level[seen] < -_SAME) | (level[seen] > 1 + _SAME)).any():
                 return None
-        made = []
-        for field in (red, green, seen):
-            whole = np.empty(flat.shape, dtype=field.dtype)
-            for of in self.colours:
-                whole[of] = field
-            made.append(np.moveaxis(whole.reshape(values.shape), 0, self.axis))
-        return made[0], made[1], made[2]
+        # What was read off one colour holds for the same place in the others.
+        place = np.empty(len(values), dtype=np.intp)
+        for of in self.colours:
+            place[of] = np.arange(len(of))
+        one = (len(red), *values.shape[1:])
+        whole = (field.reshape(one).take(place, 0) for field in (red, green, seen))
+        across, down, shown = (np.moveaxis(field, 0, self.axis) for field in whole)
+        return across, down, shown
 
 
 def unit_axis(tensor: Values) -> int:
