@@ -8,11 +8,12 @@ down, and blue, in one brightness that no padding has, that the element shows th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Values = NDArray[np.float32]
+Values = NDArray[np.floating[Any]]
 
 # Brightness of blue, as a share of the painted range: far from black, grey, white and mean colours.
 SHOWN = 3 / 14
@@ -46,10 +47,11 @@ class ColourLevels:
         element. None where colours are mixed, or what they tell is not what grey told.
         """
         axis = unit_axis(zero)
-        zeros, spans, seen, level = (
+        zeros, spans, level = (
             np.moveaxis(field, axis, 0).reshape(field.shape[axis], -1)
-            for field in (zero, span, shown, painted)
+            for field in (zero, span, painted)
         )
+        seen = np.moveaxis(shown, axis, 0).reshape(shown.shape[axis], -1)
         shares = np.moveaxis(told, axis, 1).reshape(3, len(zeros), -1)
         if not seen.any(1).all() or len(zeros) % 3:
             return None

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from .colour_levels import SHOWN, ColourLevels, shows
+from .colour_levels import SHOWN, ColourLevels, Values, shows
 
 # Brightness ``[height, width]``, or one for each colour ``[height, width, colour]``.
 Brightness = NDArray[np.uint8]
@@ -157,10 +157,7 @@ class MeasuredOrigins:
 
 
 def _origins(
-    steep: NDArray[np.float32],
-    flat: NDArray[np.float32],
-    shown: NDArray[np.bool_],
-    digits: Sequence[NDArray[np.float32]],
+    steep: Values, flat: Values, shown: NDArray[np.bool_], digits: Sequence[Values]
 ) -> PixelOrigins:
     """Places and owners by the levels that arrived of both ramps and of the images' digits."""
     scale = 1 - 2 * _TILT
