@@ -138,7 +138,8 @@ class Analysis:
 
     Attributes:
         name: Of the analysis and of its results.
-        run: Measures what a report is about.
+        run: Measures what a report is about; None where it has to be told more than a report's
+            material holds, such as plans: its own function is then called instead.
         figure: Draws a result.
         doing: What is being done while it runs, for a progress bar.
         needs: Fields of `Material` without which it cannot run, such as ``markers``.
@@ -158,7 +159,7 @@ class Analysis:
     """
 
     name: str
-    run: Callable[[Material], Result]
+    run: Callable[[Material], Result] | None
     figure: Callable[[Result], Figure]
     doing: str
     heading: str

@@ -44,7 +44,7 @@ Picture = tuple[int, int]
 class _Cell:
     """One visual token's place in its picture, its class ("" if unknown) and its first words.
 
-    ``hit``: whether one of all its words is right.
+    ``known``: whether it is known what it shows; ``hit``: whether one of its words is right then.
     """
 
     picture: Picture
@@ -55,6 +55,7 @@ class _Cell:
     bottom: float
     name: str
     words: tuple[str, ...]
+    known: bool
     hit: bool
 
     @property
@@ -125,9 +126,10 @@ def _cells(result: Result) -> Iterator[_Cell]:
     names = frame["class"].astype(object).where(frame["class"].notna(), "")
     pictures = zip(frame["sample"].tolist(), frame["image"].tolist(), strict=True)
     places = [frame[name].tolist() for name in ("tile", "left", "top", "right", "bottom")]
+    known = frame["hit"].notna() if "hit" in frame else [False] * len(frame)
     hits = frame["hit"].fillna(False).astype(bool) if "hit" in frame else [False] * len(frame)
     words = [name for name in frame.columns if "word_" in name][:_MOST_WORDS]
-    told = (names, frame[words].itertuples(index=False, name=None), hits)
+    told = (names, frame[words].itertuples(index=False, name=None), known, hits)
     for fields in zip(pictures, *places, *told, strict=True):
         if "{}/{}".format(*fields[0]) in result.meta["image_sizes"]:
             yield _Cell(*fields)
@@ -168,12 +170,17 @@ def _draw_patches(axes: Axes, result: Result, view: _View) -> None:
     sample, image = view.picture
     title = f"Image {sample + 1}" + (f", picture {image + 1}" if image else "")
     title += f", view {view.index + 1}" if view.of > 1 else ""
-    if any(cell.name for cell in view.cells):
-        alive = sum(cell.name == "alive" for cell in view.cells)
-        title += (
-            f": {alive} of {len(view.cells)} alive" if alive else ": no token is alive, no words"
-        )
-    axes.set_title(title)
+    axes.set_title(": ".join(filter(None, (title, ", ".join(_counts(view.cells))))))
+
+
+def _counts(cells: Sequence[_Cell]) -> Iterator[str]:
+    """How many patches are rightly named, of those of which one knows, and how many are alive."""
+    known = [cell for cell in cells if cell.known]
+    if known:
+        yield f"{sum(cell.hit for cell in known)} of {len(known)} rightly named"
+    if any(cell.name for cell in cells):
+        alive = sum(cell.name == "alive" for cell in cells)
+        yield f"{alive} of {len(cells)} alive" if alive else "no token is alive, no words"
 
 
 def _draw_class(axes: Axes, cell: _Cell) -> None:

@@ -306,6 +306,21 @@ def test_every_analysis_has_its_section_in_order() -> None:
         assert sentences(result)
 
 
+@pytest.mark.parametrize(
+    ("model", "called"),
+    [
+        ("/data/models/llava-13b", "llava-13b"),
+        ("./llava-13b/", "llava-13b"),
+        ("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-7b-hf"),
+    ],
+)
+def test_the_title_names_a_folder_by_its_last_part(model: str, called: str) -> None:
+    result = ablation()
+    named = Result(result.name, result.frame, result.tensors, {**result.meta, "model": model})
+    made = analysis_report([named], prompt="what ?", images=20, own_texts=True)
+    assert made.title == f"What the visual tokens of {called} carry"
+
+
 def test_few_images_are_a_limitation() -> None:
     def limits(images: int, own_texts: bool = True) -> str:
         results = [token_map(), ablation()]
