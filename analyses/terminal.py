@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ class Interrupted(Exception):
     """A command was interrupted; the message says what is left of its work."""
 
 
+_FIRST = "loading the model"
+
+
 def quiet() -> None:
     """Keep libraries from writing between our lines."""
     import huggingface_hub.utils as hub  # noqa: PLC0415 takes seconds: `--help` needs none of it
@@ -40,18 +44,40 @@ def quiet() -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A progress bar on a terminal, nothing elsewhere."""
+def progress_bar(*, stages: bool = False) -> Iterator[Progress]:
+    """A progress bar on a terminal; elsewhere nothing, or with ``stages`` a line for each one."""
     console = Console()
+    if stages and not console.is_terminal:
+        lines = _StageLines(console)
+        yield lines.show
+        lines.finish()
+        return
     text = TextColumn("{task.description}")
     columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("loading the model", total=None)
+        task = bar.add_task(_FIRST, total=None)
 
         def show(doing: str, done: int, total: int) -> None:
             bar.update(task, description=doing, completed=done, total=total)
 
         yield show
+
+
+class _StageLines:
+    """Says of every stage that is done how long it took: a refusal prints nothing but itself."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._doing, self._since = _FIRST, time.monotonic()
+
+    def show(self, doing: str, done: int, total: int) -> None:
+        if doing != self._doing:
+            self.finish()
+            self._doing, self._since = doing, time.monotonic()
+
+    def finish(self) -> None:
+        took = time.monotonic() - self._since
+        self._console.print(f"{took:5.0f} s  {self._doing}", highlight=False, soft_wrap=True)
 
 
 def show_findings(headlines: Sequence[str], page: Path) -> None:
