@@ -1,4 +1,4 @@
-"""The command line: embedlens demo, embedlens analyze, embedlens check."""
+"""The command line: embedlens demo, analyze, check, run and study."""
 
 import signal
 import sys
@@ -12,10 +12,20 @@ import typer
 
 # Faces and light files only: torch and its kin are imported when a command uses them, after its
 # arguments were checked.
-from embedlens import analyses, lens
+from embedlens import analyses, interventions, lens
 from embedlens.analyses import check as checks
 from embedlens.analyses import report
-from embedlens.analyses.terminal import progress_bar, quiet, refusal, show_checks, show_findings
+from embedlens.analyses.image_files import image_files
+from embedlens.analyses.studies import commands
+from embedlens.analyses.terminal import (
+    Interrupted,
+    progress_bar,
+    quiet,
+    refusal,
+    show_checks,
+    show_effect,
+    show_findings,
+)
 from embedlens.lens import inputs
 
 _DEMO = (
@@ -30,6 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # its tables of options give every flag a value
     help="See, change and measure what the visual tokens of a multimodal LLM carry.",
 )
+app.add_typer(commands.app, name="study")
 
 Device = Annotated[
     str | None,
@@ -100,7 +111,8 @@ def analyze(
         str, typer.Option(metavar="MODEL", help="Hub id or folder of an image-text-to-text model.")
     ],
     image: Annotated[
-        list[str], typer.Option(metavar="FILE", help="An image; repeat --image for more.")
+        list[str],
+        typer.Option(metavar="FILE", help="Image file, folder or glob in quotes; repeat for more."),
     ],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to ask about each image.")],
     answer: Annotated[
@@ -130,7 +142,7 @@ def analyze(
     """Look into any model with your own images."""
     report.check_folder(out, overwrite=overwrite)
     texts = None if text is None else report.read_sentences(text)
-    pictures = [inputs.read_image(path) for path in image]
+    pictures = [inputs.read_image(path) for path in image_files(image)]
     with progress_bar(stages=True) as progress:
         quiet()
         names = None if only is None else [analyses.find(n.strip()).name for n in only.split(",")]
@@ -152,6 +164,61 @@ def analyze(
     show_findings(made.headlines, page)
     if open_page:
         webbrowser.open(page.resolve().as_uri())
+
+
+@app.command()
+def run(
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="Hub id or folder of an image-text-to-text model.")
+    ],
+    plan: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="The plan's YAML or JSON.", exists=True, dir_okay=False),
+    ],
+    image: Annotated[
+        list[str],
+        typer.Option(metavar="FILE", help="Image file, folder or glob in quotes; repeat for more."),
+    ],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to ask about each image.")],
+    answer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Whose probability is told; without it, the model's own."
+        ),
+    ] = None,
+    markers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Saved markers, for plans that name classes.", exists=True
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="NUMBER", help="Limit of an answer.")
+    ] = 32,
+    device: Device = None,
+    dtype: Dtype = None,
+    attention: Attention = None,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Say what a plan does, and the answers with it and without."""
+    files = image_files(image)
+    pictures = [inputs.read_image(path) for path in files]
+    with progress_bar() as progress:
+        quiet()
+        made = interventions.Plan.from_yaml(plan.read_text(encoding="utf-8"))
+        load = _loader(model, device, dtype, attention, revision, trust_remote_code)
+        effect = analyses.effect_of_plan(
+            load(),
+            pictures,
+            prompt,
+            made,
+            answer=answer,
+            markers=None if markers is None else lens.Markers.load(markers),
+            max_new_tokens=max_new_tokens,
+            progress=progress,
+        )
+    show_effect(effect, [file.name for file in files])
 
 
 @app.command()
@@ -236,6 +303,8 @@ def main() -> None:
         code = INTERRUPTED
     except SystemExit as stop:  # some versions of typer end an interrupted command themselves
         code = stop.code
+    except Interrupted as stop:
+        _fail(str(stop), INTERRUPTED)
     except Exception as error:
         message = refusal(error)
         if message is None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -17,6 +18,14 @@ from rich.text import Text
 from ..lens.errors import EmbedlensError
 from ..lens.progress import Progress
 from .check.findings import CheckReport
+
+if TYPE_CHECKING:  # it brings torch
+    from .effect_of_plan import PlanEffect
+
+
+class Interrupted(Exception):
+    """A command was interrupted; the message says what is left of its work."""
+
 
 _FIRST = "loading the model"
 
@@ -77,6 +86,28 @@ def show_findings(headlines: Sequence[str], page: Path) -> None:
     for line in headlines:
         console.print(f"• {line}", soft_wrap=not console.is_terminal)
     console.print(f"\nThe whole story: {page}", soft_wrap=True)
+
+
+def show_lines(lines: Sequence[str]) -> None:
+    """Print lines as they are, however long."""
+    console = Console(highlight=False, markup=False)
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def show_effect(effect: "PlanEffect", names: Sequence[str]) -> None:
+    """Print what a plan does and what it did to every image's answer."""
+    show_lines([effect.words, effect.cost])
+    table = Table("image", "untouched", "with the plan", "probability", "with the plan", "change")
+    columns = ["untouched", "with_plan", "probability_untouched", "probability_with_plan", "change"]
+    for name, row in zip(names, effect.frame[columns].values.tolist(), strict=True):
+        before, after, p, q, change = row
+        cells = (name, before, after, f"{p:.3f}", f"{q:.3f}", f"{change:+.2f} nats")
+        table.add_row(*map(Text, cells))
+    Console(highlight=False, markup=False).print(table)
+    answers = list(dict.fromkeys(effect.frame["answer"]))
+    told = repr(answers[0]) if len(answers) == 1 else "what the untouched model writes"
+    show_lines([f"Probability and change (of its logarithm) are those of {told}."])
 
 
 def show_checks(found: CheckReport) -> None:

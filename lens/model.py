@@ -231,7 +231,8 @@ class VisualLM:
     @property
     def layers(self) -> list[Any]:
         """The decoder layers as nnsight envoys, for use inside a trace."""
-        return [self.nn.get(envoy_path(path)) for path in self.anatomy.layers]
+        nn = self.nn
+        return [nn.get(envoy_path(path)) for path in self.anatomy.layers]
 
     @property
     def embeddings(self) -> Float[Tensor, "vocab d"]:

@@ -33,7 +33,7 @@ class Sizes:
     questions: int  # about each
 
 
-FULL = Sizes(scenes=48, calibration=24, texts=96, asked=24, questions=3)
+FULL = Sizes(scenes=32, calibration=24, texts=64, asked=12, questions=2)
 QUICK = Sizes(scenes=16, calibration=16, texts=32, asked=10, questions=2)
 
 
@@ -82,7 +82,7 @@ def demo(
         "the two in which the smallest has.",
         markers=markers,
         truth=Truth(words, true_content(batch, shown)),
-        examples_at_once=36,
+        examples_at_once=sizes.asked * sizes.questions,
         seed=seed,
         progress=progress,
     )

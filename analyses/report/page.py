@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from ...lens.progress import Progress, silent
 from ..analysis import Analysis, Result, find, registered
 from ..claim import Claim, judged
 from ..figures import png, save_figure
 from ..folders import written_at_once
 from ..statistics import MIN_IMAGES
+from .page_environment import page_environment
 from .report_folder import PAGE, REPORT
 
 _FACTS = (
@@ -89,14 +88,7 @@ def write_report(
 
 def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     """The page, with the PNG picture of each result, by name, inside it."""
-    environment = Environment(
-        loader=PackageLoader("embedlens.analyses.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_unbroken,
-    )
+    environment = page_environment("embedlens.analyses.report")
     # What the results say of how they came about, the last one first.
     said = ({k: v for k, v in r.meta.items() if v is not None} for r in reversed(report.results))
     meta = ChainMap(*said)
@@ -111,11 +103,6 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
         facts=_facts(meta),
         packages=meta.get("packages", {}),
     )
-
-
-def _unbroken(value: object) -> object:
-    """Text whose percent signs stay beside their numbers when lines break."""
-    return value.replace(" %", "\N{NO-BREAK SPACE}%") if type(value) is str else value
 
 
 def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:

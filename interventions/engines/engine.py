@@ -29,6 +29,10 @@ class Engine(ABC):
     def apply(self, steps: Sequence[Step], scope: Scope, host: Any) -> Any:
         """The host with the steps in force, or a context inside which they are."""
 
+    def leaves_out(self, steps: Sequence[Step], scope: Scope) -> frozenset[int]:
+        """The places among the steps of those whose tokens it does not compute; none by default."""
+        return frozenset()
+
     def check_attention(
         self, edit: Literal["mask", "weights"], layer: int, model: Subject, by: str
     ) -> None:

@@ -22,6 +22,7 @@ from ..program.steps import Drop, Step, ZeroWeights
 from .attention_call import attention_call
 from .binding import ACTIONS, Action, module_of, plain
 from .engine import Engine, engine
+from .leaving_out import leaving_out
 from .mask_kinds import mask_kind
 from .payload.attention_masks import block
 from .payload.attention_weights import zero_weights
@@ -29,12 +30,14 @@ from .payload.carry_out import zero
 from .payload.drop_before_decoder import drop_before_decoder
 from .payload.drop_between_layers import drop_between_layers
 from .payload.generation_passes import carry_out_when, follow
+from .payload.leave_out import leave_out
 from .payload.shorter_tensors import taken
 from .payload.written_values import noise
 
 for _sent in (block, zero_weights, zero, drop_before_decoder, drop_between_layers, taken, noise):
     nnsight.register(_sent.__module__)
-nnsight.register(carry_out_when.__module__)
+for _sent_too in (carry_out_when, leave_out):
+    nnsight.register(_sent_too.__module__)
 
 
 @singledispatch
@@ -99,6 +102,10 @@ class NNsight(Engine):
         """Nnsight models."""
         return isinstance(host, Envoy)
 
+    def leaves_out(self, steps: Sequence[Step], scope: Scope) -> frozenset[int]:
+        """Zeroed FFNs, where that changes nothing else."""
+        return leaving_out(steps, scope)
+
     def check_attention(
         self, edit: Literal["mask", "weights"], layer: int, model: Subject, by: str
     ) -> None:
@@ -111,7 +118,12 @@ class NNsight(Engine):
     def apply(self, steps: Sequence[Step], scope: Scope, host: Any) -> Any:
         """A copy of the nnsight model on which every later trace carries out the steps."""
         clock = clock_of(steps, scope) if scope.during.kind == "generation" else None
-        return store_edits(host, [bound(step, scope) for step in steps], clock)
+        left = self.leaves_out(steps, scope)
+        actions = [
+            at_module(leave_out, step, scope) if number in left else bound(step, scope)
+            for number, step in enumerate(steps)
+        ]
+        return store_edits(host, actions, clock)
 
 
 def clock_of(steps: Sequence[Step], scope: Scope) -> dict[str, Any]:

@@ -119,12 +119,12 @@ class BridgeModel:
         batch: Batch,
         plan: Intervention | None,
         *,
-        capture: Capture,
-        layers: Collection[int],
+        capture: Capture | Mapping[Capture, Collection[int]],
+        layers: Collection[int] | Literal["all"] = "all",
         tokens: str | NDArray[np.bool_] = "all",
         **_: Any,
     ) -> Run:
-        """The states of one site in some layers, with a plan in force."""
+        """The states of some sites in some layers, with a plan in force."""
         rows, columns = capture_positions(batch, tokens)
         kept: dict[str, Tensor] = {}
 

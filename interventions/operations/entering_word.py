@@ -55,16 +55,19 @@ def entering_state(operation: Any, word: str, target: Target) -> Tensor:
         )
     changed = torch.where(torch.as_tensor(ordinary, device=ids.device), wanted, ids)
     probe = replace(batch, inputs={**batch.inputs, "input_ids": changed})
-    run = model.run(
-        probe,
-        None,
-        capture="residual",
-        layers=[0],
-        tokens=ordinary,
-        logits=None,
-        remote=target.during.remote,
-    )
-    states = run.residual[0].cpu()
+
+    def entering() -> Tensor:
+        run = model.run(
+            probe,
+            None,
+            capture={"residual": [0]},
+            tokens=ordinary,
+            logits=None,
+            remote=target.during.remote,
+        )
+        return run.residual[0].cpu()
+
+    states = target.during.once(("entering word", wanted), entering)
     apart = float((states - states[0]).abs().max())
     if apart > ALIKE * float(states[0].abs().max()):
         raise Unsupported(

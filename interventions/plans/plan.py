@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -13,13 +12,14 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from ...lens.errors import InputError
+from ...lens.errors import EmbedlensError, InputError
 from ...lens.inputs.batch import Batch
 from ...lens.runs.plan_protocol import Pass
 from ...lens.torch_settings import default_torch
 from ..engines.transformer_lens import Hook, fwd_hooks, in_force
-from ..operations.donor import Donor, Given, GivenVector, as_donor, captured
-from ..operations.needs import Need, StatesOf, bound_donors, bound_vectors, check_names
+from ..operations.donor import Given, as_donor
+from ..operations.first_passes import OWN, FirstPass, donor_passes, first_pass, lent
+from ..operations.needs import Need, StatesOf, Vector, bound_vectors, check_names
 from ..operations.operation import Operation
 from ..operations.phrases import Phrases
 from ..operations.target import Target
@@ -189,51 +189,44 @@ class Plan:
         self, model: Subject, batch: Batch, during: Pass
     ) -> tuple[Target, list[list[Step]]]:
         """Each operation's steps, and what they were lowered against."""
-        needs = self._needs()
-        donors = bound_donors(needs, dict(self.donors), model, during.remote)
-        earlier = self._earlier(needs, donors, model, batch, during)
+        needs, given = self._needs(), dict(self.donors)
+        first = self._first_passes(model, batch)
+        lenders = lent(first, given, model, during, lambda: _asked(during, model, batch))
         target = Target(
             model,
             batch,
             during,
             alone=len(self) == 1,
-            donors=donors,
-            vectors=bound_vectors(needs, dict(self.donors), model),
-            earlier=earlier,
+            donors={name: donor for name, donor in lenders.items() if name != OWN},
+            vectors=bound_vectors(needs, given, model),
+            earlier=lenders.get(OWN),
         )
         lowered = handed_on([operation.lower(target) for operation in self.operations])
         check_lowered(self.operations, lowered, target)
         return target, lowered
 
-    def _earlier(
-        self,
-        needs: list[tuple[Operation, Need]],
-        donors: Mapping[str, Donor],
-        model: Subject,
-        batch: Batch,
-        during: Pass,
-    ) -> Donor | None:
-        """What operations read in an earlier pass, with all but these in force."""
-        read = [(op, n) for op, n in needs if isinstance(n, StatesOf) and n.donor is None]
-        if not read:
-            return None
-        without = [op for op, _ in read]
-        kept = {
-            n: op
-            for n, op in enumerate(self.operations)
-            if op not in without and op.phase != "decode"
-        }
-        given: dict[str, Given] = {name: donor.run for name, donor in donors.items()}
-        given |= {name: held for name, held in self.donors if isinstance(held, GivenVector)}
-        plan = Plan(*kept.values())._with(given)
-        places = [place for _, need in read for place in need.places(model.n_layers)]
-        real = Scope(model, batch, during).real
-        try:
-            return captured(model, batch, plan, places, real, during.remote)
-        except InputError as error:
-            own = [f"operations.{n}" for n in kept]
-            told = re.sub(r"operations\.(\d+)", lambda found: own[int(found[1])], str(error))
-            raise InputError(told) from None
+    def _first_passes(self, model: Subject, batch: Batch) -> dict[str, FirstPass]:
+        """The passes that come first, by donor; that over the batch itself is called ``OWN``.
+
+        In that one all operations are in force but those that need it.
+        """
+        needs, given = self._needs(), dict(self.donors)
+        found = donor_passes(needs, given, model.n_layers)
+        own = [(op, n) for op, n in needs if isinstance(n, StatesOf) and n.donor is None]
+        if own:
+            without = [op for op, _ in own]
+            kept = {
+                n: op
+                for n, op in enumerate(self.operations)
+                if op not in without and op.phase != "decode"
+            }
+            plan = Plan(*kept.values())
+            names = {n.donor for _, n in plan._needs() if isinstance(n, StatesOf | Vector)}
+            plan = plan._with({name: held for name, held in given.items() if name in names})
+            needed = [need for _, need in own]
+            in_force = plan if kept else None
+            found[OWN] = first_pass(batch, needed, model.n_layers, in_force, tuple(kept))
+        return found
 
     @default_torch()
     def to_fwd_hooks(self, bridge: Any, batch: Batch, *, generating: bool = False) -> list[Hook]:
@@ -294,3 +287,14 @@ class Plan:
         how a selector is built and what contradicts what, :meth:`from_yaml` checks.
         """
         return plan_schema()
+
+
+def _asked(during: Pass, model: Subject, batch: Batch) -> Iterator[dict[str, FirstPass]]:
+    """What each plan of a call asks for; what is refused is said when that plan is compiled."""
+    for plan in during.together.plans if during.together else ():
+        if isinstance(plan, Plan):
+            try:
+                asked = plan._first_passes(model, batch)
+            except EmbedlensError:
+                continue
+            yield asked

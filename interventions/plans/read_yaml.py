@@ -37,10 +37,23 @@ class _Strict(yaml.SafeLoader):
 
 def read_operations(text: str) -> list[Operation]:
     """The operations of a plan's YAML or JSON."""
+    return operations_of(load_strictly(text, "the plan"))
+
+
+def load_strictly(text: str, what: str) -> Any:
+    """The data in YAML or JSON, each key of a mapping once.
+
+    Raises:
+        InputError: The text is neither, or has a key twice; the message begins with ``what``.
+    """
     try:
-        data = yaml.load(text, _Strict)  # a safe loader
+        return yaml.load(text, _Strict)  # a safe loader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"the plan is not valid YAML or JSON: {error}") from None
+        raise InputError(f"{what} is not valid YAML or JSON: {error}") from None
+
+
+def operations_of(data: Any) -> list[Operation]:
+    """The operations of a plan as plain data."""
     if not isinstance(data, dict) or set(data) != {"operations"}:
         found = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
         raise InputError(f"a plan has one key, 'operations', a list; found {found}")

@@ -30,6 +30,9 @@ def capture_sites(
     layers: Collection[SupportsIndex] | Literal["all"],
 ) -> list[dict[str, Any]]:
     """The sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them."""
+    if isinstance(capture, Mapping):
+        found = [capture_sites(anatomy, kind, those) for kind, those in capture.items()]
+        return sorted((site for sites in found for site in sites), key=_firing)
     kinds = {capture} if isinstance(capture, str) else set(capture)
     if unknown := kinds - set(SITES):
         raise InputError(f"cannot capture {sorted(unknown)}; there are {', '.join(SITES)}")
@@ -65,6 +68,12 @@ def capture_sites(
                     "or take layers='all', which skips it"
                 )
     return wanted
+
+
+def _firing(site: Mapping[str, Any]) -> tuple[int, int]:
+    """Layer, and place within it, in the order in which a model reaches sites."""
+    kind, layer = site["key"].split(".")
+    return int(layer), SITES.index(kind)
 
 
 def lowest_layer(wanted: list[dict[str, Any]], n_layers: int) -> int:

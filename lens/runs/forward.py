@@ -77,8 +77,9 @@ def run(
         batch: The inputs.
         plan: What to change; nothing when None.
         capture: ``residual`` (the stream entering a layer), ``attention``, ``ffn`` (what
-            they add to it).
-        layers: Layers to keep; for ``residual`` 0 to ``n_layers`` inclusive.
+            they add to it); or the layers of each, as ``{"residual": [0, 3], "ffn": [2]}``.
+        layers: Layers to keep; for ``residual`` 0 to ``n_layers`` inclusive. Not looked at where
+            ``capture`` says them.
         tokens: The visual tokens, in the order of ``batch.visual``; every position that is
             not padding; or a mask ``[sample, token]``.
         logits: Which positions' logits to keep.
@@ -126,7 +127,7 @@ def forward_pass(model: Any, host: Any, request: Request) -> Output:
                 states = read.save()  # type: ignore[attr-defined]
                 logits = nn.output.logits.save()
         except IndexError as error:
-            raise failed_lookup(asked, model.tokenizer) or error from error
+            raise failed_lookup(model.hf, asked, model.tokenizer) or error from error
     if len(logits) != samples:
         raise InputError(f"{len(logits)} rows of logits came back for {samples}")
     return Output(logits, states)

@@ -144,7 +144,7 @@ def _continued(
         # Sampling and beams fail by themselves where there are no probabilities.
         except Exception as error:
             if isinstance(error, IndexError):
-                raise failed_lookup(asked, model.tokenizer) or error from error
+                raise failed_lookup(model.hf, asked, model.tokenizer) or error from error
             if all_finite(largest):
                 raise
     if ids is None or not all_finite(largest):

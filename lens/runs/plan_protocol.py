@@ -6,11 +6,21 @@ sequence, how it stacks with others, and how it is applied. It knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from ..inputs.batch import Batch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """Plans that one call compiles for the same batch, one after the other."""
+
+    plans: tuple[Any, ...]  # all of them, None for those that change nothing
+    made: dict[Hashable, Any] = field(default_factory=dict)  # what :meth:`Pass.once` made
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,17 @@ class Pass:
     remote: bool | str = False  # as for :meth:`VisualLM.trace`; also of passes that a plan needs
     positions: bool = False  # whether states or logits are returned by their position in the prompt
     traced: bool = False  # whether the user may read states in it, in an open trace
+    # The plans that are compiled in the same call, so that what all of them need is made once
+    together: Together | None = field(default=None, compare=False, repr=False)
+
+    def once(self, what: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` returns, made once for all plans that are compiled together."""
+        if self.together is None:
+            return make()
+        if what not in self.together.made:
+            self.together.made[what] = make()
+        found: T = self.together.made[what]
+        return found
 
 
 @runtime_checkable

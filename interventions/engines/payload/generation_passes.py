@@ -75,7 +75,7 @@ def parts_of(step: dict[str, Any], now: dict[str, Any]) -> list[tuple[dict[str, 
     """What of a step falls into a pass: steps on rows and columns of its own, and decoding steps.
 
     A part's columns count from the end of the pass, because some layers compute its last tokens
-    only; its rows are those of one beam or copy.
+    only; its rows are those of one beam or copy. ``parts`` says how many it is one of.
     """
     start, end, prompt = now["start"], now["end"], now["prompt"]
     copies, prefill = now["rows"] // step["samples"], step["when"] == "prefill"
@@ -93,6 +93,7 @@ def parts_of(step: dict[str, Any], now: dict[str, Any]) -> list[tuple[dict[str, 
     if not prefill:
         later = range(max(start, prompt), end)
         meant = [(columns + position - end, position - prompt + 1) for position in later]
+    own["parts"] = copies * len(meant)
     if "others" in step:
         own["others"] = step["others"].repeat_interleave(copies, 0)
     found = []

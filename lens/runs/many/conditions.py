@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import InputError, Unsupported
 from ...inputs.batch import Batch
 from ..captures import lowest_layer
 from ..forward import Request
-from ..plan_protocol import Intervention, Program
+from ..plan_protocol import Intervention, Program, Together
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +42,11 @@ def compile_conditions(
     """
     model.anatomy.check_ids(request.inputs, model.tokenizer)
     lowest = lowest_layer(request.sites, model.n_layers)
+    during = replace(request.during, together=Together(tuple(plans)))
     conditions = []
     for index, plan in enumerate(plans):
         try:
-            program = None if plan is None else plan.compile(model, batch, request.during)
+            program = None if plan is None else plan.compile(model, batch, during)
         except (InputError, Unsupported) as error:
             if len(plans) == 1:
                 raise
