@@ -29,11 +29,7 @@ Shard = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """A declared study.
-
-    Example:
-        >>> result = Study.from_yaml(Path("dead-tokens.yaml")).run("dead-tokens")
-        >>> result.summary
+    """A declared study: ``Study.from_yaml(Path("study.yaml")).run("out")``.
 
     Attributes:
         file: What it says.
