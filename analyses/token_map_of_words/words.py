@@ -9,6 +9,7 @@ from ..numbers_in_words import listing, number, percent
 from ..report_inputs import Material
 from .figure import draw_token_map
 from .measure import token_map
+from .shown import view_token_map
 
 _MOST_WORDS = 6
 
@@ -108,6 +109,7 @@ TOKEN_MAP = Analysis(
     "table has three words of every alive token of the first image that has one.",
     table=_table,
     findings=_findings,
+    view=view_token_map,
     headline=False,
 )
 register(TOKEN_MAP)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from ...lens.errors import Unsupported
 from ..program.scope import Scope, Subject
@@ -19,7 +19,13 @@ from ..program.steps import Step
 
 
 class Engine(ABC):
-    """Binds sites to a host's own places and carries steps out there."""
+    """Binds sites to a host's own places and carries steps out there.
+
+    Attributes:
+        chooses: Whether it can choose a step's tokens in the pass in which they are edited.
+    """
+
+    chooses: ClassVar[bool] = False
 
     @abstractmethod
     def hosts(self, host: Any) -> bool:

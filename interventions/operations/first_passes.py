@@ -92,7 +92,7 @@ def first_pass(
 ) -> FirstPass:
     """A pass over a batch that has what is needed."""
     needs = list(needs)
-    tokens = np.any([need.tokens.select(batch).prompt for need in needs], axis=0)
+    tokens = np.any([need.tokens.select(batch, need.layer).prompt for need in needs], axis=0)
     places = frozenset(place for need in needs for place in need.places(n_layers))
     return FirstPass(batch, places, tokens, plan, numbers)
 

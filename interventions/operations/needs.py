@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...lens.errors import InputError
 from ...lens.runs.run import Site as Capture
+from ...lens.selectors.selectors import Selector
 from ..program.scope import Subject
-from ..selectors.selectors import Selector
 from .donor import Given, GivenVector
 
 
@@ -26,6 +26,7 @@ class StatesOf:
     # Name of the donor, bound by :meth:`Plan.given`. None for an earlier pass over the same batch,
     # in which all operations are in force but those that need such a pass.
     donor: str | None = None
+    layer: int | None = None  # in which they are chosen, where sets differ by layer
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ...lens.errors import InputError
+from ...lens.selectors.parser import is_its_text
 from ..operations.operation import OPERATIONS, Operation, explain
 
 
@@ -64,7 +65,15 @@ def operations_of(data: Any) -> list[Operation]:
 
 
 def written(operations: Collection[Operation]) -> dict[str, Any]:
-    """A plan as plain data, defaults left out."""
+    """A plan as plain data, defaults left out; refused where a selector has no text."""
+    for number, op in enumerate(operations):
+        for role, selector in op.selectors().items():
+            if not is_its_text(selector):
+                raise InputError(
+                    f"operations.{number}.{role}: {selector} scores by a function or a vector of "
+                    'yours, which has no text: use norm, cosine("word") or attention(…), or keep '
+                    "the plan in Python"
+                )
     return {
         "operations": [{"op": op.op, **op.model_dump(exclude_defaults=True)} for op in operations]
     }

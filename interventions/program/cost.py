@@ -90,7 +90,8 @@ def cost_of(
     others = [donor for donor in (*target.donors.values(), target.earlier) if donor is not None]
     passes = [(len(donor.batch), donor.batch.length, donor.passes) for donor in others]
     needs = [need for operation in operations for need in operation.needs()]
-    passes.append((len(batch), batch.length, sum(isinstance(n, OwnPass) for n in needs)))
+    own = sum(isinstance(need, OwnPass) for need in needs) + target.scoring_passes
+    passes.append((len(batch), batch.length, own))
     visible = visible_pairs(target) if operations else None
     flow = replace(_with_absences(Flow.of(operations, lowered, target)), visible=visible)
     used = flow.follow(until_dropped=True)

@@ -90,7 +90,7 @@ class Flow:
                 absences.append(Absence(number, layers, wide(meant["tokens"].prompt)))
             for need in operation.needs():
                 if isinstance(need, StatesOf) and need.donor is None:
-                    read = wide(need.tokens.select(scope.batch).prompt)
+                    read = wide(need.tokens.select(scope.batch, need.layer).prompt)
                     # What a sublayer adds has gone into the stream that enters the next layer.
                     places = [
                         (layer + (kind != "residual"), read)
@@ -161,6 +161,7 @@ class Flow:
                 used.transformed[layer] = added
                 middle = after | added
                 gathering = _through(at.get(Site(layer, "attention"), ()), middle, slots)
+                gathering = _through(at.get(Site(layer, "heads"), ()), gathering, slots)
                 masks = at.get(Site(layer, "mixing"), [])
                 for mask in masks:
                     mask.used |= self._hides(mask, middle)

@@ -7,7 +7,7 @@ sequence, how it stacks with others, and how it is applied. It knows nothing of 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from ..inputs.batch import Batch
@@ -34,6 +34,8 @@ class Pass:
     remote: bool | str = False  # as for :meth:`VisualLM.trace`; also of passes that a plan needs
     positions: bool = False  # whether states or logits are returned by their position in the prompt
     traced: bool = False  # whether the user may read states in it, in an open trace
+    own: bool = False  # whether it has one program only, which may find out in it what it needs
+    weights: bool = False  # whether the attention weights in force are read in it
     # The plans that are compiled in the same call, so that what all of them need is made once
     together: Together | None = field(default=None, compare=False, repr=False)
 
@@ -89,4 +91,8 @@ def in_force(plan: Intervention | None, model: Any, batch: Batch, during: Pass) 
         InputError: The batch has ids that the model does not know.
     """
     model.anatomy.check_ids(batch.inputs, model.tokenizer)
-    return model.nn if plan is None else plan.compile(model, batch, during).apply(model.nn)
+    return (
+        model.nn
+        if plan is None
+        else plan.compile(model, batch, replace(during, own=True)).apply(model.nn)
+    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from builders.browsers import headless_browser, opened
 from embedlens.analyses import Result, find
 from embedlens.analyses.alignment_by_layer.answer import answer
 from embedlens.analyses.report.demo import FULL, PROMPT, true_content, true_words
@@ -179,40 +178,23 @@ def test_truth_comes_from_the_scenes(shipped: VisualLM) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    found = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-    )
-    if not found:
-        assert not os.environ.get("CI"), "CI needs chromium on the PATH to look at the report"
-        pytest.skip("no chromium on the PATH to look at the report with")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+    with headless_browser() as found:
+        yield found
 
 
 @pytest.mark.parametrize("width", [1200, 400])
 def test_the_page_in_a_browser(demo: Demo, browser: Any, width: int) -> None:
-    complaints: list[str] = []
-    page = browser.new_page(viewport={"width": width, "height": 900})
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on(
-        "request",
-        lambda request: (
-            complaints.append(request.url)
-            if not request.url.startswith(("file:", "data:"))
-            else None
-        ),
-    )
-    page.goto((demo.folder / "report.html").as_uri())
+    page, complaints = opened(browser, demo.folder / "report.html", width)
     assert page.locator("img").count() == len(NAMES)
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 600)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("h2").count() == len(NAMES) + 3
     assert page.locator("table.claims tbody tr").count() >= 10
+    page.locator("iframe").scroll_into_view_if_needed()
+    viewer = page.frame_locator("iframe")
+    viewer.locator('.cell[data-class="alive"]').first.click()
+    first = demo.result("token_map").frame.query("`class` == 'alive' and sample == 0").iloc[0]
+    assert viewer.locator(".told tbody b").first.inner_text() == first["word_1"]
     assert complaints == []
     page.close()
 

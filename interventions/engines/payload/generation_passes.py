@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .chosen_tokens import with_chosen
+
 
 def follow(model: Any, store: dict[str, Any], clock: dict[str, Any], passes: Any) -> None:
     """Leave in the store, for every step, which tokens each pass of a generation is over.
@@ -112,13 +114,16 @@ def carry_out_when(
 ) -> None:
     """Carry a step out: in the one pass there is, or in a generation wherever its tokens are."""
     if "decoder" not in step:
-        action(model, store, step, 0)
+        action(model, store, with_chosen(model, store, step) if "chosen" in step else step, 0)
         return
     for _ in passes[:]:
         # Waits for the pass, which has been measured by then.
         model.get(step["decoder"]).inputs  # noqa: B018
         now = store["now"]
-        for part, decoded in parts_of(step, now):
+        parts = parts_of(step, now)
+        if parts and "chosen" in step:
+            parts = parts_of(with_chosen(model, store, step), now)
+        for part, decoded in parts:
             action(model, store, part, decoded)
         if step["when"] == "prefill" and now["cached"]:
             return

@@ -7,25 +7,30 @@ tokens as were removed only where so many are left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from ...lens.errors import InputError
-from ...lens.inputs.batch import Batch
+from ..errors import InputError
+from ..inputs.batch import Batch
+from ..token_names import CLASSES, NAMES
+from ..visual_tokens import KINDS
+from .scores import Scored
 from .selectors import (
-    CLASSES,
     And,
+    InLayer,
     Name,
     Not,
     Or,
     Random,
     Selection,
     Selector,
-    check_number,
+    Whole,
+    check_parts,
     visual_selection,
+    whole_number,
 )
+from .text_spans import Words
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,15 @@ class Near(Selector):
     the paper's code: what its ``target_ids`` name, docs/method.md (a2).
     """
 
-    word: int
+    word: Whole
 
     def __post_init__(self) -> None:
-        check_number(self, self.word)
+        object.__setattr__(self, "word", whole_number(self, self.word))
 
     def __str__(self) -> str:
         return f"near[{self.word}]"
 
-    def select(self, batch: Batch) -> Selection:
+    def select(self, batch: Batch, layer: int | None = None) -> Selection:
         """Tokens near the word; InputError for no such id, or a batch without nearest words."""
         nearest = None if batch.classes is None else batch.classes.nearest
         if nearest is None:
@@ -66,17 +71,23 @@ class Control(Selector):
     """
 
     of: Selector
-    seed: int = 0
+    seed: Whole = 0
 
     def __post_init__(self) -> None:
-        check_number(self, self.seed)
+        check_parts(self.of)
+        object.__setattr__(self, "seed", whole_number(self, self.seed))
 
     def __str__(self) -> str:
         return f"control(of={self.of}, seed={self.seed})"
 
-    def select(self, batch: Batch) -> Selection:
+    def parts(self) -> tuple[Selector, ...]:
+        """What it is the control of."""
+        return (self.of,)
+
+    def select(self, batch: Batch, layer: int | None = None) -> Selection:
         """One draw per sample; InputError if ``of`` holds tokens that are not visual."""
-        visual, of = Name("visual").select(batch).prompt, self.of.select(batch).prompt
+        visual = Name("visual").select(batch).prompt
+        of = self.of.select(batch, layer).prompt
         if (of & ~visual).any():
             raise InputError(
                 f"{self}: some of {self.of} are no visual tokens, and the control is drawn from "
@@ -93,33 +104,28 @@ class Control(Selector):
 
 
 def may_miss(selector: Selector | None) -> bool:
-    """Whether it names classes or words, of which an image need not have any."""
-    leaves = [] if selector is None else list(_leaves(selector))
-    return any(isinstance(x, Near) or (isinstance(x, Name) and x.name in CLASSES) for x in leaves)
+    """Whether it names classes, words or sets of one's own, which a sample need not have any of."""
+    held = {*CLASSES, "question"}
+    return selector is not None and any(
+        isinstance(node, Near | Words)
+        or (isinstance(node, Name) and (node.name in held or node.name not in NAMES))
+        for node in selector.nodes()
+    )
 
 
 def visual_only(selector: Selector) -> bool:
     """Whether it can hold visual tokens only, whatever the batch."""
     match selector:
         case Name(name):
-            return name not in ("text", "bos", "last", "generated")
+            return name in ("visual", *KINDS, *CLASSES)
         case And(left, right):
             return visual_only(left) or visual_only(right)
         case Or(left, right):
             return visual_only(left) and visual_only(right)
-        case Not():
+        case Not() | Words():
             return False
-        case Random(within=within):
+        case InLayer(inner):
+            return visual_only(inner)
+        case Random(within=within) | Scored(within=within):
             return visual_only(within)
     return True
-
-
-def _leaves(selector: Selector) -> Iterator[Selector]:
-    match selector:
-        case And(left, right) | Or(left, right):
-            yield from _leaves(left)
-            yield from _leaves(right)
-        case Not(inner):
-            yield from _leaves(inner)
-        case _:
-            yield selector
