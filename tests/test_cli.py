@@ -164,6 +164,7 @@ def test_wrong_usage(run: Any, tmp_path: Path, arguments: list[str]) -> None:
     refused(run, tmp_path, arguments, "embedlens --help")
 
 
+@pytest.mark.full
 def test_an_interrupt_leaves_nothing(
     run: Any, tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +255,7 @@ def test_check_prints_a_table_and_passes(run: Any, tmp_path: Path, picture: str)
     assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]
 
 
+@pytest.mark.full
 def test_check_as_json(run: Any) -> None:
     code, out, err = run("check", MODEL, "--json", "--device", "cpu", "--attention", "eager")
     assert (code, err) == (0, "")
@@ -274,6 +276,7 @@ def test_check_of_a_model_that_cannot_be_read_says_why(run: Any, tmp_path: Path)
     assert "transformers" in out
 
 
+@pytest.mark.full
 def test_check_of_a_model_that_fails(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VisualLM, "generate", lambda *_, **__: ["something else"])
     code, out, err = run("check", MODEL, "--device", "cpu")

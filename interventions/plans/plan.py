@@ -272,7 +272,7 @@ class Plan:
     def _only(self, operations: list[Operation]) -> Plan:
         """Some of the operations, with the donors that they ask for."""
         plan = Plan(*operations)
-        needs = [need for _, need in plan._needs() if not isinstance(need, OwnPass)]
+        needs = [need for _, need in plan._needs() if isinstance(need, StatesOf | Vector)]
         asked = {need.donor for need in needs}
         return plan._with({name: held for name, held in self.donors if name in asked})
 
