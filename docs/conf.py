@@ -25,6 +25,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 include_patterns = [
     "docs/**.md",
     "examples/notebooks/*.ipynb",
+    "examples/experiments/README.md",
     "examples/studies/README.md",
     "examples/train_shipped_model/README.md",
     "lens/shipped/README.md",
