@@ -47,6 +47,7 @@ class Request:
     sites: list[dict[str, Any]]  # to read, as :func:`.reading.read_sites` takes them
     rows: Int[Tensor, " selected"]  # batch rows of the tokens to read there
     columns: Int[Tensor, " selected"]  # their sequence positions
+    said: int | None  # of how many last positions logits are wanted; None for all
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +108,8 @@ def run_request(
     rows, columns = capture_positions(batch, tokens)
     during = Pass("forward", remote=remote, positions=bool(sites) or logits == "all")
     arguments = {} if logits == "all" else anatomy.last_logits(1)
-    return Request(batch.inputs, during, arguments, len(batch), sites, rows, columns)
+    said = None if logits == "all" else 1
+    return Request(batch.inputs, during, arguments, len(batch), sites, rows, columns, said)
 
 
 @torch.no_grad()

@@ -65,8 +65,7 @@ def _put_back(model: nn.Module) -> Iterator[None]:
     ]
     for module in modules:
         module.training = False
-        for name in _CARRIED & vars(module).keys():
-            setattr(module, name, None)
+    forget_last_prompt(model)
     try:
         yield
     finally:
@@ -78,6 +77,13 @@ def _put_back(model: nn.Module) -> Iterator[None]:
             held.update(attributes)
             module._buffers.clear()
             module._buffers.update(buffers)
+
+
+def forget_last_prompt(model: nn.Module) -> None:
+    """Drop what modules carry over from one prompt to the next."""
+    for module in model.modules():
+        for name in _CARRIED & vars(module).keys():
+            setattr(module, name, None)
 
 
 def _is_state(name: str) -> bool:

@@ -36,7 +36,8 @@ from embedlens.interventions.program.site import Site
 from embedlens.interventions.program.stacking import stacked
 from embedlens.interventions.program.steps import Write, Zero
 from embedlens.lens.runs import proof_record
-from embedlens.lens.runs.many.shared_passes import LAYERS, STACK, TOWERS
+from embedlens.lens.runs.many.shared_passes import LAYERS, TOWERS
+from embedlens.lens.runs.many.stacked_passes import STACK
 from embedlens.lens.runs.proof_record import proven_of
 from families.family import noise
 from families.zoo import built
