@@ -27,11 +27,6 @@ class Program:
         return len(self.steps)
 
     @property
-    def first_layer(self) -> int:
-        """First layer that is read or changed: ``n_layers`` behind all, -1 before the decoder."""
-        return min((step.site.layer for step in self.steps), default=self.scope.model.n_layers)
-
-    @property
     def changes_length(self) -> bool:
         """Whether it changes the length of the sequence, which other programs could not share."""
         return any(step.length_after is not None for step in self.steps)

@@ -60,10 +60,6 @@ class Program(Protocol):
     """What a plan compiled to, for one model, one batch and one kind of pass."""
 
     @property
-    def first_layer(self) -> int:
-        """First layer that is read or changed: ``n_layers`` behind all, -1 before the decoder."""
-
-    @property
     def changes_length(self) -> bool:
         """Whether it changes the length of the sequence, which other programs could not share."""
 

@@ -65,7 +65,8 @@ def _put_back(model: nn.Module) -> Iterator[None]:
     ]
     for module in modules:
         module.training = False
-    forget_last_prompt(model)
+        for name in _CARRIED & vars(module).keys():
+            setattr(module, name, None)
     try:
         yield
     finally:
@@ -77,13 +78,6 @@ def _put_back(model: nn.Module) -> Iterator[None]:
             held.update(attributes)
             module._buffers.clear()
             module._buffers.update(buffers)
-
-
-def forget_last_prompt(model: nn.Module) -> None:
-    """Drop what modules carry over from one prompt to the next."""
-    for module in model.modules():
-        for name in _CARRIED & vars(module).keys():
-            setattr(module, name, None)
 
 
 def _is_state(name: str) -> bool:

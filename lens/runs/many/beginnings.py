@@ -44,14 +44,6 @@ class Beginning:
     states: Mapping[str, Tensor]
 
 
-@dataclass(eq=False)
-class Untouched:
-    """The untouched pass, layer by layer: what each returned, and its keys and values."""
-
-    leaving: dict[int, Any] = field(default_factory=dict)
-    keys_values: dict[int, KeysValues] = field(default_factory=dict)
-
-
 class Memory:
     """How many bytes may be kept, and are."""
 
@@ -68,6 +60,42 @@ class Memory:
     def free(self, size: int) -> None:
         """So much is let go."""
         self.held -= size
+
+
+@dataclass(eq=False)
+class Untouched:
+    """The untouched pass, as far as there is room.
+
+    Attributes:
+        layers: The layers that are recorded.
+        memory: Bounds what is kept.
+        leaving: What each layer returned.
+        keys_values: Its keys and values.
+    """
+
+    layers: range
+    memory: Memory
+    leaving: dict[int, Any] = field(default_factory=dict)
+    keys_values: dict[int, KeysValues] = field(default_factory=dict)
+
+    def record(self, layer: int, output: Any) -> None:
+        """Keep what a layer returned."""
+        kept = copied(output)
+        if layer in self.layers and self.memory.take(size_of(kept)):
+            self.leaving[layer] = kept
+
+    def record_keys(self, layer: int, keys_values: KeysValues) -> None:
+        """Keep a layer's keys and values."""
+        known = layer in self.keys_values
+        if layer in self.layers and not known and self.memory.take(size_of(keys_values)):
+            self.keys_values[layer] = keys_values
+
+    def clear(self) -> None:
+        """Let all go."""
+        for kept in (*self.leaving.values(), *self.keys_values.values()):
+            self.memory.free(size_of(kept))
+        self.leaving.clear()
+        self.keys_values.clear()
 
 
 def size_of(value: Any) -> int:

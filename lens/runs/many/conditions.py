@@ -42,7 +42,7 @@ class Condition:
     @property
     def in_front(self) -> bool:
         """Whether it changes what lies in front of the layers, too."""
-        return any(touch.part not in PARTS or touch.layer < 0 for touch in self.touches)
+        return any(touch.part not in PARTS for touch in self.touches)
 
 
 def compile_conditions(

@@ -15,7 +15,7 @@ from ...opening.wrapping import module_path
 from ..forward import Output, Request
 from ..reading import by_sample, tensor_of
 from ..tracing import without_cache
-from ..undisturbed import forget_last_prompt
+from ..undisturbed import undisturbed
 from .some_rows import SomeRows
 
 
@@ -39,10 +39,7 @@ class HookedModel:
 
 
 def hooked_pass(host: HookedModel, inputs: Mapping[str, Tensor], request: Request) -> Output:
-    """A forward of the model as it is now, with all hooks on it; what is read has them in it.
-
-    Whoever calls this leaves the model undisturbed.
-    """
+    """A forward of the model as it is now, with all hooks on it; what is read has them in it."""
     model: Any = host.model
     states: dict[str, Tensor] = {}
     with ExitStack() as stack:
@@ -59,7 +56,7 @@ def hooked_pass(host: HookedModel, inputs: Mapping[str, Tensor], request: Reques
                 if site["side"] == "input"
                 else module.register_forward_hook(lambda _, __, output, keep=keep: keep(output))
             )
-        forget_last_prompt(model)
+        stack.enter_context(undisturbed(model))
         logits = model(**inputs, **without_cache(model), **request.arguments).logits
     if len(logits) != request.samples:
         raise InputError(f"{len(logits)} rows of logits came back for {request.samples}")

@@ -13,10 +13,10 @@ from ...opening.wrapping import need_processor
 from ...progress import Progress, silent
 from ...torch_settings import default_torch
 from ..forward import Kept, Layers, Output, Request, Tokens, as_run, run_request
+from ..one_at_a_time import alone
 from ..plan_protocol import Intervention
 from ..run import Run, Scores, Site
 from ..scoring import Answers, AnswerTokens, as_scores, score_request
-from ..undisturbed import undisturbed
 from .conditions import compile_conditions
 from .shared_passes import SharedPasses
 from .stacked_passes import StackedPasses
@@ -134,7 +134,7 @@ def _results(
     if max_memory is not None and max_memory < 0:
         raise InputError(f"max_memory={max_memory}: a number of bytes")
     results: dict[int, T] = {}
-    with undisturbed(model.hf):
+    with alone(model.hf):
         conditions = compile_conditions(model, batch, plans, request)
         passes: StackedPasses | SharedPasses
         if request.during.remote is False:

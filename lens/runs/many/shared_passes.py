@@ -29,7 +29,7 @@ from ..plan_protocol import Program, Touch
 from ..proof_record import proven_of
 from .beginnings import Beginning, Memory, Untouched
 from .conditions import Condition, kind_of, same_output
-from .decoder import Decoder, place_of_site
+from .decoder_on_batch import DecoderOnBatch, place_of_site
 from .decoder_pass import LOGITS, DecoderPass
 from .hooked_model import HookedModel, hooked_pass
 from .kept_outputs import before_decoder, keep_outputs, return_kept, watch_layers
@@ -75,7 +75,6 @@ class SharedPasses:
         self.beginnings: dict[tuple[Branch, Place], Beginning] = {}
         self.users: dict[tuple[Branch, Place], int] = {}
         self.untouched: Untouched | None = None
-        self.records = range(0)
 
     def run(
         self, conditions: Sequence[Condition]
@@ -89,13 +88,15 @@ class SharedPasses:
             for condition in touched:
                 yield [condition], [self._single(condition)]
             return
-        self.decoder = Decoder(
+        self.decoder = DecoderOnBatch(
             self.model.hf,
             self.model.anatomy,
             self.request,
             self.model.attn_implementation,
             [touch for condition in conditions for touch in condition.touches],
         )
+        # Weights come and go with whole calls of these modules.
+        self.offloaded = any("_hf_hook" in vars(module) for module in self.model.hf.modules())
         self.inputs = placed(self.model.hf, self.request.inputs)
         inside = [condition for condition in conditions if not condition.in_front]
         inside += self._untouched_pass(inside)
@@ -127,7 +128,7 @@ class SharedPasses:
         there = any(not condition.touches for condition in conditions)
         if gains <= (0 if there else 1):
             return []
-        self.untouched, self.records = Untouched(), range(first, layers)
+        self.untouched = Untouched(range(first, layers), self.memory)
         return [] if there else [Condition(-1, None)]
 
     # ------------------------------------------------------------ where a pass starts
@@ -225,6 +226,8 @@ class SharedPasses:
                 break
         for place in reserved:
             self.memory.free(self._room(place))
+        if self.untouched is not None and not condition.touches:
+            self.untouched.clear()
         return single or self._single(condition)
 
     def _acquit(self, suspected: Sequence[set[Hashable]]) -> None:
@@ -291,14 +294,16 @@ class SharedPasses:
         hf, alone = self.model.hf, (self.kind, ALONE)
         program, touches = self._left(condition, beginning)
         host = HookedModel(hf, {} if beginning is None else dict(beginning.store))
+        writes = self.untouched is not None and not condition.touches
+        if writes and self.untouched is not None:
+            self.untouched.clear()
         layers = DecoderPass(
             *(self.decoder, touches, host, self.right, self.kind),
             beginning=beginning,
             untouched=self.untouched,
-            records=() if condition.touches else self.records,
+            writes=writes,
             keeps=reserved,
-            memory=self.memory,
-            whole=self.right.get(alone) is False,
+            whole=self.right.get(alone) is False or self.offloaded,
         )
         with ExitStack() as stack:
             watched = () if alone in self.right else self.model.anatomy.layers

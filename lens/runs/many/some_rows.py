@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 KeysValues = tuple[Tensor, Tensor]
+Forward = Callable[..., Any]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 CACHES = ("past_key_values", "past_key_value")
 
 
@@ -58,12 +60,15 @@ class SomeRows:
             return type(value)(map(self.cut, value))
         return value
 
-    def masked(self, mask: Tensor | None, causal: bool) -> Tensor | None:
-        """The rows of a mask over keys, made where a kernel would have made its own."""
+    def masked(self, given: Arguments, causal: bool) -> Any:
+        """The rows of a layer's mask over keys, made where a kernel would have made its own."""
+        args, kwargs = given
+        mask = kwargs.get("attention_mask")
         if mask is not None or not causal or self.are_last:
-            return mask if mask is None else self.cut(mask)
-        keys = torch.arange(self.length, device=self.columns.device)
-        made = (keys <= self.columns[:, None])[None, None]
+            return self.cut(mask)
+        states = args[0] if args else kwargs["hidden_states"]
+        keys = torch.arange(self.length, device=states.device)
+        made = (keys <= self._index(states)[:, None])[None, None]
         return self._remember(None, made)
 
     def whole(self, value: Any) -> Any:
@@ -180,10 +185,6 @@ def filled(known: KeysValues, made: KeysValues, rows: SomeRows) -> KeysValues:
     return keys, values
 
 
-Forward = Callable[..., Any]
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
 def cache_name(kwargs: dict[str, Any]) -> str:
     """The name under which a layer takes its cache, which must be free."""
     names = [name for name in CACHES if name in kwargs]
@@ -209,7 +210,7 @@ def keys_and_values(
     args, kwargs = given
     name, ending = cache_name(kwargs), _Ending()
     if rows is not None:
-        mask = rows.masked(kwargs.get("attention_mask"), causal)
+        mask = rows.masked(given, causal)
         args, kwargs = rows.cut(args), {**rows.cut(kwargs), "attention_mask": mask}
     with suppress(_Ended):
         run(*args, **{**kwargs, name: ending})
@@ -238,7 +239,7 @@ def on_rows_with_keys(
     if "attention_mask" not in kwargs:
         raise CannotCut
     cache = _Filling(known, rows if own else None)
-    cut = {**rows.cut(kwargs), "attention_mask": rows.masked(kwargs["attention_mask"], causal)}
+    cut = {**rows.cut(kwargs), "attention_mask": rows.masked(given, causal)}
     output = run(*rows.cut(args), **{**cut, cache_name(kwargs): cache})
     if cache.calls != 1:
         raise CannotCut

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,7 @@ MASKABLE = frozenset({"sdpa", "eager"})
 
 
 @dataclass(frozen=True, eq=False)
-class Decoder:
+class DecoderOnBatch:
     """A decoder, one batch, and what is read.
 
     Attributes:
@@ -89,10 +89,28 @@ class Decoder:
         return found
 
     def flags(self, touch: Touch) -> Tensor:
-        """The positions that a step touches, ``[token]``."""
-        if touch.columns is None or touch.looks_around:
-            return ~self.none()
-        return self.none().index_fill(0, touch.columns, True)
+        """Positions that a step touches, and those it looks at, ``[token]``."""
+        return ~self.none() if touch.looks_around else self._columns(touch)
+
+    def changed_by(self, touches: Iterable[Touch], parts: Collection[int]) -> Tensor:
+        """Positions that steps change at some parts of a layer, ``[token]``."""
+        found = self.none()
+        for touch in touches:
+            if PARTS.index(touch.part) in parts and not touch.reads:
+                found |= self._columns(touch)
+        return found
+
+    def read_by(self, touches: Iterable[Touch]) -> Tensor:
+        """Positions that steps read, ``[token]``."""
+        found = self.none()
+        for touch in touches:
+            if touch.reads:
+                found |= self._columns(touch)
+        return found
+
+    def _columns(self, touch: Touch) -> Tensor:
+        none = self.none()
+        return ~none if touch.columns is None else none.index_fill(0, touch.columns, True)
 
     def captured(self, layer: int) -> Tensor:
         """Positions at which something a layer adds is captured, ``[token]``."""
