@@ -54,7 +54,7 @@ class DecoderPass:
 
     def __init__(
         self,
-        decoder: DecoderOnBatchOnBatch,
+        decoder: DecoderOnBatch,
         touches: Sequence[Touch],
         host: HookedModel,
         right: dict[Hashable, bool],
@@ -149,7 +149,8 @@ class DecoderPass:
         """Changed rows, and those that the layer's steps change at some of its parts."""
         if changed is None:
             return None
-        return changed | self.decoder.changed_by(self.here.get(index, ()), parts)
+        by_steps = self.decoder.changed_by(self.here.get(index, ()), parts)
+        return torch.logical_or(changed, by_steps)
 
     # ------------------------------------------------------------ ways to compute a layer
 

@@ -105,7 +105,7 @@ class LayerWays:
         rows = needed | wanted
         if last and self._few(rows, MOST_ROWS):
             masked = given[1].get("attention_mask") is not None
-            variant = (masked, self._rows(rows).are_last)
+            variant = (masked, self._rows(rows).are_last, *_edges(rows))
             yield Way(LAST, partial(self._of_last, index, run, given, rows), rows, variant)
 
     def _from_beginning(
@@ -130,7 +130,7 @@ class LayerWays:
             yield Way("ffn known", partial(self._knowing, both, run, given), needed)
         if start.leaving is not None and by_rows and self._few(rows, MOST_CHANGED_ROWS):
             compute = partial(self._some_knowing, known, run, given, rows, start.leaving)
-            yield Way("mixer known, some rows", compute, needed)
+            yield Way("mixer known, some rows", compute, needed, _edges(rows))
         yield Way("mixer known", partial(self._knowing, known, run, given), needed)
 
     def _changed_rows(
@@ -157,7 +157,7 @@ class LayerWays:
                 self.host.show(chosen)
                 return _among(leaving, chosen, on_rows(run, given, chosen))
 
-            yield Way("changed rows", compute, needed)
+            yield Way("changed rows", compute, needed, _edges(rows))
             return
         keys_values = self.untouched.keys_values.get(index)
         if keys_values is None:
@@ -177,7 +177,7 @@ class LayerWays:
             return _among(leaving, chosen, made)
 
         masked = given[1].get("attention_mask") is not None
-        variant = (masked, chosen.are_last, bool(beyond.any()))
+        variant = (masked, chosen.are_last, bool(beyond.any()), *_edges(rows))
         yield Way("changed rows", compute_with_keys, needed, variant)
 
     def _of_last(self, index: int, run: Forward, given: Arguments, rows: Tensor) -> Any:
@@ -224,6 +224,11 @@ class LayerWays:
 
     def _few(self, rows: Tensor, share: float) -> bool:
         return 0 < int(rows.sum()) <= share * self.decoder.length
+
+
+def _edges(rows: Tensor) -> tuple[bool, bool]:
+    """Whether the first and the last row are among some: a module may look at these."""
+    return bool(rows[0]), bool(rows[-1])
 
 
 def _among(leaving: Any, rows: SomeRows, made: Any) -> Any:
