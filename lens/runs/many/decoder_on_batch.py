@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -129,13 +129,17 @@ class DecoderOnBatch:
         causal = bool(getattr(self.mixers[layer], "is_causal", True))
         return causal and self.attention == "sdpa"
 
-    def seen_from(self, layer: int, changed: Tensor, mask: Any) -> Tensor:
-        """Positions that may see one of the changed ones in a layer, ``[token]``."""
+    def seen_from(self, layer: int, changed: Tensor, given: Mapping[str, Any]) -> Tensor:
+        """Positions that may see one of the changed ones in a layer, ``[token]``.
+
+        By the mask among the layer's arguments, where it is given one.
+        """
         kind, everything = self.anatomy.mixer_kinds[layer], ~self.none()
         if kind == "none" or not bool(changed.any()):
             return changed
-        if kind not in MASKED:
+        if kind not in MASKED or "attention_mask" not in given:
             return everything
+        mask = given["attention_mask"]
         if mask is None:
             first = int(changed.int().argmax())
             return torch.arange(self.length) >= first if self.is_causal(layer) else everything

@@ -129,7 +129,7 @@ class DecoderPass:
         entered = self._with(self.changed, index, (0,))
         behind = None
         if entered is not None:
-            seen = self.decoder.seen_from(index, entered, kwargs.get("attention_mask"))
+            seen = self.decoder.seen_from(index, entered, kwargs)
             behind = self._with(seen, index, (1, ATTENTION, FFN))
         output = self._best(index, run, (args, kwargs), entered, behind)
         self.changed = behind

@@ -202,6 +202,8 @@ class SharedPasses:
         reserved, left_out = self._reserved(branch), list[set[Hashable]]()
         single: Output | None = None
         steps = {(self.kind, STEPS, t.kind) for t in condition.touches if condition.hooks}
+        if any(self.right.get(key) is False for key in steps):
+            return self._given_up(condition, reserved, None)
         new = set[Hashable]()
         for suspect in (None, *SUSPECTS):
             if suspect is not None:
@@ -210,8 +212,6 @@ class SharedPasses:
                     continue
                 left_out.append(suspected)
                 self.right |= dict.fromkeys(suspected, False)
-            if any(self.right.get(key) is False for key in steps):
-                break
             relies = set[Hashable](steps)
             done = self._tried(condition, beginning, reserved, relies)
             new = relies - self.right.keys()
@@ -222,8 +222,15 @@ class SharedPasses:
                 self._acquit(left_out[:-1])
                 self._keep(branch, done, reserved)
                 return done.output
-            if not new:
-                break
+        # Nothing that was left out is to blame: so what is left is.
+        self._acquit(left_out)
+        self.right |= dict.fromkeys(new, False)
+        return self._given_up(condition, reserved, single)
+
+    def _given_up(
+        self, condition: Condition, reserved: Sequence[Place], single: Output | None
+    ) -> Output:
+        """A condition's output by itself; nobody starts from its pass."""
         for place in reserved:
             self.memory.free(self._room(place))
         if self.untouched is not None and not condition.touches:

@@ -119,3 +119,30 @@ def test_what_was_broken_after_the_comparison_would_show(
         relative(run.logits, single.logits) for run, (_, single) in zip(many, own, strict=True)
     ]
     assert max(moved) > 100 * RELATIVE
+
+
+class LooksAtTheLast(torch.nn.Module):
+    """An activation that adds to the last row it is given, whichever that is."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        made = self.inner(states)
+        return torch.cat([made[:, :-1], made[:, -1:] + 5], 1)
+
+
+def test_a_comparison_with_the_last_row_says_nothing_about_one_without_it() -> None:
+    made = tiny.build()
+    mlp = made.model.model.language_model.layers[1].mlp
+    mlp.act_fn = LooksAtTheLast(mlp.act_fn)
+    model = VisualLM(made.model, made.processor)
+    batch = model.encode(tiny.image(0), tiny.PROMPTS["middle"])
+    plans = [
+        None,
+        *(Plan(AblateAttention(layers=1, tokens=tokens)) for tokens in ("visual | last", "visual")),
+    ]
+    own = singles(model, batch, plans)
+    for found, (plan, expected) in zip(model.run_many(batch, plans), own, strict=True):
+        assert relative(found.logits, expected.logits) <= RELATIVE, plan
