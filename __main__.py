@@ -1,7 +1,8 @@
-"""The command line: embedlens demo, embedlens analyze, embedlens check."""
+"""The command line: embedlens demo, analyze, check, run and study."""
 
 import signal
 import sys
+import webbrowser
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -11,26 +12,49 @@ import typer
 
 # Faces and light files only: torch and its kin are imported when a command uses them, after its
 # arguments were checked.
-from embedlens import analyses, lens
+from embedlens import analyses, interventions, lens
 from embedlens.analyses import check as checks
 from embedlens.analyses import report
-from embedlens.analyses.terminal import progress_bar, quiet, refusal, show_checks, show_findings
+from embedlens.analyses.image_files import image_files
+from embedlens.analyses.studies import commands
+from embedlens.analyses.terminal import (
+    Interrupted,
+    progress_bar,
+    quiet,
+    refusal,
+    show_checks,
+    show_effect,
+    show_findings,
+)
 from embedlens.lens import inputs
+
+_DEMO = (
+    "Looking into the small model that comes along, on drawn scenes whose truth is known: {time}."
+)
 
 NOT_PASSED, REFUSED, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its tables of options give every flag a value
     help="See, change and measure what the visual tokens of a multimodal LLM carry.",
 )
+app.add_typer(commands.app, name="study")
 
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of every random choice.")]
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...; a GPU if there is one."),
+]
+Seed = Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Of every random choice.")]
+Open = Annotated[
+    bool, typer.Option("--open", help="Show the page in your browser when it is done.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an older report folder.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")]
-Attention = Annotated[str | None, typer.Option(help="sdpa or eager.")]
-Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
+Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Where to put the report.")]
+Dtype = Annotated[str | None, typer.Option(metavar="TYPE", help="float32, bfloat16, float16.")]
+Attention = Annotated[str | None, typer.Option(metavar="KIND", help="sdpa or eager.")]
+Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Revision of a hub model.")]
 RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")
 ]
@@ -54,50 +78,72 @@ def _options(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("embedlens-demo"),
+    out: Out = Path("embedlens-demo"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer scenes: sooner done, with wider intervals.")
+    ] = False,
     seed: Seed = 0,
     device: Device = None,
+    open_page: Open = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Look into the small model that comes along, on scenes whose truth is known."""
+    """Look into the small model that comes along, on scenes whose truth is known.
+
+    Every analysis, on drawn scenes, in about a minute; one page says what they found.
+    """
     report.check_folder(out, overwrite=overwrite)
-    with progress_bar() as progress:
+    typer.echo(_DEMO.format(time="half a minute" if quick else "about a minute"))
+    with progress_bar(stages=True) as progress:
         quiet()
         model = lens.VisualLM.load(device=device)
-        made = report.demo.demo_report(report.demo.demo(model, seed=seed, progress=progress))
+        sizes = report.demo.QUICK if quick else report.demo.FULL
+        results = report.demo.demo(model, sizes=sizes, seed=seed, progress=progress)
+        made = report.demo.demo_report(results, sizes)
         page = report.write_report(made, out, overwrite=overwrite, progress=progress)
     show_findings(made.headlines, page)
+    if open_page:
+        webbrowser.open(page.resolve().as_uri())
 
 
 @app.command()
 def analyze(
-    model: Annotated[str, typer.Option(help="Hub id or folder of an image-text-to-text model.")],
-    image: Annotated[list[str], typer.Option(help="Image file; repeat for more.")],
-    prompt: Annotated[str, typer.Option(help="What to ask about each image.")],
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="Hub id or folder of an image-text-to-text model.")
+    ],
+    image: Annotated[
+        list[str],
+        typer.Option(metavar="FILE", help="Image file, folder or glob in quotes; repeat for more."),
+    ],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to ask about each image.")],
     answer: Annotated[
-        str | None, typer.Option(help="The right answer; without it, the model's own counts.")
+        str | None,
+        typer.Option(metavar="TEXT", help="The right answer; without it, the model's own counts."),
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(help="File of sentences, one a line, to compare tokens with.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Sentences, one a line, to compare tokens with."),
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option("--analyses", help="Names, with commas between them; all by default."),
+        typer.Option(
+            "--analyses", metavar="NAMES", help="With commas between them; all by default."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("embedlens-report"),
+    out: Out = Path("embedlens-report"),
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
     attention: Attention = None,
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
+    open_page: Open = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Look into any model with your own images."""
     report.check_folder(out, overwrite=overwrite)
     texts = None if text is None else report.read_sentences(text)
-    pictures = [inputs.read_image(path) for path in image]
-    with progress_bar() as progress:
+    pictures = [inputs.read_image(path) for path in image_files(image)]
+    with progress_bar(stages=True) as progress:
         quiet()
         names = None if only is None else [analyses.find(n.strip()).name for n in only.split(",")]
         load = _loader(model, device, dtype, attention, revision, trust_remote_code)
@@ -116,13 +162,74 @@ def analyze(
         )
         page = report.write_report(made, out, overwrite=overwrite, progress=progress)
     show_findings(made.headlines, page)
+    if open_page:
+        webbrowser.open(page.resolve().as_uri())
+
+
+@app.command()
+def run(
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="Hub id or folder of an image-text-to-text model.")
+    ],
+    plan: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="The plan's YAML or JSON.", exists=True, dir_okay=False),
+    ],
+    image: Annotated[
+        list[str],
+        typer.Option(metavar="FILE", help="Image file, folder or glob in quotes; repeat for more."),
+    ],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to ask about each image.")],
+    answer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Whose probability is told; without it, the model's own."
+        ),
+    ] = None,
+    markers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Saved markers, for plans that name classes.", exists=True
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="NUMBER", help="Limit of an answer.")
+    ] = 32,
+    device: Device = None,
+    dtype: Dtype = None,
+    attention: Attention = None,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Say what a plan does, and the answers with it and without."""
+    files = image_files(image)
+    pictures = [inputs.read_image(path) for path in files]
+    with progress_bar() as progress:
+        quiet()
+        made = interventions.Plan.from_yaml(plan.read_text(encoding="utf-8"))
+        load = _loader(model, device, dtype, attention, revision, trust_remote_code)
+        effect = analyses.effect_of_plan(
+            load(),
+            pictures,
+            prompt,
+            made,
+            answer=answer,
+            markers=None if markers is None else lens.Markers.load(markers),
+            max_new_tokens=max_new_tokens,
+            progress=progress,
+        )
+    show_effect(effect, [file.name for file in files])
 
 
 @app.command()
 def check(
-    model: Annotated[str, typer.Argument(help="Hub id or folder of an image-text-to-text model.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Hub id or folder of an image-text-to-text model."),
+    ],
     image: Annotated[
-        str | None, typer.Option(help="Image file to check with; a small one of noise without it.")
+        str | None,
+        typer.Option(metavar="FILE", help="An image to check with; a small one of noise without."),
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -196,6 +303,8 @@ def main() -> None:
         code = INTERRUPTED
     except SystemExit as stop:  # some versions of typer end an interrupted command themselves
         code = stop.code
+    except Interrupted as stop:
+        _fail(str(stop), INTERRUPTED)
     except Exception as error:
         message = refusal(error)
         if message is None:

@@ -22,9 +22,11 @@ from torch import Tensor
 from ..lens.errors import InputError
 from .claim import Claim
 from .figures import png
+from .figures.style import NOTEBOOK_DPI
 from .provenance import provenance_line
 from .report_inputs import Material
 from .result_folder import read_folder, write_folder
+from .viewer import View
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,21 @@ class Result:
             raise InputError(f"no figure for a result named {self.name!r}; figures: {names}")
         return known[self.name].figure(self)
 
+    def view(self, most: int | None = None) -> View:
+        """Pictures of the tokens to look at and point into, where the analysis has them.
+
+        Args:
+            most: Show no more pictures than this; all when None.
+
+        Raises:
+            InputError: There is none for a result of this name.
+        """
+        view = find(self.name).view
+        if view is None:
+            has = ", ".join(name for name, known in registered().items() if known.view is not None)
+            raise InputError(f"no view of a result named {self.name!r}; there are: {has}")
+        return view(self, most)
+
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write a folder with a parquet table, safetensors and a JSON record.
 
@@ -90,7 +107,7 @@ class Result:
         return cls(*read_folder(Path(folder)))
 
     def _repr_html_(self) -> str:
-        picture = b64encode(png(self.plot(), dpi=110)).decode()
+        picture = b64encode(png(self.plot(), dpi=NOTEBOOK_DPI)).decode()
         rows = self.frame.head(8).to_html(index=False, border=0, float_format="{:.3f}".format)
         return (
             f"<h4>{html.escape(self.name)}</h4>{rows}"
@@ -121,7 +138,8 @@ class Analysis:
 
     Attributes:
         name: Of the analysis and of its results.
-        run: Measures what a report is about.
+        run: Measures what a report is about; None where it has to be told more than a report's
+            material holds, such as plans: its own function is then called instead.
         figure: Draws a result.
         doing: What is being done while it runs, for a progress bar.
         needs: Fields of `Material` without which it cannot run, such as ``markers``.
@@ -133,13 +151,15 @@ class Analysis:
             come from its table.
         claims: The paper's claims that a result can speak to.
         table: A small table for the report, every cell in words; None for none.
+        view: The tokens of a result to look at and point into, in some of its pictures or (None)
+            in all; None where there is nothing of the kind.
         headline: Whether the first finding belongs into the summary.
         order: Place in the report, low first.
         claims_order: Place of the claims among those of other analyses, low first.
     """
 
     name: str
-    run: Callable[[Material], Result]
+    run: Callable[[Material], Result] | None
     figure: Callable[[Result], Figure]
     doing: str
     heading: str
@@ -149,6 +169,7 @@ class Analysis:
     claims: Callable[[Result], list[Claim]] = _no_claims
     data: Callable[[Result], str] = _nothing
     table: Callable[[Result], pd.DataFrame | None] = _no_table
+    view: Callable[[Result, int | None], View] | None = None
     needs: tuple[str, ...] = ()
     headline: bool = True
     order: int = 100

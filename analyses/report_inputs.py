@@ -35,6 +35,7 @@ class Material:
         examples: Questions about images.
         texts: Sentences to compare visual tokens with.
         pictured: The batches that get a picture; all of them when None.
+        pictured_by: How these were chosen, in a sentence; empty where nothing was.
         markers: Tell the classes of tokens apart; None where nothing could be found.
         truth: What the tokens of the one batch show; None for images nobody has described.
         examples_at_once: Examples per pass.
@@ -47,6 +48,7 @@ class Material:
     examples: Sequence[Example]
     texts: Sequence[str]
     pictured: Sequence[Batch] | None = None
+    pictured_by: str = ""
     markers: Markers | None = None
     truth: Truth | None = None
     examples_at_once: int = 16

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..interventions.selectors import Selector, parse_selector
 from ..lens.errors import InputError
 from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
+from ..lens.selectors import Selector, parse_selector
 
 
 def directions(

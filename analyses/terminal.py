@@ -2,10 +2,12 @@
 
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -16,6 +18,16 @@ from rich.text import Text
 from ..lens.errors import EmbedlensError
 from ..lens.progress import Progress
 from .check.findings import CheckReport
+
+if TYPE_CHECKING:  # it brings torch
+    from .effect_of_plan import PlanEffect
+
+
+class Interrupted(Exception):
+    """A command was interrupted; the message says what is left of its work."""
+
+
+_FIRST = "loading the model"
 
 
 def quiet() -> None:
@@ -32,18 +44,40 @@ def quiet() -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A progress bar on a terminal, nothing elsewhere."""
+def progress_bar(*, stages: bool = False) -> Iterator[Progress]:
+    """A progress bar on a terminal; elsewhere nothing, or with ``stages`` a line for each one."""
     console = Console()
+    if stages and not console.is_terminal:
+        lines = _StageLines(console)
+        yield lines.show
+        lines.finish()
+        return
     text = TextColumn("{task.description}")
     columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("loading the model", total=None)
+        task = bar.add_task(_FIRST, total=None)
 
         def show(doing: str, done: int, total: int) -> None:
             bar.update(task, description=doing, completed=done, total=total)
 
         yield show
+
+
+class _StageLines:
+    """Says of every stage that is done how long it took: a refusal prints nothing but itself."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._doing, self._since = _FIRST, time.monotonic()
+
+    def show(self, doing: str, done: int, total: int) -> None:
+        if doing != self._doing:
+            self.finish()
+            self._doing, self._since = doing, time.monotonic()
+
+    def finish(self) -> None:
+        took = time.monotonic() - self._since
+        self._console.print(f"{took:5.0f} s  {self._doing}", highlight=False, soft_wrap=True)
 
 
 def show_findings(headlines: Sequence[str], page: Path) -> None:
@@ -52,6 +86,28 @@ def show_findings(headlines: Sequence[str], page: Path) -> None:
     for line in headlines:
         console.print(f"• {line}", soft_wrap=not console.is_terminal)
     console.print(f"\nThe whole story: {page}", soft_wrap=True)
+
+
+def show_lines(lines: Sequence[str]) -> None:
+    """Print lines as they are, however long."""
+    console = Console(highlight=False, markup=False)
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def show_effect(effect: "PlanEffect", names: Sequence[str]) -> None:
+    """Print what a plan does and what it did to every image's answer."""
+    show_lines([effect.words, effect.cost])
+    table = Table("image", "untouched", "with the plan", "probability", "with the plan", "change")
+    columns = ["untouched", "with_plan", "probability_untouched", "probability_with_plan", "change"]
+    for name, row in zip(names, effect.frame[columns].values.tolist(), strict=True):
+        before, after, p, q, change = row
+        cells = (name, before, after, f"{p:.3f}", f"{q:.3f}", f"{change:+.2f} nats")
+        table.add_row(*map(Text, cells))
+    Console(highlight=False, markup=False).print(table)
+    answers = list(dict.fromkeys(effect.frame["answer"]))
+    told = repr(answers[0]) if len(answers) == 1 else "what the untouched model writes"
+    show_lines([f"Probability and change (of its logarithm) are those of {told}."])
 
 
 def show_checks(found: CheckReport) -> None:

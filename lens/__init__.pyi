@@ -8,6 +8,7 @@ from .markers import Markers
 from .model import VisualLM
 from .readouts import ContextLens, ContextReadout, EmbedLens, LogitLens, Readout, TextBank
 from .runs.generation import Answers
+from .runs.generation_details import Generation
 from .runs.run import Run, Scores
 from .token_classes import CLASS_NAMES, TokenClasses
 from .visual_tokens import VisualTokens
@@ -22,6 +23,7 @@ __all__ = [
     "ContextReadout",
     "EmbedLens",
     "EmbedlensError",
+    "Generation",
     "InputError",
     "Layout",
     "LogitLens",

@@ -21,7 +21,7 @@ from .loading import Checkpoint, open_checkpoint
 from .opening.loaded_model import LoadedModel, Stage
 from .opening.unwrapping import unwrapped
 from .opening.wrapping import envoy_path, need_processor, origin_of, own_processor
-from .runs import forward, generation, many, scoring
+from .runs import forward, generation, generation_details, generation_trace, many, scoring
 from .runs.plan_protocol import Intervention, Pass, in_force
 from .runs.remote import need_weights
 from .runs.tracing import trace_forward
@@ -231,7 +231,8 @@ class VisualLM:
     @property
     def layers(self) -> list[Any]:
         """The decoder layers as nnsight envoys, for use inside a trace."""
-        return [self.nn.get(envoy_path(path)) for path in self.anatomy.layers]
+        nn = self.nn
+        return [nn.get(envoy_path(path)) for path in self.anatomy.layers]
 
     @property
     def embeddings(self) -> Float[Tensor, "vocab d"]:
@@ -255,7 +256,10 @@ class VisualLM:
             images: One image for all prompts, one per prompt, a list per prompt, or None. An
                 image is a PIL image, a file (its name, its bytes or a file object, or a row
                 ``{"bytes", "path"}`` of ``datasets``) or a uint8 array ``[height, width, 3]``;
-                it is turned upright, and what is transparent lies on white.
+                it is turned upright, and what is transparent lies on white. Several images with
+                one text are one sample if the text has their placeholders; if it has none, say
+                which is meant: ``encode([images], prompt)`` is one sample,
+                ``encode(images, [prompt] * n)`` are n.
             prompts: One prompt or several; shorter ones are padded on the left. A prompt is text,
                 or a conversation as transformers takes it: a list of ``{"role", "content"}``, the
                 images in it or in ``images``.
@@ -268,8 +272,8 @@ class VisualLM:
                 layout of the visual tokens is not understood by itself.
 
         Raises:
-            InputError: An unreadable image, a number of images or a layout that does not fit,
-                or a model without a processor.
+            InputError: An unreadable image, a number of images or a layout that does not fit or
+                can be read in two ways, or a model without a processor.
             Unsupported: The model takes no videos.
         """
         need_processor(self._processor)
@@ -312,6 +316,10 @@ class VisualLM:
         there has the plan's changes in it. A remote block takes along what it names, so there
         write ``layers = model.layers`` before it and use ``layers[i]`` inside.
 
+        Where the plan acts it acts first. So an edit of your own at the same place that starts from
+        what it reads there keeps the plan's changes; a tensor from elsewhere that is written there
+        takes the place of all that was there, the plan's changes included.
+
         Args:
             batch: The inputs.
             plan: What to change; nothing when None.
@@ -328,6 +336,8 @@ class VisualLM:
     run_many = many.run_many
     generate = generation.generate
     generate_ids = generation.generate_ids
+    generate_details = generation_details.generate_details
+    generating = generation_trace.generating
     score = scoring.score
     score_many = many.score_many
 

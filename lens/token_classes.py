@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 from .frozen_mapping import frozen
+from .html_parts import block, class_chip, note, share_bar, table
 
 CLASS_NAMES = ("sink", "dead", "alive")
 SINK_KINDS = ("vit-sink", "llm-sink")
@@ -74,6 +75,15 @@ class TokenClasses:
         shares = {COMMON: self.mask(COMMON).mean(), **self.shares()}
         said = {name: f"{share:.0%} {name}" for name, share in shares.items()}
         return f"{size}: {said['alive']} of which {said[COMMON]}, {said['dead']}, {said['sink']})"
+
+    def _repr_html_(self) -> str:
+        if not self.membership or not len(self):
+            return block(repr(self))
+        counts = {name: int(self.mask(name).sum()) for name in (*MARKER_KINDS, "alive")}
+        rows = [(class_chip(name), count) for name, count in counts.items()]
+        told = note(f"{COMMON} tokens are alive ones; {self.overlap} tokens are sink and dead")
+        title = f"TokenClasses: {len(self)} visual tokens"
+        return block(title, share_bar(self.shares()), table(("kind", "tokens"), rows), told)
 
     def __len__(self) -> int:
         return len(self.membership["dead"] if self.nearest is None else self.nearest.ids)

@@ -33,6 +33,8 @@ ADDENDS = Tolerance(1e-4, 1e-2, 4e-2)
 LOGITS = Tolerance(1e-4, 1e-2, 5e-2)
 # A row entering the decoder and the word embedding or image feature it was made from.
 ENTERING_ROWS = Tolerance(1e-5, 2e-3, 1.6e-2)
+# What a module makes of a row among others and among fewer, by the largest number it makes.
+ROW_WISE = Tolerance(1e-5, 2e-3, 1.6e-2)
 # States of one text token, computed in batches of different shapes and through many layers.
 TEXT_STATES = Tolerance(2e-3, 2e-2, 1e-1)
 # Logits of the same tokens with and without an input that does not matter, by the largest logit.

@@ -16,6 +16,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from .html_parts import block, note, table
+from .image_rows import COLUMNS, image_rows
+
+_MOST_SHOWN = 12  # images in a notebook
 KINDS = ("patch", "newline", "separator", "latent", "unplaced")
 EDGES = ("left", "top", "right", "bottom")
 
@@ -67,6 +71,10 @@ class VisualTokens:
         kinds = dict(Counter(self.kind.tolist()))
         told = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
         return f"VisualTokens({len(self)} tokens of {images} images: {told or 'none'})"
+
+    def _repr_html_(self) -> str:
+        rows = image_rows(self.frame, _MOST_SHOWN)
+        return block(repr(self), table(COLUMNS, rows), note("frame has one row per token"))
 
     def __len__(self) -> int:
         return len(self.sample)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,11 +17,12 @@ import pytest
 from PIL import Image
 
 import embedlens
-from builders.results import ablation
+from builders.results import ablation, all_results
 from embedlens import VisualLM
 from embedlens.__main__ import main
 from embedlens.analyses import Result, find
 from embedlens.analyses.report import analyze as analysis
+from embedlens.analyses.report.demo import QUICK
 from embedlens.analyses.report.sentences import everyday_sentences
 from embedlens.lens.scenes import scenes
 from processes import ROOT, run_python
@@ -193,6 +195,44 @@ def test_a_bug_is_not_dressed_up_as_the_users_fault(
         run(*analyze(picture))
 
 
+def test_the_demo_says_what_it_does_names_its_stages_and_shows_its_page(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    looked_at: list[Any] = []
+
+    def short(_: Any, *, sizes: Any, seed: int, progress: Any) -> list[Result]:
+        looked_at.append(sizes)
+        for step in range(3):
+            progress("counting sheep", step, 3)
+        return all_results()
+
+    monkeypatch.setattr("embedlens.analyses.report.demo.demo", short)
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    code, out, err = run("demo", "--quick", "--open", "--device", "cpu")
+    assert (code, err) == (0, "")
+    announced, *lines = out.splitlines()
+    assert "half a minute" in announced
+    stages = [re.fullmatch(r" *\d+ s  (.+)", line) for line in lines[:3]]
+    assert [found and found[1] for found in stages] == [
+        "loading the model",
+        "counting sheep",
+        "drawing",
+    ]
+    assert opened == [(tmp_path / "embedlens-demo" / "report.html").as_uri()]
+    assert looked_at == [QUICK]
+    page = (tmp_path / "embedlens-demo" / "report.html").read_text()
+    assert f"{QUICK.scenes} scenes it has never seen" in page
+
+
+def test_flags_read_like_flags(run: Any) -> None:
+    for command in ("demo", "analyze", "check"):
+        _, out, _ = run(command, "--help")
+        assert re.findall(r"^ +(--\w[\w-]*)  ", out, re.MULTILINE)
+        assert not re.search(r"^ +--\w[\w-]* *<", out, re.MULTILINE)
+        assert "BOOL" not in out.upper()
+
+
 def test_version_and_help(run: Any) -> None:
     from importlib.metadata import version
 
@@ -243,7 +283,7 @@ def test_check_of_a_model_that_fails(run: Any, monkeypatch: pytest.MonkeyPatch) 
 
 def test_check_of_what_is_no_model(run: Any, tmp_path: Path, picture: str) -> None:
     (tmp_path / "cut.png").write_bytes(Path(picture).read_bytes()[:80])
-    refused(run, tmp_path, ["check"], "model", "embedlens --help")
+    refused(run, tmp_path, ["check"], "MODEL", "embedlens --help")
     refused(run, tmp_path, ["check", "nobody/no-such-model"], "nobody/no-such-model")
     refused(run, tmp_path, ["check", str(tmp_path)], "config.json")
     refused(run, tmp_path, ["check", MODEL, "--image", "cut.png"], "cut.png")

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from ...lens import Scores
 from ...lens.errors import InputError
@@ -14,48 +13,10 @@ from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.opening.wrapping import need_processor
 from ...lens.progress import Progress
-from ..example import Example
+from ..questions import Questions
 from .layer_sets import WRONG_IMAGE, Zeroing
 
 DOING = "zeroing attention and FFN"
-
-
-@dataclass(frozen=True, eq=False)
-class Questions:
-    """Examples with their images, and for each another one with other images, if there is one."""
-
-    examples: Sequence[Example]
-    pictures: Sequence[tuple[Image.Image, ...]]
-    wrong: Sequence[int | None]
-
-    @property
-    def own_answers(self) -> bool:
-        """Whether what the untouched model says counts as right."""
-        return self.examples[0].answer is None
-
-    def encode(self, model: VisualLM, asked: Sequence[int], shown: Sequence[int]) -> Batch:
-        """The prompts of some examples with the images of others, or of the same."""
-        images = [list(self.pictures[i]) for i in shown]
-        return model.encode(images, [self.examples[i].prompt for i in asked])
-
-    def answers(
-        self, model: VisualLM, part: Sequence[int], batch: Batch, length: int
-    ) -> list[str] | list[list[int]]:
-        """What counts as right in a part of the examples: text, or the ids the model wrote.
-
-        Its own answer is never compared as text: what a byte-level tokenizer wrote is another
-        answer once it is decoded, stripped and tokenised again (agreement with itself: 0 %).
-        """
-        if not self.own_answers:
-            return [self.examples[i].answer or "" for i in part]
-        written = model.generate_ids(batch, max_new_tokens=length, do_sample=False, num_beams=1)
-        if [] in written:
-            prompt = self.examples[part[written.index([])]].prompt
-            raise InputError(
-                f"the model answers nothing to {prompt!r}: ask another question or give the "
-                "answer to score"
-            )
-        return written
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +31,7 @@ class Answered:
 def score_all(
     model: VisualLM,
     questions: Questions,
+    wrong: Sequence[int | None],
     conditions: Sequence[Zeroing],
     tokens: str,
     markers: Markers | None,
@@ -79,7 +41,8 @@ def score_all(
 ) -> Answered:
     """Score all answers under all conditions: every plan on a batch, then its wrong images.
 
-    Conditions that zero the same are run once.
+    Conditions that zero the same are run once. ``wrong`` has for each example another one with
+    other images, if there is one.
     """
     n, end = len(questions.examples), not questions.own_answers
     plans = {c.same_run: c.plan(tokens) for c in conditions if c is not WRONG_IMAGE}
@@ -95,20 +58,16 @@ def score_all(
     def told(before: int) -> Progress:
         return lambda _, scored, __: progress(DOING, before + scored, total)
 
-    for start in range(0, n, batch_size):
-        part = range(start, min(start + batch_size, n))
-        batch = questions.encode(model, part, part)
-        if markers is not None:
-            batch = batch.with_classes(markers.classify(model, batch))
-        given = questions.answers(model, part, batch, max_new_tokens)
+    for part, batch in questions.batches(model, batch_size, markers):
+        given = _answers(model, questions, part, batch, max_new_tokens)
         answers += given
         many = model.score_many(batch, given, [*plans.values()], end=end, progress=told(done))
         for run, scores in zip(plans, many, strict=True):
             put(run, part, scores)
-        donors = {i: other for i in part if (other := questions.wrong[i]) is not None}
+        donors = {i: other for i in part if (other := wrong[i]) is not None}
         if donors:
-            batch = questions.encode(model, [*donors], [*donors.values()])
-            scores = model.score(batch, [answers[i] for i in donors], end=end)
+            shown = questions.encode(model, [*donors], [*donors.values()])
+            scores = model.score(shown, [answers[i] for i in donors], end=end)
             put(WRONG_IMAGE.same_run, [*donors], scores)
         done += len(row)
         progress(DOING, done, total)
@@ -116,3 +75,23 @@ def score_all(
     tokenizer = need_processor(model.processor).tokenizer
     said = [a if isinstance(a, str) else str(tokenizer.decode(a)).strip() for a in answers]
     return Answered(said, right[rows], logprob[rows])
+
+
+def _answers(
+    model: VisualLM, questions: Questions, part: Sequence[int], batch: Batch, length: int
+) -> list[str] | list[list[int]]:
+    """What counts as right in a part of the examples: text, or the ids the model wrote.
+
+    Its own answer is never compared as text: what a byte-level tokenizer wrote is another
+    answer once it is decoded, stripped and tokenised again (agreement with itself: 0 %).
+    """
+    if not questions.own_answers:
+        return [questions.examples[i].answer or "" for i in part]
+    written = model.generate_ids(batch, max_new_tokens=length, do_sample=False, num_beams=1)
+    if [] in written:
+        prompt = questions.examples[part[written.index([])]].prompt
+        raise InputError(
+            f"the model answers nothing to {prompt!r}: ask another question or give the "
+            "answer to score"
+        )
+    return written

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure, SubFigure
 from ..analysis import Result
 from ..figures.curves import curve, layer_axis, percent_axis
 from ..figures.style import ACCENT, CHANCE, INK, MUTED, SECOND, new_figure, style, tidy
+from ..questions import OWN_ANSWER
 from ..rows import one, select
 from .layer_sets import in_all_layers
-from .measure import OWN_ANSWER
 
 _SCOPES = {
     "single": ("In one layer i", "i"),

@@ -6,18 +6,16 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool
 
 from ...lens.errors import InputError
-from ...lens.inputs.content import image_content
 from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.progress import Progress, silent
 from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..example import Example
-from ..one_image import image_groups
 from ..provenance import provenance
+from ..questions import Questions, check_examples
 from ..statistics import (
     Estimate,
     Interval,
@@ -28,7 +26,7 @@ from ..statistics import (
     paired_test,
     proportion,
 )
-from .answers import Answered, Questions, score_all
+from .answers import Answered, score_all
 from .layer_sets import (
     CLEAN,
     OPERATIONS,
@@ -40,8 +38,6 @@ from .layer_sets import (
     wrong_images,
     zeroed,
 )
-
-OWN_ANSWER = "the untouched model's own answer"
 
 
 @default_torch()
@@ -104,30 +100,25 @@ def ablation(
             operation or scope, a batch in which no token is selected, or an answer without tokens.
     """
     _check(examples, operations, scopes, batch_size)
-    pictures = [example.read() for example in examples]
-    contents = [tuple(image_content(image) for image in row) for row in pictures]
-    wrong = wrong_images(contents, seed)
-    questions = Questions(examples, pictures, wrong)
-    asked = [(images, e.prompt) for images, e in zip(contents, examples, strict=True)]
-    _refuse_two_answers(asked, examples)
+    questions = Questions.of(examples)
+    wrong = wrong_images(questions.contents, seed)
     conditions = [CLEAN, WRONG_IMAGE, *zeroed(operations, scopes, model.n_layers)]
     answered = score_all(
-        model, questions, conditions, tokens, markers, batch_size, max_new_tokens, progress
+        model, questions, wrong, conditions, tokens, markers, batch_size, max_new_tokens, progress
     )
-    tasks = [example.task for example in examples]
     meta = provenance(
         model,
         seed=seed,
         plan=" | ".join(f"{name} at {tokens}" for name in operations),
         tokens=tokens,
         batch_size=batch_size,
-        examples=len(set(asked)),
-        images=len({image for row in contents for image in row}),
+        examples=len(set(questions.asked)),
+        images=questions.images(questions.first("all")),
         margin=margin,
-        reference=OWN_ANSWER if questions.own_answers else "the given answers",
+        reference=questions.reference,
         answers=answered.answers,
         prompts=[example.prompt for example in examples],
-        tasks=list(dict.fromkeys(tasks)),
+        tasks=questions.tasks,
         conditions=[[c.operation, c.scope, c.layer] for c in conditions],
         unmatched_wrong_images=wrong.count(None),
     )
@@ -135,50 +126,20 @@ def ablation(
         "right": torch.from_numpy(answered.right).float(),
         "logprob": torch.from_numpy(answered.logprob).float(),
     }
-    frame = _frame(conditions, answered, tasks, asked, margin, seed)
+    frame = _frame(conditions, answered, questions, margin, seed)
     return Result("ablation", frame, tensors, meta)
 
 
 def _check(
     examples: Sequence[Example], operations: Sequence[str], scopes: Sequence[str], batch_size: int
 ) -> None:
-    if not examples:
-        raise InputError("there are no examples to answer")
-    if len({example.answer is None for example in examples}) > 1:
-        raise InputError("some examples have an answer and some have none: give all or none")
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size}: at least one example per pass")
+    check_examples(examples, batch_size)
     for what, given, known in (
         ("operation", operations, tuple(OPERATIONS)),
         ("scope", scopes, SCOPES),
     ):
         if unknown := [name for name in given if name not in known]:
             raise InputError(f"no {what} {unknown[0]!r}; there are {', '.join(known)}")
-
-
-_Question = tuple[tuple[int, ...], str]
-"""The images of an example, by content, and its prompt."""
-
-
-def _refuse_two_answers(asked: Sequence[_Question], examples: Sequence[Example]) -> None:
-    """Of two right answers to one question the model can give one only."""
-    answers: dict[_Question, str | None] = {}
-    for question, example in zip(asked, examples, strict=True):
-        if answers.setdefault(question, example.answer) != example.answer:
-            raise InputError(
-                f"{example.prompt!r} is asked twice about the same image, with the answers "
-                f"{answers[question]!r} and {example.answer!r}: give one"
-            )
-
-
-def _first(asked: Sequence[_Question], among: Sequence[bool]) -> Bool[np.ndarray, " example"]:
-    """Which examples are meant and ask what none before them asks: a repeated one counts once."""
-    seen: set[_Question] = set()
-    found = []
-    for question, meant in zip(asked, among, strict=True):
-        found.append(meant and question not in seen)
-        seen |= {question} if meant else set()
-    return np.array(found)
 
 
 def _interval(estimate: Callable[..., Estimate]) -> Interval:
@@ -188,8 +149,7 @@ def _interval(estimate: Callable[..., Estimate]) -> Interval:
 def _frame(
     conditions: Sequence[Zeroing],
     answered: Answered,
-    tasks: Sequence[str],
-    asked: Sequence[_Question],
+    questions: Questions,
     margin: float,
     seed: int,
 ) -> pd.DataFrame:
@@ -197,10 +157,9 @@ def _frame(
     right, logprob = answered.right.T, answered.logprob.T
     clean = np.broadcast_to(right[:, [conditions.index(CLEAN)]], right.shape)
     rows = []
-    for task in ("all", *dict.fromkeys(tasks)):
-        here = _first(asked, [task in ("all", name) for name in tasks])
-        own = [images for (images, _), mine in zip(asked, here, strict=True) if mine]
-        groups, n_images = image_groups(own), len({image for row in own for image in row})
+    for task in ("all", *questions.tasks):
+        here = questions.first(task)
+        groups, n_images = questions.groups(here), questions.images(here)
         difference = partial(paired_difference, right[here], clean[here], groups)
         measures = {
             "accuracy": proportion(right[here], groups),

@@ -10,12 +10,13 @@ import pandas as pd
 from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, Claim
 from ..numbers_in_words import counted, difference, listing, p_value, percent, points, share
+from ..questions import OWN_ANSWER
 from ..rows import one, select
 from ..statistics import Evidence, holm
 from .answers import DOING
 from .figure import draw_ablation
 from .layer_sets import in_all_layers
-from .measure import OWN_ANSWER, ablation
+from .measure import ablation
 
 _OPERATIONS = {"attention": "attention", "ffn": "the FFN"}
 _SURE = 0.05

@@ -59,7 +59,7 @@ def alignment(
       chance gives, and for text of every layer as a ``reference``: its tokens in place of the
       visual ones, compared with the other sentences.
     - norms: median L2 norm of text states, visual states and entry tokens per layer;
-      ℓ* = argmin_l |median‖text_l‖ − median‖entry‖| is the norm-matched layer.
+      ``ℓ* = argmin_l |median‖text_l‖ − median‖entry‖|`` is the norm-matched layer.
 
     First tokens of sentences, and tokens whose norm is massive at some layer, are left out of
     everything. The nearest layer is the one whose reference curve is most like the observed one;

@@ -16,11 +16,12 @@ from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from ...lens.class_colors import CLASS_COLORS as CLASS_COLORS  # figures take all colours here
+
 WIDTH = 7.0
 """Width of a figure in inches: a text column of a paper."""
 
-CLASS_COLORS = {"sink": "#D55E00", "dead": "#7F7F7F", "alive": "#0072B2"}
-"""Colours of the token classes, the same in every figure."""
+NOTEBOOK_DPI = 110
 
 INK = "#222222"
 MUTED = "#767676"
@@ -62,10 +63,20 @@ def style() -> Iterator[None]:
         yield
 
 
+class NotebookFigure(Figure):
+    """A figure that a notebook shows when a cell returns it, with any backend.
+
+    Jupyter draws figures of its own accord only once pyplot has made one.
+    """
+
+    def _repr_png_(self) -> bytes:
+        return png(self, dpi=NOTEBOOK_DPI)
+
+
 def new_figure(height: float, width: float = WIDTH) -> Figure:
     """An empty figure that pyplot does not know, so that nothing piles up or pops up."""
     spacing = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.05, hspace=0.04, wspace=0.03)
-    figure = Figure(figsize=(width, height), layout=spacing)
+    figure = NotebookFigure(figsize=(width, height), layout=spacing)
     FigureCanvasAgg(figure)
     return figure
 

@@ -1,6 +1,7 @@
 """The same analyses for anybody's model and images."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ...lens.inputs.content import refuse_repeated
 from ...lens.inputs.encoder import ImageLike, read_image
@@ -117,8 +118,14 @@ def analysis_report(
             f"{ENOUGH_IMAGES} or more.",
         )
     return Report(
-        title=f"What the visual tokens of {results[0].meta['model']} carry",
+        title=f"What the visual tokens of {_called(results[0].meta['model'])} carry",
         data=f"{images} image{'s' if images > 1 else ''}, asked: “{prompt}”",
         limitations=limitations,
         results=results,
     )
+
+
+def _called(model: str) -> str:
+    """A folder by its last part; a hub id as it is."""
+    folder = Path(model)
+    return folder.name if folder.is_absolute() or model.startswith(".") else model

@@ -1,11 +1,15 @@
 """The demonstration: every analysis on the shipped model and scenes whose truth is known."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from ...lens.inputs.batch import Batch
 from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.progress import Progress, silent
+from ...lens.readouts.embed_lens import EmbedLens
 from ...lens.scenes import BACKGROUND, SLIVER, Scene, scenes
 from ..analysis import Result
 from ..causal_evidence_of_markers import causal_evidence
@@ -15,11 +19,27 @@ from .page import Report
 from .runs import run_all
 
 PROMPT = "describe the image ."
-_SHOWN, _SCENES, _CALIBRATION, _TEXTS, _ASKED, _QUESTIONS = 4, 48, 24, 96, 24, 3
 _SEEDS_PER_RUN = 10_000  # no two runs with different seeds, and no two parts of one, share a scene
 
 
-def demo(model: VisualLM, *, seed: int = 0, progress: Progress = silent) -> list[Result]:
+@dataclass(frozen=True)
+class Sizes:
+    """How much the demonstration looks at."""
+
+    scenes: int
+    calibration: int  # scenes on which markers are discovered
+    texts: int  # scenes in words, to compare tokens with
+    asked: int  # of the scenes, those that are asked about
+    questions: int  # about each
+
+
+FULL = Sizes(scenes=32, calibration=24, texts=64, asked=12, questions=2)
+QUICK = Sizes(scenes=16, calibration=16, texts=32, asked=10, questions=2)
+
+
+def demo(
+    model: VisualLM, *, sizes: Sizes = FULL, seed: int = 0, progress: Progress = silent
+) -> list[Result]:
     """Run every analysis on held-out scenes.
 
     Markers are discovered, without labels, on scenes of their own; the text bank describes yet
@@ -27,6 +47,7 @@ def demo(model: VisualLM, *, seed: int = 0, progress: Progress = silent) -> list
 
     Args:
         model: The shipped model, or another that learnt the same scenes.
+        sizes: How much is looked at.
         seed: Which scenes, and every other random choice.
         progress: Called after every step.
 
@@ -35,9 +56,9 @@ def demo(model: VisualLM, *, seed: int = 0, progress: Progress = silent) -> list
         registered.
     """
     start = seed * _SEEDS_PER_RUN
-    shown = scenes(_SCENES, start=start)
-    calibration = scenes(_CALIBRATION, start=start + 1000)
-    told = scenes(_TEXTS, start=start + 2000)
+    shown = scenes(sizes.scenes, start=start)
+    calibration = scenes(sizes.calibration, start=start + 1000)
+    told = scenes(sizes.texts, start=start + 2000)
     progress("finding recurring tokens", 0, 1)
     markers = Markers.discover(model, [scene.image() for scene in calibration], seed=seed)
     batch = model.encode([scene.image() for scene in shown], [PROMPT] * len(shown))
@@ -45,36 +66,64 @@ def demo(model: VisualLM, *, seed: int = 0, progress: Progress = silent) -> list
         model, batch, markers, classes=("dead",), seed=seed, progress=progress
     )
     batch = batch.with_classes(markers.classify(model, batch))
+    words = true_words(batch, shown)
     material = Material(
         model,
         [batch],
         examples=[
             Example(scene.image(), question.text, question.answer, question.task)
-            for scene in shown[:_ASKED]
-            for question in scene.questions(_QUESTIONS, seed=seed)
+            for scene in shown[: sizes.asked]
+            for question in scene.questions(sizes.questions, seed=seed)
         ],
         texts=[scene.describe() for scene in told],
-        pictured=[batch.subset(range(_SHOWN))],
+        pictured=[batch.subset(best_and_worst(model, batch, words))],
+        pictured_by=f"Pictured are, of {sizes.scenes} scenes, the two in which the largest share "
+        "of the patches that show an object has a word for it among the three nearest, and then "
+        "the two in which the smallest has.",
         markers=markers,
-        truth=Truth(true_words(batch, shown), true_content(batch, shown)),
-        examples_at_once=36,
+        truth=Truth(words, true_content(batch, shown)),
+        examples_at_once=sizes.asked * sizes.questions,
         seed=seed,
         progress=progress,
     )
     return run_all(material)
 
 
-def demo_report(results: Sequence[Result]) -> Report:
+def best_and_worst(
+    model: VisualLM, batch: Batch, words: Sequence[Sequence[str] | None]
+) -> list[int]:
+    """The two samples with the best named objects, best first, and the two worst, worst last.
+
+    By the share of a sample's tokens that show something of which one of the three nearest words
+    is right; equal ones in the batch's order.
+
+    Args:
+        model: Reads the tokens.
+        batch: Samples, some object in each.
+        words: For each visual token the words that name what it shows, or None.
+    """
+    nearest = EmbedLens(model).read(model.entry(batch), k=3).words
+    shown = np.array([true is not None for true in words])
+    right = np.array(
+        [bool(set(near) & set(true or ())) for near, true in zip(nearest, words, strict=True)]
+    )
+    of = batch.visual.sample
+    shares = np.bincount(of[right], minlength=len(batch)) / np.bincount(of[shown])
+    order = np.argsort(-shares, kind="stable").tolist()
+    return [*order[:2], *order[-2:]]
+
+
+def demo_report(results: Sequence[Result], sizes: Sizes = FULL) -> Report:
     """The results as a report."""
     asked = next(result.meta for result in results if "examples" in result.meta)
     return Report(
-        title=f"What the visual tokens of {asked['model']} carry",
+        title="What the visual tokens of a small model carry",
         data=(
-            f"A small trained model that comes with embedlens, and {_SCENES} scenes it has never "
-            "seen: one to four coloured shapes, letters and digits whose place is known to the "
-            f"pixel. Classes were calibrated on {_CALIBRATION} other scenes without labels; "
-            f"{asked['examples']} questions about {asked['images']} scenes measure what parts of "
-            "the model are worth."
+            f"A small trained model that comes with embedlens, and {sizes.scenes} scenes it has "
+            "never seen: one to four coloured shapes, letters and digits whose place is known to "
+            f"the pixel. Classes were calibrated on {sizes.calibration} other scenes without "
+            f"labels; {asked['examples']} questions about {asked['images']} scenes measure what "
+            "parts of the model are worth."
         ),
         limitations=(
             "One small model, trained once, on drawn scenes of 64 × 64 pixels: how it does things "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from ...lens.progress import Progress, silent
 from ..analysis import Analysis, Result, find, registered
@@ -15,8 +15,11 @@ from ..claim import Claim, judged
 from ..figures import png, save_figure
 from ..folders import written_at_once
 from ..statistics import MIN_IMAGES
+from ..viewer.static_page import frame, script_source
+from .page_environment import page_environment
 from .report_folder import PAGE, REPORT
 
+_MOST_PICTURES = 24  # to point into: the page stays below some megabytes
 _FACTS = (
     ("Model", "model", "{model}"),
     ("Revision", "revision", "{revision}"),
@@ -51,6 +54,7 @@ class _Part:
     result: Result
     analysis: Analysis
     picture: str
+    view: Markup | None
 
 
 def claims(results: Iterable[Result]) -> list[Claim]:
@@ -89,23 +93,14 @@ def write_report(
 
 def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     """The page, with the PNG picture of each result, by name, inside it."""
-    environment = Environment(
-        loader=PackageLoader("embedlens.analyses.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_unbroken,
-    )
+    environment = page_environment("embedlens.analyses.report")
     # What the results say of how they came about, the last one first.
     said = ({k: v for k, v in r.meta.items() if v is not None} for r in reversed(report.results))
     meta = ChainMap(*said)
     return environment.get_template("report.html.j2").render(
         report=report,
-        parts=[
-            _Part(result, find(result.name), b64encode(pictures[result.name]).decode())
-            for result in report.results
-        ],
+        parts=[_part(result, pictures[result.name]) for result in report.results],
+        script_source=Markup(script_source()),
         claims=claims(report.results),
         min_images=MIN_IMAGES,
         facts=_facts(meta),
@@ -113,9 +108,13 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     )
 
 
-def _unbroken(value: object) -> object:
-    """Text whose percent signs stay beside their numbers when lines break."""
-    return value.replace(" %", "\N{NO-BREAK SPACE}%") if type(value) is str else value
+def _part(result: Result, picture: bytes) -> _Part:
+    analysis = find(result.name)
+    view = None
+    if analysis.view is not None:
+        # The report is light in the dark too.
+        view = Markup(frame({**analysis.view(result, _MOST_PICTURES).data, "theme": "light"}))
+    return _Part(result, analysis, b64encode(picture).decode(), view)
 
 
 def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:

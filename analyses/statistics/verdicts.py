@@ -113,11 +113,12 @@ def _decided_at(
 
     found = np.where(decided, images, nan)
     times = 1
-    while np.isnan(found).any() and 2 * times * images.max(initial=0) <= _MOST_IMAGES:
+    most = _MOST_IMAGES // int(images[images > 1].max(initial=1))
+    while np.isnan(found).any() and times < most:
         times *= 2
         now = np.isnan(found) & (images > 1)
         for some in sorted({times * 5 // 8, times * 3 // 4, times * 7 // 8, times}):
-            if some > times // 2 and (now & np.isnan(found)).any():
+            if times // 2 < some <= most and (now & np.isnan(found)).any():
                 found = np.where(now & np.isnan(found) & enough(some), some * images, found)
     return found
 

@@ -1,7 +1,6 @@
 """The picture of a token map: images with their tokens' classes and words.
 
-A model may see one image several times, whole and in tiles: drawn on top of one another, the words
-of one view would stand for those of another. So tiles that overlap get panels of their own.
+Tiles that overlap get panels of their own.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from scipy import ndimage
 
 from ..analysis import Result
 from ..figures.style import CLASS_COLORS, INK, MUTED, THIRD, WIDTH, new_figure, printable, style
+from ..overlapping_tiles import views_of_tiles
 from .labels import Label, place_labels
 
 _MOST_PANELS = 6
@@ -44,7 +44,7 @@ Picture = tuple[int, int]
 class _Cell:
     """One visual token's place in its picture, its class ("" if unknown) and its first words.
 
-    ``hit``: whether one of all its words is right.
+    ``known``: whether it is known what it shows; ``hit``: whether one of its words is right then.
     """
 
     picture: Picture
@@ -55,6 +55,7 @@ class _Cell:
     bottom: float
     name: str
     words: tuple[str, ...]
+    known: bool
     hit: bool
 
     @property
@@ -125,47 +126,28 @@ def _cells(result: Result) -> Iterator[_Cell]:
     names = frame["class"].astype(object).where(frame["class"].notna(), "")
     pictures = zip(frame["sample"].tolist(), frame["image"].tolist(), strict=True)
     places = [frame[name].tolist() for name in ("tile", "left", "top", "right", "bottom")]
+    known = frame["hit"].notna() if "hit" in frame else [False] * len(frame)
     hits = frame["hit"].fillna(False).astype(bool) if "hit" in frame else [False] * len(frame)
     words = [name for name in frame.columns if "word_" in name][:_MOST_WORDS]
-    told = (names, frame[words].itertuples(index=False, name=None), hits)
+    told = (names, frame[words].itertuples(index=False, name=None), known, hits)
     for fields in zip(pictures, *places, *told, strict=True):
         if "{}/{}".format(*fields[0]) in result.meta["image_sizes"]:
             yield _Cell(*fields)
 
 
 def _views(picture: Picture, cells: list[_Cell]) -> list[_View]:
-    """The cells in as few views as keep tiles that overlap apart, in the order of the tiles."""
-    views: list[list[list[_Cell]]] = []
-    for _, group in groupby(sorted(cells, key=lambda cell: cell.tile), lambda cell: cell.tile):
-        tile = list(group)
-        for view in views:
-            if not any(_overlap(tile, other) for other in view):
-                view.append(tile)
-                break
-        else:
-            views.append([tile])
+    """The cells in as few views as keep tiles that overlap apart."""
+    by_tile = groupby(sorted(cells, key=lambda cell: cell.tile), lambda cell: cell.tile)
+    tiles = {tile: list(group) for tile, group in by_tile}
+    edges = {
+        tile: np.array([(cell.left, cell.top, cell.right, cell.bottom) for cell in group], float)
+        for tile, group in tiles.items()
+    }
+    views = views_of_tiles(edges)
     return [
-        _View(picture, [cell for tile in view for cell in tile], index, len(views))
+        _View(picture, [cell for tile in view for cell in tiles[tile]], index, len(views))
         for index, view in enumerate(views)
     ]
-
-
-def _overlap(one: Sequence[_Cell], other: Sequence[_Cell]) -> bool:
-    """Whether two tiles share more than a seam."""
-    (left, top, right, bottom), box = _bounds(one), _bounds(other)
-    across = min(right, box[2]) - max(left, box[0])
-    down = min(bottom, box[3]) - max(top, box[1])
-    smaller = min((right - left) * (bottom - top), (box[2] - box[0]) * (box[3] - box[1]))
-    return across > 0 and down > 0 and across * down > 0.1 * smaller
-
-
-def _bounds(cells: Sequence[_Cell]) -> tuple[float, float, float, float]:
-    return (
-        min(cell.left for cell in cells),
-        min(cell.top for cell in cells),
-        max(cell.right for cell in cells),
-        max(cell.bottom for cell in cells),
-    )
 
 
 def _size(result: Result, picture: Picture) -> tuple[int, int]:
@@ -188,12 +170,17 @@ def _draw_patches(axes: Axes, result: Result, view: _View) -> None:
     sample, image = view.picture
     title = f"Image {sample + 1}" + (f", picture {image + 1}" if image else "")
     title += f", view {view.index + 1}" if view.of > 1 else ""
-    if any(cell.name for cell in view.cells):
-        alive = sum(cell.name == "alive" for cell in view.cells)
-        title += (
-            f": {alive} of {len(view.cells)} alive" if alive else ": no token is alive, no words"
-        )
-    axes.set_title(title)
+    axes.set_title(": ".join(filter(None, (title, ", ".join(_counts(view.cells))))))
+
+
+def _counts(cells: Sequence[_Cell]) -> Iterator[str]:
+    """How many patches are rightly named, of those of which one knows, and how many are alive."""
+    known = [cell for cell in cells if cell.known]
+    if known:
+        yield f"{sum(cell.hit for cell in known)} of {len(known)} rightly named"
+    if any(cell.name for cell in cells):
+        alive = sum(cell.name == "alive" for cell in cells)
+        yield f"{alive} of {len(cells)} alive" if alive else "no token is alive, no words"
 
 
 def _draw_class(axes: Axes, cell: _Cell) -> None:

@@ -1,5 +1,7 @@
 """What a token map says: the most frequent nearest words, by class."""
 
+from dataclasses import replace
+
 import pandas as pd
 
 from ..analysis import Analysis, Result, register
@@ -7,6 +9,7 @@ from ..numbers_in_words import listing, number, percent
 from ..report_inputs import Material
 from .figure import draw_token_map
 from .measure import token_map
+from .shown import view_token_map
 
 _MOST_WORDS = 6
 
@@ -40,7 +43,8 @@ def _rightly(frame: pd.DataFrame) -> list[str]:
     k, right = sum("word_" in name for name in frame.columns), int(known["hit"].sum())
     return [
         f"Of the {len(known)} alive tokens of which it is known what they show, {right} "
-        f"({percent(right / len(known))}) have a word for it among their {k} nearest."
+        f"({percent(right / len(known))}) have a word for it among their {k} nearest in these "
+        "images."
     ]
 
 
@@ -79,7 +83,13 @@ def _run(material: Material) -> Result:
     batches = material.batches if material.pictured is None else material.pictured
     known = [material.true_words(batch) for batch in batches]
     truth = [words for each in known if each is not None for words in each]
-    return token_map(material.model, batches, truth=truth if material.truth else None)
+    result = token_map(material.model, batches, truth=truth if material.truth else None)
+    return replace(result, meta={**result.meta, "chosen": material.pictured_by})
+
+
+def _data(result: Result) -> str:
+    """Maps that were not made for a report say nothing of how their images were chosen."""
+    return str(result.meta.get("chosen", ""))
 
 
 TOKEN_MAP = Analysis(
@@ -92,12 +102,14 @@ TOKEN_MAP = Analysis(
     method="Each visual token, as it enters the language model, is compared by cosine with every "
     "row of the input embedding matrix (EmbedLens); the nearest row is its first "
     "word.",
+    data=_data,
     caption="Every cell is one visual token, tinted by its class. Alive tokens carry their nearest "
     "word and, on coarse grids, the next two below it where there is room; a dot marks those with "
     "a word for what the patch shows among all words that were read, where that is known. The "
     "table has three words of every alive token of the first image that has one.",
     table=_table,
     findings=_findings,
+    view=view_token_map,
     headline=False,
 )
 register(TOKEN_MAP)

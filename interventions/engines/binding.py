@@ -11,21 +11,36 @@ from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
-from ...lens.anatomy import Anatomy
+from ...lens.anatomy.heads_and_neurons import heads_of
 from ...lens.errors import Unsupported
 from ...lens.opening.wrapping import envoy_path
-from ..program.scope import Scope
+from ..program.scope import Scope, Subject
 from ..program.site import Site
-from ..program.steps import Add, Hide, Noise, PairStep, Read, Scale, Step, TokenStep, Write, Zero
+from ..program.steps import (
+    Add,
+    Hide,
+    Noise,
+    PairStep,
+    Read,
+    Scale,
+    Step,
+    TokenStep,
+    Write,
+    Zero,
+    ZeroHeads,
+)
 from .mask_kinds import mask_kind
 from .payload.attention_masks import block
-from .payload.carry_out import add, add_noise, read, scale, write, zero
+from .payload.carry_out import add, add_noise, read, scale, write, zero, zero_heads
 
 # Takes the traced model, what steps leave to one another, a plain step, the decoding step.
 Action = Callable[[Any, dict[str, Any], dict[str, Any], int], None]
+# Parts of a layer that are what goes into a module.
+BEFORE = ("entry", "heads")
 # What is carried out for steps that both engines know.
 ACTIONS: dict[type[Step], Action] = {
     Zero: zero,
+    ZeroHeads: zero_heads,
     Read: read,
     Write: write,
     Noise: add_noise,
@@ -35,12 +50,15 @@ ACTIONS: dict[type[Step], Action] = {
 }
 
 
-def module_of(site: Site, anatomy: Anatomy) -> str:
+def module_of(site: Site, model: Subject) -> str:
     """Path, in transformers' words, of the module at a site."""
+    anatomy = model.anatomy
     if site.part == "decoder":
         return anatomy.decoder
     if site.part == "entry":
         return anatomy.residual(site.layer)
+    if site.part == "heads":
+        return heads_of(model.hf, anatomy, site.layer).projection
     paths = {"mixing": anatomy.mixer, "attention": anatomy.attention, "ffn": anatomy.ffn}
     path = paths[site.part][site.layer]
     if path is None:
@@ -73,7 +91,7 @@ def plain(step: Step, scope: Scope) -> dict[str, Any]:
     if scope.during.kind == "generation":
         made["decoder"] = envoy_path(scope.model.anatomy.decoder)
     if isinstance(step, TokenStep):
-        made["side"] = "input" if step.site.part == "entry" else "output"
+        made["side"] = "input" if step.site.part in BEFORE else "output"
     if isinstance(step, PairStep):
         made |= mask_kind(step.by, scope.model, step.site.layer)
     return made

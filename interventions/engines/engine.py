@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from ...lens.errors import Unsupported
 from ..program.scope import Scope, Subject
@@ -19,7 +19,13 @@ from ..program.steps import Step
 
 
 class Engine(ABC):
-    """Binds sites to a host's own places and carries steps out there."""
+    """Binds sites to a host's own places and carries steps out there.
+
+    Attributes:
+        chooses: Whether it can choose a step's tokens in the pass in which they are edited.
+    """
+
+    chooses: ClassVar[bool] = False
 
     @abstractmethod
     def hosts(self, host: Any) -> bool:
@@ -28,6 +34,10 @@ class Engine(ABC):
     @abstractmethod
     def apply(self, steps: Sequence[Step], scope: Scope, host: Any) -> Any:
         """The host with the steps in force, or a context inside which they are."""
+
+    def leaves_out(self, steps: Sequence[Step], scope: Scope) -> frozenset[int]:
+        """The places among the steps of those whose tokens it does not compute; none by default."""
+        return frozenset()
 
     def check_attention(
         self, edit: Literal["mask", "weights"], layer: int, model: Subject, by: str

@@ -19,15 +19,19 @@ from ...lens.errors import Unsupported
 from ...lens.opening.wrapping import module_path
 from ...lens.runs.many.hooked_model import HookedModel
 from ..program.scope import Scope, Subject
-from ..program.steps import Drop, Step, ZeroWeights
-from .binding import Action, at_value
+from ..program.steps import Choose, Drop, Step, WeightsStep
+from .binding import BEFORE, Action, at_value
 from .engine import Engine, engine
 from .mask_kinds import mask_kind
 from .nnsight import bound
 
 # These reach into the code of a module, or into several modules.
-_NO_FORM = (ZeroWeights, Drop)
-_SIDES = {"entry": "input", "mixing": "inputs", "attention": "output", "ffn": "output"}
+_NO_FORM = (WeightsStep, Drop, Choose)
+_SIDES = {
+    **dict.fromkeys(BEFORE, "input"),
+    "mixing": "inputs",
+    **dict.fromkeys(("attention", "ffn"), "output"),
+}
 
 
 @engine
@@ -54,11 +58,14 @@ class Hooks(Engine):
         if scope.during.kind == "generation":
             raise Unsupported("generation has no form in hooks")
         # Bound here, so that what has no form is refused before anything runs.
-        return _attached([(_side(step), *bound(step, scope)) for step in steps], host)
+        return _attached(
+            [(step.site.part, _side(step), *bound(step, scope)) for step in steps], host
+        )
 
 
 def _side(step: Step) -> str:
-    if isinstance(step, _NO_FORM) or step.site.part not in _SIDES:
+    unknown = step.chosen is not None or step.site.part not in _SIDES
+    if isinstance(step, _NO_FORM) or unknown:
         raise Unsupported(
             f"the step {type(step).__name__!r} at the {step.site} has no form in hooks"
         )
@@ -67,20 +74,21 @@ def _side(step: Step) -> str:
 
 @contextmanager
 def _attached(
-    bound_steps: Sequence[tuple[str, Action, dict[str, Any]]], host: HookedModel
+    bound_steps: Sequence[tuple[str, str, Action, dict[str, Any]]], host: HookedModel
 ) -> Iterator[None]:
     hooks = {"input": _on_input, "inputs": _on_inputs, "output": _on_output}
     with ExitStack() as stack:
-        for side, action, step in bound_steps:
+        for part, side, action, step in bound_steps:
             module = host.model.get_submodule(module_path(step["path"]))
-            change = partial(_changed, host, side, action, step)
+            # A layer is entered with all rows.
+            change = partial(_changed, host, part != "entry", side, action, step)
             stack.enter_context(hooks[side](module, change))
         yield
 
 
 def _changed(host: HookedModel, side: str, action: Action, step: dict[str, Any], value: Any) -> Any:
     """A value after one step; the step is shown all rows, however many are there."""
-    rows = None if side == "input" else host.rows
+    rows = host.rows if inside else None
     whole = value if rows is None else rows.whole(value)
     changed = at_value(side, whole, action, host.store, step)
     return changed if rows is None else rows.part(changed)

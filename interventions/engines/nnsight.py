@@ -14,27 +14,33 @@ import nnsight
 from nnsight.intervention.envoy import Envoy
 from nnsight.intervention.iterator import Iterations
 
+from ...lens.anatomy.attention_call import call_in
 from ...lens.anatomy.mixer_kinds import MASKED
 from ...lens.errors import Unsupported
 from ...lens.opening.wrapping import envoy_path
+from ...lens.runs.inside_layers import inside_site
+from ...lens.selectors.best_tokens import best
 from ..program.scope import Scope, Subject
-from ..program.steps import Drop, Step, ZeroWeights
-from .attention_call import attention_call
+from ..program.steps import Choose, Drop, ScaleWeights, Step, ZeroWeights
 from .binding import ACTIONS, Action, module_of, plain
 from .engine import Engine, engine
+from .leaving_out import leaving_out
 from .mask_kinds import mask_kind
 from .payload.attention_masks import block
-from .payload.attention_weights import zero_weights
+from .payload.attention_weights import edit_weights
 from .payload.carry_out import zero
+from .payload.chosen_tokens import choose
 from .payload.drop_before_decoder import drop_before_decoder
 from .payload.drop_between_layers import drop_between_layers
 from .payload.generation_passes import carry_out_when, follow
+from .payload.leave_out import leave_out
 from .payload.shorter_tensors import taken
 from .payload.written_values import noise
 
-for _sent in (block, zero_weights, zero, drop_before_decoder, drop_between_layers, taken, noise):
+for _sent in (block, edit_weights, zero, drop_before_decoder, drop_between_layers, taken, noise):
     nnsight.register(_sent.__module__)
-nnsight.register(carry_out_when.__module__)
+for _more in (carry_out_when, leave_out, choose, best):
+    nnsight.register(_more.__module__)
 
 
 @singledispatch
@@ -45,7 +51,7 @@ def bound(step: Step, scope: Scope) -> tuple[Action, dict[str, Any]]:
 
 def at_module(action: Action, step: Step, scope: Scope) -> tuple[Action, dict[str, Any]]:
     """A function, and a step as the plain dict that says at which module it is carried out."""
-    path = envoy_path(module_of(step.site, scope.model.anatomy))
+    path = envoy_path(module_of(step.site, scope.model))
     return action, {**plain(step, scope), "path": path}
 
 
@@ -53,10 +59,20 @@ for _kind, _action in ACTIONS.items():
     bound.register(_kind, partial(at_module, _action))
 
 
+@bound.register(ZeroWeights)
+@bound.register(ScaleWeights)
+def _(step: ZeroWeights | ScaleWeights, scope: Scope) -> tuple[Action, dict[str, Any]]:
+    action, made = at_module(edit_weights, step, scope)
+    call = _call_of(step.by, scope.model, step.site.layer)
+    return action, {**made, "call": call, "shown": scope.during.weights}
+
+
 @bound.register
-def _(step: ZeroWeights, scope: Scope) -> tuple[Action, dict[str, Any]]:
-    action, made = at_module(zero_weights, step, scope)
-    return action, {**made, "call": _call_of(step.by, scope.model, step.site.layer)}
+def _(step: Choose, scope: Scope) -> tuple[Action, dict[str, Any]]:
+    if step.queries is None:
+        return at_module(choose, step, scope)
+    site = inside_site(scope.model, "attention_weights", step.site.layer)
+    return choose, {**plain(step, scope), **site}
 
 
 @bound.register
@@ -81,9 +97,8 @@ def _call_of(by: str, model: Subject, layer: int) -> str:
     """Name of the call of the attention function in the mixer's own forward."""
     path = model.anatomy.mixer[layer]
     assert path is not None
-    names = model.nn.get(envoy_path(path)).source.names
     try:
-        return attention_call(model.hf.get_submodule(path), tuple(map(str, names)))
+        return call_in(model, path)
     except Unsupported as reason:
         raise Unsupported(
             f"{by}: the token mixer of layer {layer} {reason}, so its weights cannot be "
@@ -95,9 +110,15 @@ def _call_of(by: str, model: Subject, layer: int) -> str:
 class NNsight(Engine):
     """Stores a program's steps as edits on an nnsight model; remotely they travel by value."""
 
+    chooses = True
+
     def hosts(self, host: Any) -> bool:
         """Nnsight models."""
         return isinstance(host, Envoy)
+
+    def leaves_out(self, steps: Sequence[Step], scope: Scope) -> frozenset[int]:
+        """Zeroed FFNs, where that changes nothing else."""
+        return leaving_out(steps, scope)
 
     def check_attention(
         self, edit: Literal["mask", "weights"], layer: int, model: Subject, by: str
@@ -111,7 +132,12 @@ class NNsight(Engine):
     def apply(self, steps: Sequence[Step], scope: Scope, host: Any) -> Any:
         """A copy of the nnsight model on which every later trace carries out the steps."""
         clock = clock_of(steps, scope) if scope.during.kind == "generation" else None
-        return store_edits(host, [bound(step, scope) for step in steps], clock)
+        left = self.leaves_out(steps, scope)
+        actions = [
+            at_module(leave_out, step, scope) if number in left else bound(step, scope)
+            for number, step in enumerate(steps)
+        ]
+        return store_edits(host, actions, clock)
 
 
 def clock_of(steps: Sequence[Step], scope: Scope) -> dict[str, Any]:

@@ -17,23 +17,21 @@ from functools import partial, singledispatch
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...lens.anatomy import Anatomy
 from ...lens.errors import InputError, Unsupported
 from ...lens.inputs.batch import Batch
 from ...lens.opening.wrapping import envoy_path, module_path
-from ...lens.runs.captures import by_layer, capture_positions, capture_sites
+from ...lens.runs.captures import Tokens, by_layer, capture_positions, capture_sites
 from ...lens.runs.plan_protocol import Intervention, Pass
 from ...lens.runs.reading import by_sample
 from ...lens.runs.run import Run
 from ...lens.runs.run import Site as Capture
 from ..program.scope import Scope, Subject
 from ..program.steps import Step
-from .binding import ACTIONS, Action, at_value, module_of, plain
+from .binding import ACTIONS, BEFORE, Action, at_value, module_of, plain
 from .engine import Engine, engine
 from .mask_kinds import mask_kind
 from .payload.generation_passes import parts_of
@@ -117,12 +115,12 @@ class BridgeModel:
         batch: Batch,
         plan: Intervention | None,
         *,
-        capture: Capture,
-        layers: Collection[int],
-        tokens: str | NDArray[np.bool_] = "all",
+        capture: Capture | Mapping[Capture, Collection[int]],
+        layers: Collection[int] | Literal["all"] = "all",
+        tokens: Tokens = "all",
         **_: Any,
     ) -> Run:
-        """The states of one site in some layers, with a plan in force."""
+        """The states of some sites in some layers, with a plan in force."""
         rows, columns = capture_positions(batch, tokens)
         kept: dict[str, Tensor] = {}
 
@@ -136,7 +134,7 @@ class BridgeModel:
             side: Side = "hook_in" if site["side"] == "input" else "hook_out"
             return self.hook_name(module_path(site["path"]), side), keep
 
-        hooks = [reader(site) for site in capture_sites(self.anatomy, capture, layers)]
+        hooks = [reader(site) for site in capture_sites(self, capture, layers)]
         with in_force(plan, self.bridge, batch), torch.no_grad():
             self.bridge.run_with_hooks(**bridge_inputs(batch.inputs), fwd_hooks=hooks)
         return Run(None, rows, columns, **by_layer(kept, self.anatomy, batch))
@@ -160,7 +158,7 @@ def bound(step: Step) -> tuple[Action, Side]:
 def _at_component(action: Action, step: Step) -> tuple[Action, Side]:
     if step.site.part == "mixing":
         return action, "module"
-    return action, "hook_in" if step.site.part == "entry" else "hook_out"
+    return action, "hook_in" if step.site.part in BEFORE else "hook_out"
 
 
 for _kind, _action in ACTIONS.items():
@@ -209,7 +207,7 @@ def fwd_hooks(plan: Any, bridge: Any, batch: Batch, *, generating: bool) -> list
     """See :meth:`Plan.to_fwd_hooks`."""
     program = plan.compile(BridgeModel(bridge, batch), batch, _pass(generating))
     if masked := [step for step in program.steps if bound(step)[1] == "module"]:
-        path = module_of(masked[0].site, program.scope.model.anatomy)
+        path = module_of(masked[0].site, program.scope.model)
         raise Unsupported(
             f"no hook point of TransformerLens takes an edit of the attention mask "
             f"({path}): use `with plan.attached(bridge, batch):` around the run"
@@ -228,7 +226,7 @@ def _attached(steps: Sequence[Step], scope: Scope) -> Iterator[None]:
     model: Any = scope.model
     with ExitStack() as stack:
         for step in masked:
-            component = model.component(module_of(step.site, model.anatomy))
+            component = model.component(module_of(step.site, model))
             hook = _module_hook(step, scope)
             stack.enter_context(component.register_forward_pre_hook(hook, with_kwargs=True))
         stack.enter_context(model.bridge.hooks(fwd_hooks=hooks))
@@ -238,7 +236,7 @@ def _attached(steps: Sequence[Step], scope: Scope) -> Iterator[None]:
 def _hooks(steps: Sequence[Step], scope: Scope) -> list[Hook]:
     store: dict[str, Any] = {}
     model: Any = scope.model
-    names = [model.hook_name(module_of(s.site, model.anatomy), bound(s)[1]) for s in steps]
+    names = [model.hook_name(module_of(s.site, model), bound(s)[1]) for s in steps]
     edits = [_state_hook(step, store, scope) for step in steps]
     written = {name for name, step in zip(names, steps, strict=True) if not step.reads}
     _check_live(model, written, scope.batch)
@@ -268,7 +266,9 @@ def _state_hook(step: Step, store: dict[str, Any], scope: Scope) -> Callable[[Te
     edit, side = _edit(step, store, scope), bound(step)[1]
 
     def hooked(states: Tensor, hook: Any) -> Tensor:
-        tokens = states.shape[:-1].numel() // len(scope.batch)
+        # What heads gathered has an axis of heads.
+        places = states.shape[:2] if states.ndim == 4 else states.shape[:-1]
+        tokens = places.numel() // len(scope.batch)
         changed: Tensor = edit(tokens, "input" if side == "hook_in" else "output", states)
         return changed
 

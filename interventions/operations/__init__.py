@@ -8,6 +8,7 @@ from .operation import OPERATIONS, Operation, operation
 from .patch_tokens import PatchTokens
 from .prune_tokens import PruneTokens
 from .replace_tokens import ReplaceTokens
+from .scale_attention import ScaleAttention
 from .scale_tokens import ScaleTokens
 from .withdraw_tokens import WithdrawTokens
 from .zero_ffn import ZeroFFN
@@ -22,6 +23,7 @@ __all__ = [
     "PatchTokens",
     "PruneTokens",
     "ReplaceTokens",
+    "ScaleAttention",
     "ScaleTokens",
     "WithdrawTokens",
     "ZeroFFN",

@@ -10,15 +10,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Literal
 
-import numpy as np
 from pydantic import model_validator
 
-from ...lens.errors import InputError
-from ..program.steps import Step, ZeroWeights
+from ..program.steps import Hide, Step, ZeroWeights
 from ..selectors.layers import ALL
-from ..selectors.selectors import Selection
-from .hiding import hide
-from .operation import InLayers, Operation, Tokens, operation
+from .hiding import chosen_by_layer, hide, some_pair
+from .operation import InHeads, InLayers, Operation, Tokens, operation
 from .phrases import Phrases
 from .target import Target
 
@@ -46,6 +43,7 @@ class BlockAttention(Operation):
         queries: Tokens that cannot see, in the selector language.
         keys: Tokens that cannot be seen by them.
         layers: Layers in which they cannot.
+        heads: Heads of each of these layers in which they cannot; all when None.
         renormalise: Whether the weights that are left are scaled to sum to 1.
         collapse: Whether the weights taken go to the first selected key of the sample.
     """
@@ -54,6 +52,7 @@ class BlockAttention(Operation):
     queries: Tokens
     keys: Tokens
     layers: InLayers = ALL
+    heads: InHeads | None = None
     renormalise: bool = True
     collapse: bool = False
 
@@ -68,21 +67,13 @@ class BlockAttention(Operation):
 
     def lower(self, target: Target) -> Sequence[Step]:
         """One edited mask per layer, or one edit of its weights."""
-        queries, keys = self.queries.select(target.batch), self.keys.select(target.batch)
-        meant = self.in_phase(queries, target)
-        if not _some_pair(meant, keys, target):
-            if self.allow_empty:
-                return []
-            raise InputError(
-                f"{self!r}: no token of {str(self.queries)!r} in phase {self.phase!r} can see a "
-                f"token of {str(self.keys)!r}, so nothing is blocked (allow_empty=True accepts "
-                "that)"
-            )
-        chosen = self.layers.indices(target.model.n_layers)
-        if self.layers == ALL:
-            kinds = target.model.anatomy.mixer_kinds
-            chosen = tuple(layer for layer in chosen if kinds[layer] != "none")
-        steps = hide(self, target, chosen, meant, keys)
+        steps: list[Hide] = []
+        for layers, (queries, keys) in chosen_by_layer(
+            (self.queries, self.keys), self.layers, target
+        ):
+            meant = self.in_phase(queries, target)
+            if some_pair(self, meant, keys, target, "blocked"):
+                steps += hide(self, target, layers, meant, keys, self.heads)
         if self.renormalise:
             return steps
         for step in steps:
@@ -101,17 +92,6 @@ class BlockAttention(Operation):
             how = "and their weights sum to less than 1, since nothing makes up for it"
         return (
             f"In {phrases.layers(self.layers)}, {phrases.phase(self.phase)}, "
-            f"{phrases.tokens(self.queries, self.phase)} cannot see {phrases.tokens(self.keys)}, "
-            f"{how}; every other token sees those as before."
+            f"{phrases.tokens(self.queries, self.phase)} cannot see {phrases.tokens(self.keys)}"
+            f"{phrases.in_heads(self.heads)}, {how}; every other token sees those as before."
         )
-
-
-def _some_pair(queries: Selection, keys: Selection, target: Target) -> bool:
-    """Whether some selected query could see some selected key."""
-    later = queries.generated & (keys.prompt.any(1) | keys.generated)
-    if target.during.kind != "forward" and later.any():
-        return True
-    if target.both_ways:
-        return bool((queries.prompt.any(1) & keys.prompt.any(1)).any())
-    behind = np.logical_or.accumulate(keys.prompt, axis=1)
-    return bool((queries.prompt & behind).any())

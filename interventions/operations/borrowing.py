@@ -16,7 +16,7 @@ from pydantic import AfterValidator
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.runs.run import Site as Capture
-from ..selectors.selectors import Selection, Selector
+from ...lens.selectors.selectors import Selection, Selector
 from .donor import Places
 from .needs import Need, StatesOf
 from .operation import TokenOperation, Tokens
@@ -57,11 +57,16 @@ class Borrower(TokenOperation, ABC):
         """The donor's states."""
         if self.states is None:
             return ()
-        return (StatesOf(self.lent, self.sources, self.states),)
+        return (StatesOf(self.lent, self.sources, self.states, self.lending_layer),)
+
+    @property
+    def lending_layer(self) -> int | None:
+        """The one layer in which the sources are chosen, where sets differ by layer."""
+        return self.choosing_layer
 
     def source_mask(self, batch: Batch) -> NDArray[np.bool_]:
         """The prompt tokens of a batch that the states come from, ``[sample, token]``."""
-        return self.sources.select(batch).prompt
+        return self.sources.select(batch, self.lending_layer).prompt
 
     def selections(self, batch: Batch) -> dict[str, Selection]:
         """Per role the tokens of this batch that are meant; those of a donor are not in it."""

@@ -7,7 +7,7 @@ filled in by its neighbour.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,8 @@ from torch import Tensor
 
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
-from ...lens.runs.run import SITES, Run
+from ...lens.runs.run import Run
 from ...lens.runs.run import Site as Capture
-from ..program.scope import Subject
 
 # Samples and positions of some tokens.
 Places = tuple[NDArray[np.intp], NDArray[np.intp]]
@@ -74,28 +73,6 @@ class Donor:
             )
         states = kept[layer]
         return states[torch.as_tensor(wanted, device=states.device)].cpu()
-
-
-def captured(
-    model: Subject,
-    batch: Batch,
-    plan: Any,
-    places: Collection[tuple[Capture, int]],
-    tokens: NDArray[np.bool_],
-    remote: bool | str,
-    name: str = "",
-) -> Donor:
-    """A donor whose states come from a pass of their own, which runs where the next one runs."""
-    kept: dict[str, Any] = {capture: {} for capture in SITES}
-    kinds = list(dict.fromkeys(capture for capture, _ in places))
-    for kind in kinds:
-        layers = sorted({layer for where, layer in places if where == kind})
-        run = model.run(
-            batch, plan, capture=kind, layers=layers, tokens=tokens, logits=None, remote=remote
-        )
-        kept[kind] = getattr(run, kind)
-    rows, columns = (torch.as_tensor(axis) for axis in np.nonzero(tokens))
-    return Donor(batch, Run(None, rows, columns, **kept, batch=batch), name, len(kinds))
 
 
 def as_donor(name: str, given: Any) -> Given:

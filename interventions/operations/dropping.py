@@ -83,6 +83,11 @@ class DroppedTokens(TokenOperation, ABC):
             return DropWay("mask", "inside an open trace states are read at the prompt's positions")
         return DropWay("remove")
 
+    @property
+    def choosing_layer(self) -> int:
+        """The layer from which on they are there, or are not."""
+        return self.layer
+
     def absent(self, n_layers: int) -> range:
         """From ``layer`` on."""
         return range(self.layer, n_layers)

@@ -15,35 +15,18 @@ import torch
 from torch import Tensor
 
 from ...lens.errors import InputError, Unsupported
-from ..selectors.selectors import Name
+from ...lens.inputs.single_word import word_id
+from ...lens.selectors.selectors import Name
 from .target import Target
 
 # Largest difference between two places, in units of the largest entry; rounding alone leaves less.
 ALIKE = 1e-4
 
 
-def word_id(operation: Any, word: str, target: Target) -> int:
-    """The id of a word that is one token."""
-    tokenizer = target.model.tokenizer
-    if tokenizer is None:
-        raise InputError(f"{operation!r}: without a tokenizer it is not known which token is meant")
-    ids = [int(i) for i in tokenizer(word, add_special_tokens=False)["input_ids"]]
-    if len(ids) != 1:
-        raise InputError(
-            f"{operation!r}: {word!r} is {len(ids)} tokens "
-            f"({tokenizer.convert_ids_to_tokens(ids)}), and one is needed"
-        )
-    if ids[0] == tokenizer.unk_token_id:
-        raise InputError(f"{operation!r}: {word!r} is no token of this model's tokenizer")
-    if ids[0] in target.model.anatomy.visual_ids:
-        raise InputError(f"{operation!r}: {word!r} stands for visual tokens and is no word")
-    return ids[0]
-
-
 def entering_state(operation: Any, word: str, target: Target) -> Tensor:
     """The state with which a word enters layer 0, ``[1, d]``, from a pass of its own."""
-    wanted = word_id(operation, word, target)
     batch, model = target.batch, target.model
+    wanted = word_id(repr(operation), word, model.tokenizer, model.anatomy.visual_ids)
     ids = batch.inputs["input_ids"]
     # Markers of images may steer how a prompt is taken apart, so they stay.
     marks = {*model.tokenizer.all_special_ids, *model.tokenizer.added_tokens_encoder.values()}
@@ -55,16 +38,19 @@ def entering_state(operation: Any, word: str, target: Target) -> Tensor:
         )
     changed = torch.where(torch.as_tensor(ordinary, device=ids.device), wanted, ids)
     probe = replace(batch, inputs={**batch.inputs, "input_ids": changed})
-    run = model.run(
-        probe,
-        None,
-        capture="residual",
-        layers=[0],
-        tokens=ordinary,
-        logits=None,
-        remote=target.during.remote,
-    )
-    states = run.residual[0].cpu()
+
+    def entering() -> Tensor:
+        run = model.run(
+            probe,
+            None,
+            capture={"residual": [0]},
+            tokens=ordinary,
+            logits=None,
+            remote=target.during.remote,
+        )
+        return run.residual[0].cpu()
+
+    states = target.during.once(("entering word", wanted), entering)
     apart = float((states - states[0]).abs().max())
     if apart > ALIKE * float(states[0].abs().max()):
         raise Unsupported(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,17 +10,24 @@ import torch
 from numpy.typing import NDArray
 
 from ...lens.errors import InputError
+from ...lens.selectors.selectors import Selection, Selector
 from ..program.site import Site
 from ..program.steps import Hide
-from ..selectors.selectors import Selection
+from ..selectors.heads import HeadNumbers
+from ..selectors.layers import ALL, Layers
 from .operation import Operation, TokenOperation
 from .target import Target
 
 
 def hide(
-    operation: Operation, target: Target, layers: Sequence[int], queries: Selection, keys: Selection
+    operation: Operation,
+    target: Target,
+    layers: Sequence[int],
+    queries: Selection,
+    keys: Selection,
+    heads: HeadNumbers | None = None,
 ) -> list[Hide]:
-    """Steps that hide keys from queries in some layers."""
+    """Steps that hide keys from queries in some layers, in some heads or all."""
     pairs: dict[str, Any] = {
         "queries": torch.as_tensor(queries.prompt),
         "later_queries": torch.as_tensor(queries.generated),
@@ -32,17 +39,64 @@ def hide(
     steps = []
     for layer in layers:
         target.check_attention("mask", layer, operation)
-        site = Site(layer, "mixing")
+        site, some = Site(layer, "mixing"), target.heads(operation, layer, heads)
         if queries.prompt.any() or scoring:
-            steps.append(Hide(site=site, when="prefill", by=by, behind=behind, **pairs))
+            steps.append(Hide(site=site, when="prefill", by=by, behind=behind, **pairs, **some))
         if target.during.kind == "generation" and queries.generated.any():
-            steps.append(Hide(site=site, when="decode", by=by, behind=behind, **pairs))
+            steps.append(Hide(site=site, when="decode", by=by, behind=behind, **pairs, **some))
     return steps
+
+
+def attending_layers(layers: Layers, target: Target) -> tuple[int, ...]:
+    """The layers that are named; of all layers those that mix tokens."""
+    chosen = layers.indices(target.model.n_layers)
+    if layers != ALL:
+        return chosen
+    kinds = target.model.anatomy.mixer_kinds
+    return tuple(layer for layer in chosen if kinds[layer] != "none")
+
+
+def chosen_by_layer(
+    selectors: Sequence[Selector], layers: Layers, target: Target
+) -> Iterator[tuple[tuple[int, ...], list[Selection]]]:
+    """What selectors mean, with the layers in which they mean it: all at once unless it differs.
+
+    Layers in which the same tokens are meant have their masks in common.
+    """
+    chosen = attending_layers(layers, target)
+    alike = not any(selector.differs_by_layer(target.batch) for selector in selectors)
+    for group in [chosen] if alike else [(layer,) for layer in chosen]:
+        first = next(iter(group), None)
+        yield group, [selector.select(target.batch, first) for selector in selectors]
+
+
+def some_pair(
+    operation: Operation, queries: Selection, keys: Selection, target: Target, what: str
+) -> bool:
+    """Whether some query that is meant could see some key; refused if not, unless that is allowed.
+
+    ``queries`` are those that the operation's phase leaves, and ``what`` is done to pairs.
+    """
+    later = queries.generated & (keys.prompt.any(1) | keys.generated)
+    if target.both_ways:
+        found = bool((queries.prompt.any(1) & keys.prompt.any(1)).any())
+    else:
+        behind = np.logical_or.accumulate(keys.prompt, axis=1)
+        found = bool((queries.prompt & behind).any())
+    found |= target.during.kind != "forward" and bool(later.any())
+    if not (found or operation.allow_empty):
+        given = operation.selectors()
+        raise InputError(
+            f"{operation!r}: no token of {str(given['queries'])!r} in phase {operation.phase!r} "
+            f"can see a token of {str(given['keys'])!r}, so nothing is {what} "
+            "(allow_empty=True accepts that)"
+        )
+    return found
 
 
 def selected(operation: TokenOperation, target: Target) -> NDArray[np.bool_]:
     """The prompt tokens that are meant, ``[sample, token]``; InputError if there are none."""
-    found = target.selected(operation.tokens)
+    found = target.selected(operation.tokens, operation.choosing_layer)
     if not found.any() and not operation.allow_empty:
         raise InputError(
             f"{operation!r}: no token of the prompt matches {str(operation.tokens)!r}; it would do "

@@ -40,6 +40,11 @@ class InjectTokens(TokenOperation):
     norm: Norm = "raw"
     phase: Literal["all"] = "all"
 
+    @property
+    def choosing_layer(self) -> int:
+        """The layer from which on they are there, or are not."""
+        return self.layer
+
     def absent(self, n_layers: int) -> range:
         """Below ``layer``."""
         return range(self.layer)
@@ -56,7 +61,7 @@ class InjectTokens(TokenOperation):
             return []
         norm, others = None, None
         if self.norm != "raw":
-            chosen = target.selected(self.tokens)
+            chosen = target.selected(self.tokens, layer)
             rest = target.real & ~chosen
             if empty := np.flatnonzero(chosen.any(1) & ~rest.any(1)).tolist():
                 raise InputError(

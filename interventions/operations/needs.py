@@ -1,4 +1,4 @@
-"""What has to be there before an operation can be lowered: states from other passes."""
+"""What has to be there before an operation can be lowered: vectors, and states of other passes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from ...lens.errors import InputError
-from ...lens.runs.run import Run
 from ...lens.runs.run import Site as Capture
+from ...lens.selectors.selectors import Selector
 from ..program.scope import Subject
-from ..selectors.selectors import Selector
-from .donor import Donor, Given, GivenVector, captured
+from .donor import Given, GivenVector
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,7 @@ class StatesOf:
     # Name of the donor, bound by :meth:`Plan.given`. None for an earlier pass over the same batch,
     # in which all operations are in force but those that need such a pass.
     donor: str | None = None
+    layer: int | None = None  # in which they are chosen, where sets differ by layer
 
 
 @dataclass(frozen=True)
@@ -87,42 +86,4 @@ def bound_vectors(
                 "one for the stream behind the last"
             )
         found[need.donor] = vector.expand(n + 1, d)
-    return found
-
-
-def bound_donors(
-    stated: Stated, given: Mapping[str, Given], model: Subject, remote: bool | str
-) -> dict[str, Donor]:
-    """The donors that are asked for, with the states that are taken from them.
-
-    A batch is run once for each kind of capture, as it is: no operation of a plan is in force.
-    """
-    asking: dict[str, list[tuple[Any, StatesOf]]] = {}
-    for by, need in stated:
-        if isinstance(need, StatesOf) and need.donor is not None:
-            asking.setdefault(need.donor, []).append((by, need))
-    found = {}
-    for name, needs in asking.items():
-        by, first = needs[0]
-        donor = given.get(name)
-        if isinstance(donor, GivenVector):
-            raise InputError(
-                f"{by!r} takes states of tokens from {name!r}, and a tensor does not say whose "
-                "they are: give a Batch or a Run, or add or write a vector "
-                "(AddDirection, ReplaceTokens(by='vector'))"
-            )
-        if donor is None:
-            raise InputError(
-                f"{by!r} takes its states from {name!r}, which this plan was not given: "
-                f"plan.given({name}=batch) with a Batch, a Run or the path of a saved Run"
-            )
-        if isinstance(donor, Run):
-            assert donor.batch is not None
-            found[name] = Donor(donor.batch, donor, name)
-            continue
-        tokens = np.any([need.tokens.select(donor).prompt for _, need in needs], axis=0)
-        if not tokens.any():
-            raise InputError(f"{by!r}: no token of {name!r} matches {str(first.tokens)!r}")
-        places = [place for _, need in needs for place in need.places(model.n_layers)]
-        found[name] = captured(model, donor, None, places, tokens, remote, name)
     return found

@@ -17,29 +17,31 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, Wi
 
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
+from ...lens.selectors.parser import is_its_text, parse_selector
+from ...lens.selectors.scores import Scored
+from ...lens.selectors.selectors import Name, Selection, Selector
 from ..program.steps import Step, When
+from ..selectors.heads import HeadNumbers
 from ..selectors.layers import Layers
-from ..selectors.parser import parse_selector
-from ..selectors.selectors import NAMES, Name, Selection, Selector
 from .donor import Places
 from .needs import Need
 from .phrases import Phrases
+from .plain_names import PlainNames, plain_signature
 from .target import Target
 
 Phase = Literal["prefill", "decode", "all"]
 
 
-def _is_its_text(selector: Selector) -> bool:
-    """Whether the selector's text is read as the same selector, as a plan's text needs."""
-    try:
-        return parse_selector(str(selector)) == selector
-    except InputError:
-        return False
+def _scored_by_function(tokens: Selector) -> bool:
+    """Whether all that keeps a selector from having a text is a function of the user's."""
+    home = {type(node).__module__.rpartition(".")[0] for node in tokens.nodes()}
+    python = [node for node in tokens.nodes() if isinstance(node, Scored) and not node.has_text]
+    return bool(python) and home == {Selector.__module__.rpartition(".")[0]}
 
 
 def _parsed(tokens: Any) -> Selector:
     if isinstance(tokens, Selector):
-        if not _is_its_text(tokens):
+        if not (is_its_text(tokens) or _scored_by_function(tokens)):
             raise ValueError(
                 f"{type(tokens).__name__} cannot be written down as text that says the same, so "
                 "neither could a plan with it: use the selector language"
@@ -50,18 +52,20 @@ def _parsed(tokens: Any) -> Selector:
     raise ValueError(f"tokens {tokens!r}: give a selector or its text, for instance 'visual'")
 
 
-# What a schema can say of a selector: its words. Names are joined from words by hyphens, and what
-# stands before a bracket or an equals sign is the parser's to know.
-_WORDS = "|".join(sorted({word for name in NAMES for word in name.split("-")}))
-_TEXT = rf"^(?:(?:{_WORDS}|\d+|[A-Za-z]+(?=\s*[\[(=]))(?!\w)|[\s&|~()\[\]:,=-])+$"
+# What a schema can say of a selector: words and numbers with something between them, and text in
+# quotes. Which words mean something is the parser's to know, and the batch's.
+_QUOTED = r'"[^"#\\]+"'
+_TEXT = rf"^\s*(?:(?:[A-Za-z_]\w*|[\d.]+)(?!\s*\w)|{_QUOTED}|[\s&|~@()\[\]:,=-])+$"
 _SELECTOR = BeforeValidator(_parsed)
 if TYPE_CHECKING:
     # Taken as text too, and kept as selectors and layers, which no type of a field can say.
     Tokens: TypeAlias = Any
     InLayers: TypeAlias = Any
+    InHeads: TypeAlias = Any
 else:
     Tokens = Annotated[Selector, _SELECTOR, WithJsonSchema({"type": "string", "pattern": _TEXT})]
     InLayers = Layers
+    InHeads = HeadNumbers
 
 
 def explain(error: ValidationError, kind: type[BaseModel], path: str) -> str:
@@ -83,7 +87,7 @@ def explain(error: ValidationError, kind: type[BaseModel], path: str) -> str:
     return "\n".join(lines)
 
 
-class Operation(BaseModel, ABC):
+class Operation(BaseModel, ABC, metaclass=PlainNames):
     """One declared change.
 
     Attributes:
@@ -106,6 +110,9 @@ class Operation(BaseModel, ABC):
             super().__init__(**plain)
         except ValidationError as error:
             raise InputError(explain(error, type(self), type(self).__name__)) from None
+
+    def __dir__(self) -> list[str]:
+        return dir(type(self))
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         return self.model_dump(exclude_defaults=True).items()
@@ -160,13 +167,22 @@ class Operation(BaseModel, ABC):
         found = {role: getattr(self, role) for role in self.roles()}
         return {role: selector for role, selector in found.items() if selector is not None}
 
+    @property
+    def choosing_layer(self) -> int | None:
+        """The one layer in which its tokens are chosen, where sets differ by layer; None if many.
+
+        That is the layer it acts in, if that is one; several layers choose each for itself.
+        """
+        named = None if self.named_layers is None else self.named_layers.named
+        return named[0] if isinstance(named, tuple) and len(named) == 1 else None
+
     def selections(self, batch: Batch) -> dict[str, Selection]:
         """Per role the tokens that are meant, those outside the phase left out."""
         # Tokens are dropped or enter in the prompt; generated ones are always there.
         moving = type(self).absent is not Operation.absent
         found = {}
         for role, selector in self.selectors().items():
-            selection = selector.select(batch)
+            selection = selector.select(batch, self.choosing_layer)
             acting = role in ("tokens", "queries")
             phase = "prefill" if moving else self.phase if acting else "all"
             prompt = selection.prompt & (phase != "decode")
@@ -211,7 +227,8 @@ class TokenOperation(Operation, ABC):
 
         Refused where nothing is selected, or the layer computes no such tokens in this pass.
         """
-        meant = self.in_phase(self.tokens.select(target.batch), target)
+        chosen_in = layer if self.choosing_layer is None else self.choosing_layer
+        meant = self.in_phase(self.tokens.select(target.batch, chosen_in), target)
         prompt, generated = meant.prompt, meant.generated
         if not (prompt.any() or generated.any()):
             if self.allow_empty:
@@ -251,4 +268,5 @@ def operation(kind: Kind) -> Kind:
     if name in OPERATIONS:
         raise ValueError(f"there is an operation {name!r} already: {OPERATIONS[name].__name__}")
     OPERATIONS[name] = kind
+    kind.__signature__ = plain_signature(kind)
     return kind

@@ -66,6 +66,17 @@ class PatchTokens(Borrower):
         """Whether the source lies behind the target in the same run, which needs two passes."""
         return self.states is None and self.source > self.target
 
+    @property
+    def choosing_layer(self) -> int:
+        """Where it writes."""
+        return self.target
+
+    @property
+    def lending_layer(self) -> int:
+        """Where it reads; the same tokens as are written, unless others are named."""
+        same = self.from_tokens is None and self.states is None
+        return self.target if same else self.source
+
     def lent(self, n_layers: int) -> tuple[tuple[Capture, int], ...]:
         """The source's site and layer."""
         return ((self.site, self.source),)
@@ -73,7 +84,7 @@ class PatchTokens(Borrower):
     def needs(self) -> tuple[Need, ...]:
         """The donor's states; backwards those of an earlier pass."""
         if self.backwards:
-            return (StatesOf(self.lent, self.sources),)
+            return (StatesOf(self.lent, self.sources, layer=self.lending_layer),)
         return super().needs()
 
     def where(self) -> str:
@@ -98,7 +109,7 @@ class PatchTokens(Borrower):
         if self.from_tokens is None:
             reading = self.places(target, self.source)
         else:
-            masks = target.selected(self.tokens), self.source_mask(target.batch)
+            masks = target.selected(self.tokens, self.target), self.source_mask(target.batch)
             found = [self.matched(*masks) for _ in places]
             reading = [self.prompt_place(target, at, self.source) for at in found]
         ratio = self._ratio(target, self._scale(self.source, target))
@@ -141,7 +152,7 @@ class PatchTokens(Borrower):
     def _lent_to(self, place: Place, donor: Donor, target: Target) -> Write:
         """The write at one place, of states from another pass."""
         whose = f"donor {donor.name!r}" if donor.name else "this batch"
-        masks = target.selected(self.tokens), self.source_mask(donor.batch)
+        masks = target.selected(self.tokens, self.target), self.source_mask(donor.batch)
         states = donor.states(self.site, self.source, self.matched(*masks, whose))
         states, ratio = target.fitting(self, states), self._ratio(target, 1.0)
         return Write(site=self._at(self.target), values=states, ratio=ratio, **place)

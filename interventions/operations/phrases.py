@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...lens.inputs.batch import Batch
+from ...lens.selectors.scores import scored_in
+from ...lens.selectors.selectors import Selector
 from ..program.scope import Subject
+from ..selectors.heads import HeadNumbers
 from ..selectors.layers import Layers
-from ..selectors.selectors import Selector
 
 PHASES = {
     "prefill": "while the prompt is read",
@@ -31,6 +33,10 @@ class Phrases:
         named = f"the tokens {str(tokens)!r}"
         if self.batch is None or phase == "decode":
             return named
+        if tokens.differs_by_layer(self.batch):
+            return f"{named} (other ones in each layer)"
+        if any(scored not in self.batch.scored for scored in scored_in(tokens)):
+            return f"{named} (known by their score in a run)"
         counts = tokens.select(self.batch).prompt.sum(1).tolist()
         if len(set(counts)) == 1:
             each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} in each sample"
@@ -59,6 +65,13 @@ class Phrases:
         if end and layer == n_layers:
             return f"the final norm (behind all {n_layers} layers)"
         return f"layer {Layers((layer,)).indices(n_layers)[0]}"
+
+    def in_heads(self, heads: HeadNumbers | None) -> str:
+        """In which heads, where not all of them are meant."""
+        if heads is None:
+            return ""
+        several = "s" if len(heads.numbers) > 1 else ""
+        return f" in head{several} {str(heads).replace('-', ' to ').replace(',', ', ')}"
 
     def phase(self, phase: str) -> str:
         """When."""

@@ -18,12 +18,12 @@ from pydantic import NonNegativeInt, model_validator
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.runs.run import Site as Capture
+from ...lens.selectors.selectors import Name, Selector
 from ...lens.token_classes import CLASS_NAMES
 from ..engines.payload.written_values import means
 from ..program.site import Site
 from ..program.steps import Noise, Read, Step, Write
 from ..selectors.layers import FIRST
-from ..selectors.selectors import Name, Selector
 from .borrowing import Borrower, DonorName
 from .donor import Places
 from .entering_word import entering_state
@@ -184,7 +184,7 @@ class ReplaceTokens(Borrower):
 
     def _others(self, entry: Site, places: list[Place], target: Target) -> list[Step]:
         """Every token gets the state of its counterpart in another sample or the donor."""
-        wanted, alike = target.selected(self.tokens), self.from_tokens is None
+        wanted, alike = target.selected(self.tokens, entry.layer), self.from_tokens is None
         if self.states is not None:
             donor = target.donors[self.states]
             mask, whose = self.source_mask(donor.batch), f"donor {donor.name!r}"

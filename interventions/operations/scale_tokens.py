@@ -71,7 +71,7 @@ class ScaleTokens(TokenOperation):
     def _matched(self, entry: Site, places: list[Place], target: Target) -> list[Step]:
         """Read the norms that are wanted, and scale to each sample's median."""
         assert self.norm_of is not None
-        rows, columns = np.nonzero(target.selected(self.norm_of))
+        rows, columns = np.nonzero(target.selected(self.norm_of, entry.layer))
         samples = np.unique(rows)
         written = np.unique(np.concatenate([place["rows"].numpy() for place in places]))
         if lacking := sorted(set(written.tolist()) - set(samples.tolist())):

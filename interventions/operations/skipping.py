@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from ...lens.errors import Unsupported
 from ..program.site import Site
-from ..program.steps import Zero
+from ..program.steps import Step, Zero
 from ..selectors.layers import ALL
 from .operation import InLayers, TokenOperation
 from .phrases import Phrases
@@ -20,23 +21,27 @@ class SkippedSublayer(TokenOperation, ABC):
     part: ClassVar[Literal["attention", "ffn"]]
     layers: InLayers = ALL
 
-    def lower(self, target: Target) -> list[Zero]:
+    def lower(self, target: Target) -> list[Step]:
         """Zero what the sublayer adds at the chosen tokens, layer by layer."""
         anatomy = target.model.anatomy
         addends = {"attention": anatomy.attention, "ffn": anatomy.ffn}[self.part]
         anatomy.require("sublayers")
-        steps = []
+        steps: list[Step] = []
         for layer in self.layers.indices(len(addends)):
             anatomy.require(f"sublayers:{layer}")
             if addends[layer] is not None:
-                site = Site(layer, self.part)
-                steps += [Zero(site=site, **place) for place in self.places(target, layer)]
+                steps += self.zeroed(target, layer)
             elif self.layers != ALL:
                 raise Unsupported(
                     f"{self!r}: layer {layer} of this model has no such part (its layers have "
                     "one sublayer each); name the layers that have it, or layers='all'"
                 )
         return steps
+
+    def zeroed(self, target: Target, layer: int) -> Sequence[Step]:
+        """What is made zero in one layer."""
+        site = Site(layer, self.part)
+        return [Zero(site=site, **place) for place in self.places(target, layer)]
 
     def told(self, what: str, stays: str, phrases: Phrases) -> str:
         """The sentence of what is not added, and of what stays."""

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...lens.anatomy.heads_and_neurons import heads_of
 from ...lens.errors import InputError, Unsupported
+from ...lens.selectors.selectors import Selector
 from ..engines.engine import engine_of
 from ..program.scope import Scope
-from ..selectors.selectors import Selector
+from ..selectors.heads import HeadNumbers
 from .donor import Donor
 
 
@@ -26,15 +28,16 @@ class Target(Scope):
     donors: Mapping[str, Donor] = field(default_factory=dict)  # by name what states are taken from
     vectors: Mapping[str, torch.Tensor] = field(default_factory=dict)  # by name, [layer, d]
     earlier: Donor | None = None  # an earlier pass over the batch, if an operation needs one
+    scoring_passes: int = 0  # how many passes it took to choose tokens by their score
     _slots: Iterator[int] = field(default_factory=lambda: count(1))
 
     def new_slot(self) -> str:
         """A name, unique in this plan, under which one step leaves states for another."""
         return f"states{next(self._slots)}"
 
-    def selected(self, tokens: Selector) -> NDArray[np.bool_]:
-        """The prompt tokens that a selector means, ``[sample, token]``."""
-        return tokens.select(self.batch).prompt
+    def selected(self, tokens: Selector, layer: int | None = None) -> NDArray[np.bool_]:
+        """The prompt tokens that a selector means, in one layer if need be, ``[sample, token]``."""
+        return tokens.select(self.batch, layer).prompt
 
     def fitting(self, by: Any, states: torch.Tensor) -> torch.Tensor:
         """States from another pass, if they can be this model's."""
@@ -49,6 +52,18 @@ class Target(Scope):
     def check_attention(self, edit: Literal["mask", "weights"], layer: int, by: Any) -> None:
         """Refuse what the model's engine cannot edit."""
         engine_of(self.model.nn).check_attention(edit, layer, self.model, repr(by))
+
+    def heads(self, by: Any, layer: int, named: HeadNumbers | None) -> dict[str, Any]:
+        """The heads that are named of a layer, as a step takes them; nothing if none are."""
+        if named is None:
+            return {}
+        try:
+            count = heads_of(self.model.hf, self.model.anatomy, layer).count
+        except Unsupported as reason:
+            raise Unsupported(f"{by!r}: {reason}") from None
+        if (last := named.numbers[-1]) >= count:
+            raise InputError(f"{by!r}: no head {last}: layer {layer} has heads 0 to {count - 1}")
+        return {"heads": named.numbers, "of_heads": count}
 
     def check_computed(self, by: Any, layer: int, columns: NDArray[np.intp]) -> None:
         """Refuse prompt tokens that the model does not compute while generating."""

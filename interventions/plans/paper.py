@@ -35,6 +35,7 @@ Which set the table of b3 removed is not certain, nor hence its control (docs/me
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Any, Literal
 
@@ -42,6 +43,9 @@ from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.markers.markers import nearest_words
 from ...lens.model import VisualLM
+from ...lens.selectors.nearest_words import Control, Near, may_miss, visual_only
+from ...lens.selectors.parser import parse_selector
+from ...lens.selectors.selectors import And, Name, Not, Or, Selector
 from ...lens.token_classes import TokenClasses
 from ..operations import (
     AblateAttention,
@@ -53,9 +57,6 @@ from ..operations import (
     ZeroFFN,
 )
 from ..selectors.layers import Layers
-from ..selectors.nearest_words import Control, Near, may_miss, visual_only
-from ..selectors.parser import parse_selector
-from ..selectors.selectors import And, Name, Not, Or, Selector
 from .plan import Plan
 
 # Words near which LLaVA-1.5-7B puts the tokens of a class; another checkpoint has others or none.
@@ -81,7 +82,7 @@ def with_ids(model: VisualLM, batch: Batch, k: int = 3) -> Batch:
     """
     membership = {} if batch.classes is None else batch.classes.membership
     nearest = nearest_words(model, model.entry(batch), k)
-    return batch.with_classes(TokenClasses(membership, nearest))
+    return replace(batch, classes=TokenClasses(membership, nearest))
 
 
 def skip(

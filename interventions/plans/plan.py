@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -13,21 +12,28 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from ...lens.errors import InputError
+from ...lens.errors import EmbedlensError, InputError
 from ...lens.inputs.batch import Batch
 from ...lens.runs.plan_protocol import Pass
+from ...lens.runs.scored_tokens import with_scores
+from ...lens.selectors.parser import parse_selector
+from ...lens.selectors.scores import scored_in
+from ...lens.selectors.selectors import Selector
 from ...lens.torch_settings import default_torch
 from ..engines.transformer_lens import Hook, fwd_hooks, in_force
-from ..operations.donor import Donor, Given, GivenVector, as_donor, captured
-from ..operations.needs import Need, StatesOf, bound_donors, bound_vectors, check_names
+from ..operations.donor import Given, as_donor
+from ..operations.first_passes import OWN, FirstPass, donor_passes, first_pass, lent
+from ..operations.needs import Need, StatesOf, bound_vectors, check_names
 from ..operations.operation import Operation
 from ..operations.phrases import Phrases
 from ..operations.target import Target
+from ..program.choosing import choosing, chosen_in_pass, guessed
 from ..program.contradictions import check_declared, check_lowered
 from ..program.cost import Cost, cost_of
 from ..program.program import Program, handed_on
 from ..program.scope import Scope, Subject
 from ..program.steps import Step
+from .matched_control import matched_control
 from .read_yaml import read_operations, written
 from .schema import plan_schema
 from .table import chosen, plan_frame, plan_html, plan_text
@@ -81,6 +87,24 @@ class Plan:
         made = Plan(*self.operations)
         object.__setattr__(made, "donors", tuple(sorted(donors.items(), key=itemgetter(0))))
         return made
+
+    def control(self, seed: int = 0, within: str | Selector = "visual") -> Plan:
+        """The matched control: the same operations on as many other tokens, drawn at random.
+
+        In place of each operation's tokens (of attention that is blocked, its keys) stand
+        ``random(like=those, within=within, seed=seed)``: in each sample as many tokens, drawn by
+        the seed and the sample's content.
+
+        Args:
+            seed: Of the draw; several seeds are several controls.
+            within: What is drawn from, in the selector language.
+
+        Raises:
+            InputError: An operation that names no tokens, or all of ``within``.
+        """
+        drawn_from = parse_selector(within) if isinstance(within, str) else within
+        made = Plan(*matched_control(self.operations, seed, drawn_from))
+        return made._with(dict(self.donors))
 
     def __add__(self, other: Plan) -> Plan:
         mine, theirs = dict(self.donors), dict(other.donors)
@@ -162,7 +186,7 @@ class Plan:
         prompt = Plan(*(op for op in self.operations if op.phase != "decode"))._with(
             dict(self.donors)
         )
-        target, lowered = prompt._lowered(model, batch, Pass("forward"))
+        target, lowered = prompt._lowered(model, batch, Pass("forward", own=True))
         return cost_of(prompt.operations, lowered, target)
 
     @default_torch()
@@ -189,51 +213,88 @@ class Plan:
         self, model: Subject, batch: Batch, during: Pass
     ) -> tuple[Target, list[list[Step]]]:
         """Each operation's steps, and what they were lowered against."""
-        needs = self._needs()
-        donors = bound_donors(needs, dict(self.donors), model, during.remote)
-        earlier = self._earlier(needs, donors, model, batch, during)
-        target = Target(
-            model,
-            batch,
-            during,
-            alone=len(self) == 1,
-            donors=donors,
-            vectors=bound_vectors(needs, dict(self.donors), model),
-            earlier=earlier,
-        )
+        scored = chosen_in_pass(self.operations, model, during)
+        if scored is not None:
+            target = self._target(model, guessed(scored, batch), during)
+            (operation,) = self.operations
+            made = choosing(operation, operation.lower(target), scored, target)
+            if made is not None:
+                return target, [made]
+        known, passes = self._with_scores(model, batch, during)
+        target = self._target(model, known, during, passes)
         lowered = handed_on([operation.lower(target) for operation in self.operations])
         check_lowered(self.operations, lowered, target)
         return target, lowered
 
-    def _earlier(
-        self,
-        needs: list[tuple[Operation, Need]],
-        donors: Mapping[str, Donor],
-        model: Subject,
-        batch: Batch,
-        during: Pass,
-    ) -> Donor | None:
-        """What operations read in an earlier pass, with all but these in force."""
-        read = [(op, n) for op, n in needs if isinstance(n, StatesOf) and n.donor is None]
-        if not read:
-            return None
-        without = [op for op, _ in read]
-        kept = {
-            n: op
-            for n, op in enumerate(self.operations)
-            if op not in without and op.phase != "decode"
-        }
-        given: dict[str, Given] = {name: donor.run for name, donor in donors.items()}
-        given |= {name: held for name, held in self.donors if isinstance(held, GivenVector)}
-        plan = Plan(*kept.values())._with(given)
-        places = [place for _, need in read for place in need.places(model.n_layers)]
-        real = Scope(model, batch, during).real
-        try:
-            return captured(model, batch, plan, places, real, during.remote)
-        except InputError as error:
-            own = [f"operations.{n}" for n in kept]
-            told = re.sub(r"operations\.(\d+)", lambda found: own[int(found[1])], str(error))
-            raise InputError(told) from None
+    def _target(
+        self, model: Subject, batch: Batch, during: Pass, scoring_passes: int = 0
+    ) -> Target:
+        needs, given = self._needs(), dict(self.donors)
+        first = self._first_passes(model, batch)
+        lenders = lent(first, given, model, during, lambda: _asked(during, model, batch))
+        return Target(
+            model,
+            batch,
+            during,
+            alone=len(self) == 1,
+            donors={name: donor for name, donor in lenders.items() if name != OWN},
+            vectors=bound_vectors(needs, given, model),
+            earlier=lenders.get(OWN),
+            scoring_passes=scoring_passes,
+        )
+
+    def _with_scores(self, model: Subject, batch: Batch, during: Pass) -> tuple[Batch, int]:
+        """The batch with the tokens that operations choose by their score, and the passes it took.
+
+        They are scored in passes of their own, layer by layer from below, in which all operations
+        are in force whose tokens are known by then.
+        """
+        asked = [
+            (op, {s for selector in op.selectors().values() for s in scored_in(selector)})
+            for op in self
+        ]
+        unknown = {s for _, found in asked for s in found if s not in batch.scored}
+        passes = 0
+        while unknown:
+            lowest = min(scored.layer for scored in unknown)
+            kept = [
+                op
+                for op, found in asked
+                if op.phase != "decode" and not unknown & found and not _needs_earlier(op)
+            ]
+            here = [scored for scored in unknown if scored.layer == lowest]
+            plan = self._only(kept) if kept else None
+            batch = with_scores(model, batch, here, plan, during.remote)
+            unknown -= set(here)
+            passes += len(here)
+        return batch, passes
+
+    def _only(self, operations: list[Operation]) -> Plan:
+        """Some of the operations, with the donors that they ask for."""
+        plan = Plan(*operations)
+        needs = [need for _, need in plan._needs() if not isinstance(need, OwnPass)]
+        asked = {need.donor for need in needs}
+        return plan._with({name: held for name, held in self.donors if name in asked})
+
+    def _first_passes(self, model: Subject, batch: Batch) -> dict[str, FirstPass]:
+        """The passes that come first, by donor; that over the batch itself is called ``OWN``.
+
+        In that one all operations are in force but those that need it.
+        """
+        needs, given = self._needs(), dict(self.donors)
+        found = donor_passes(needs, given, model.n_layers)
+        own = [(op, n) for op, n in needs if isinstance(n, StatesOf) and n.donor is None]
+        if own:
+            without = [op for op, _ in own]
+            kept = {
+                n: op
+                for n, op in enumerate(self.operations)
+                if op not in without and op.phase != "decode"
+            }
+            needed = [need for _, need in own]
+            in_force = self._only([*kept.values()]) if kept else None
+            found[OWN] = first_pass(batch, needed, model.n_layers, in_force, tuple(kept))
+        return found
 
     @default_torch()
     def to_fwd_hooks(self, bridge: Any, batch: Batch, *, generating: bool = False) -> list[Hook]:
@@ -294,3 +355,19 @@ class Plan:
         how a selector is built and what contradicts what, :meth:`from_yaml` checks.
         """
         return plan_schema()
+
+
+def _asked(during: Pass, model: Subject, batch: Batch) -> Iterator[dict[str, FirstPass]]:
+    """What each plan of a call asks for; what is refused is said when that plan is compiled."""
+    for plan in during.together.plans if during.together else ():
+        if isinstance(plan, Plan):
+            try:
+                asked = plan._first_passes(model, batch)
+            except EmbedlensError:
+                continue
+            yield asked
+
+
+def _needs_earlier(operation: Operation) -> bool:
+    """Whether it takes states from an earlier pass over the same batch."""
+    return any(isinstance(need, StatesOf) and need.donor is None for need in operation.needs())

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ...lens.errors import InputError
+from ...lens.selectors.parser import is_its_text
 from ..operations.operation import OPERATIONS, Operation, explain
 
 
@@ -37,10 +38,23 @@ class _Strict(yaml.SafeLoader):
 
 def read_operations(text: str) -> list[Operation]:
     """The operations of a plan's YAML or JSON."""
+    return operations_of(load_strictly(text, "the plan"))
+
+
+def load_strictly(text: str, what: str) -> Any:
+    """The data in YAML or JSON, each key of a mapping once.
+
+    Raises:
+        InputError: The text is neither, or has a key twice; the message begins with ``what``.
+    """
     try:
-        data = yaml.load(text, _Strict)  # a safe loader
+        return yaml.load(text, _Strict)  # a safe loader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"the plan is not valid YAML or JSON: {error}") from None
+        raise InputError(f"{what} is not valid YAML or JSON: {error}") from None
+
+
+def operations_of(data: Any) -> list[Operation]:
+    """The operations of a plan as plain data."""
     if not isinstance(data, dict) or set(data) != {"operations"}:
         found = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
         raise InputError(f"a plan has one key, 'operations', a list; found {found}")
@@ -51,7 +65,15 @@ def read_operations(text: str) -> list[Operation]:
 
 
 def written(operations: Collection[Operation]) -> dict[str, Any]:
-    """A plan as plain data, defaults left out."""
+    """A plan as plain data, defaults left out; refused where a selector has no text."""
+    for number, op in enumerate(operations):
+        for role, selector in op.selectors().items():
+            if not is_its_text(selector):
+                raise InputError(
+                    f"operations.{number}.{role}: {selector} scores by a function or a vector of "
+                    'yours, which has no text: use norm, cosine("word") or attention(…), or keep '
+                    "the plan in Python"
+                )
     return {
         "operations": [{"op": op.op, **op.model_dump(exclude_defaults=True)} for op in operations]
     }

@@ -60,7 +60,7 @@ def check_lowered(
     if len(operations) < 2:
         return
     flow = Flow.of(operations, lowered, scope)
-    flow.follow()
+    flow.follow(marks_only=True)
     if (lost := _first_lost(operations, flow)) is not None:
         number, layers = lost
         causes = _causes(operations, flow, number, layers)
@@ -104,7 +104,7 @@ def _causes(
         if other == number:
             continue
         rest = flow.without({other})
-        rest.follow()
+        rest.follow(marks_only=True)
         units = _units(rest)
         if any(units[unit] for unit in units if unit[0] == number and unit[1] in layers):
             found.append(other)

@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 
 from ...lens.inputs.batch import Batch
+from ..engines.engine import engine_of
 from ..operations.needs import OwnPass
 from ..operations.operation import Operation
 from ..operations.target import Target
@@ -45,8 +46,9 @@ class Cost:
     Attributes:
         frame: One row per layer and part (``attention``, ``ffn``): ``clean`` is what the pass costs
             without a plan; ``saved`` what an implementation that skips the work would save of it;
-            ``skipped`` what is really not computed, which takes a shorter sequence; ``spent`` what
-            is computed in addition, such as passes over a donor.
+            ``skipped`` what is really not computed: by a shorter sequence, and of FFNs at tokens
+            where they are zeroed; ``spent`` what is computed in addition, such as passes over a
+            donor.
     """
 
     frame: pd.DataFrame
@@ -88,11 +90,13 @@ def cost_of(
     others = [donor for donor in (*target.donors.values(), target.earlier) if donor is not None]
     passes = [(len(donor.batch), donor.batch.length, donor.passes) for donor in others]
     needs = [need for operation in operations for need in operation.needs()]
-    passes.append((len(batch), batch.length, sum(isinstance(n, OwnPass) for n in needs)))
+    own = sum(isinstance(need, OwnPass) for need in needs) + target.scoring_passes
+    passes.append((len(batch), batch.length, own))
     visible = visible_pairs(target) if operations else None
     flow = replace(_with_absences(Flow.of(operations, lowered, target)), visible=visible)
     used = flow.follow(until_dropped=True)
     steps = [step for steps in lowered for step in steps]
+    left_out = engine_of(model.nn).leaves_out(steps, target)
     lengths = _lengths(steps, model.n_layers)
     rows = []
     for layer, size in enumerate(sizes):
@@ -100,6 +104,12 @@ def cost_of(
         saved = _saved(size, layer, flow, used)
         left = _clean(size, len(batch), lengths.get(layer, batch.length))
         here = [step for step in steps if step.site.layer == layer]
+        skipped = {part: clean[part] - left[part] for part in PARTS}
+        skipped["ffn"] += size.addend * sum(
+            int(steps[n].tokens(*flow.scope.real.shape)[:, :-1].sum())
+            for n in left_out
+            if steps[n].site.layer == layer
+        )
         spent = _spent(size, here, batch, None if visible is None else visible[layer])
         again = [(_clean(size, samples, tokens), times) for samples, tokens, times in passes]
         for part in PARTS:
@@ -109,7 +119,7 @@ def cost_of(
                     "part": part,
                     "clean": clean[part],
                     "saved": saved[part],
-                    "skipped": clean[part] - left[part],
+                    "skipped": skipped[part],
                     "spent": spent[part] + sum(costs[part] * times for costs, times in again),
                 }
             )

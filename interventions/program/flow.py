@@ -91,7 +91,7 @@ class Flow:
                 absences.append(Absence(number, layers, wide(meant["tokens"].prompt)))
             for need in operation.needs():
                 if isinstance(need, StatesOf) and need.donor is None:
-                    read = wide(need.tokens.select(scope.batch).prompt)
+                    read = wide(need.tokens.select(scope.batch, need.layer).prompt)
                     # What a sublayer adds has gone into the stream that enters the next layer.
                     places = [
                         (layer + (kind != "residual"), read)
@@ -118,11 +118,11 @@ class Flow:
                 found |= absence.tokens
         return found
 
-    def follow(self, *, until_dropped: bool = False) -> Used:
+    def follow(self, *, until_dropped: bool = False, marks_only: bool = False) -> Used:
         """Fill in which marks are used, and return what is used in each layer.
 
         ``until_dropped`` counts the states with which tokens are dropped, although nobody reads
-        them.
+        them; ``marks_only`` leaves out what no mark depends on.
         """
         for mark in self.marks:
             mark.used = False
@@ -132,7 +132,8 @@ class Flow:
             if absence.layers.stop == n_layers:
                 _add(last, absence.layers.start, absence.tokens)
         everyone = self._everyone()
-        used = self._backwards(everyone & ~self.absent(n_layers - 1), last)
+        needed = everyone & ~self.absent(n_layers - 1)
+        used = self._backwards(needed, last, everyone if marks_only else None)
         # The earlier pass is one without the operations that need it.
         sources: dict[int, Mask] = {}
         for number in {mark.operation for mark in self.marks if mark.used}:
@@ -142,8 +143,13 @@ class Flow:
             self.without(self.earlier)._backwards(np.zeros_like(everyone), sources)
         return used
 
-    def _backwards(self, needed: Mask, sources: dict[int, Mask]) -> Used:
-        """Follow what is needed behind the last layer, and at ``sources``, to the first layer."""
+    def _backwards(
+        self, needed: Mask, sources: dict[int, Mask], everyone: Mask | None = None
+    ) -> Used:
+        """Follow what is needed behind the last layer, and at ``sources``, to the first layer.
+
+        Where ``everyone`` is needed already, it is not asked who sees whom.
+        """
         n_layers = self.scope.model.n_layers
         at: dict[Site, list[Mark]] = {}
         for mark in reversed(self.marks):
@@ -156,12 +162,15 @@ class Flow:
                 used.transformed[layer] = added
                 middle = after | added
                 gathering = _through(at.get(Site(layer, "attention"), ()), middle, slots)
+                gathering = _through(at.get(Site(layer, "heads"), ()), gathering, slots)
                 masks = at.get(Site(layer, "mixing"), [])
                 for mask in masks:
                     mask.used |= self._hides(mask, middle)
                 used.gathering[layer] = gathering
-                used.seen[layer] = self._seen(layer, gathering, masks)
-                needed = middle | gathering | used.seen[layer]
+                needed = middle | gathering
+                if everyone is None or (everyone & ~needed).any():
+                    used.seen[layer] = self._seen(layer, gathering, masks)
+                    needed = needed | used.seen[layer]
             if layer in sources:
                 needed = needed | sources[layer]
             needed = _through(at.get(Site(layer, "entry"), ()), needed, slots)

@@ -27,6 +27,7 @@ class LayerSizes:
     key: int  # per token, projecting keys and values
     pair: int  # per query and key, the score and the weighted value, over all heads
     ffn: int  # per token, the FFN; of a mixture of experts the active ones and the router
+    addend: int  # of these, what is computed inside the module whose output is added to the stream
 
 
 def layer_sizes(model: Subject) -> list[LayerSizes]:
@@ -57,7 +58,10 @@ def _sizes(model: Subject, layer: int) -> LayerSizes:
     outside = [module for module in whole.modules() if module not in inside]
     query, key, pair = (0, 0, 0) if mixer is None else _attention(mixer, layer, anatomy.hidden_size)
     config = model.hf.config.get_text_config(decoder=True)
-    return LayerSizes(query, key, pair, _feed_forward(outside, layer, config))
+    addend = anatomy.ffn[layer]
+    added = [] if addend is None else [*model.hf.get_submodule(addend).modules()]
+    ffn, within = (_feed_forward(modules, layer, config) for modules in (outside, added))
+    return LayerSizes(query, key, pair, ffn, within)
 
 
 def _attention(mixer: nn.Module, layer: int, width: int) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from .content_key import content_key
 from .scope import Scope
 from .site import Site
 from .stacking import stacked
-from .steps import Step, When, ZeroWeights
+from .steps import Step, WeightsStep, When
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def handed_on(lowered: Sequence[Sequence[Step]]) -> list[list[Step]]:
     last: dict[tuple[Site, When], tuple[int, int]] = {}
     for number, steps in enumerate(made):
         for index, step in enumerate(steps):
-            if not isinstance(step, ZeroWeights):
+            if not isinstance(step, WeightsStep):
                 continue
             call = step.site, step.when
             if call in last:

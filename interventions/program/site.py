@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Part = Literal["decoder", "entry", "mixing", "attention", "ffn"]
+Part = Literal["decoder", "entry", "mixing", "heads", "attention", "ffn"]
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,9 @@ class Site:
 
     layer: int  # counted from 0; the number of layers for the stream behind the last one
     # ``entry`` is the residual stream entering the layer, ``mixing`` the arguments of its token
-    # mixer, the mask among them, ``attention`` and ``ffn`` what that sublayer adds to the stream;
-    # ``decoder``, in layer 0, the arguments of the whole decoder
+    # mixer, the mask among them, ``heads`` what all heads gathered, before it is projected back,
+    # ``attention`` and ``ffn`` what that sublayer adds to the stream; ``decoder``, in layer 0, the
+    # arguments of the whole decoder
     part: Part
 
     def __str__(self) -> str:

@@ -51,6 +51,8 @@ class Step(ABC):
     when: When  # at tokens of the prompt, or at those generated behind it
     by: str = ""  # the operation on whose behalf, for messages
     slot: str | None = field(default=None, metadata=SLOT)  # name of states left, or of those found
+    # Name under which another step leaves the tokens that take the place of this one's
+    chosen: str | None = field(default=None, metadata=SLOT)
 
     @property
     def merges(self) -> bool:
@@ -112,10 +114,54 @@ class Zero(TokenStep):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class ZeroHeads(TokenStep):
+    """Make what some heads gathered zero, before it is projected back to the stream."""
+
+    idempotent = True
+    merges = True  # in any rows alike
+
+    heads: tuple[int, ...]
+    of_heads: int  # how many the layer has
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Read(TokenStep):
     """Leave states in a slot."""
 
     reads = True
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Choose(Step):
+    """Leave the tokens with the best scores in a slot, for steps that are to act on them.
+
+    Attributes:
+        within: Among which tokens, ``[sample, token]``.
+        counts: How many of each sample, ``[sample]``.
+        guess: The tokens that the other steps were made for, as many, ``[sample, token]``.
+        sign: 1 where the highest scores are the best, -1 where the lowest are.
+        queries: Whose attention is the score, ``[sample, token]``; None for a score of states.
+        direction: The cosine with it is the score, ``[d]``.
+        function: Its answer is the score.
+    """
+
+    reads = True
+
+    within: Tensor
+    counts: Tensor
+    guess: Tensor
+    sign: int
+    queries: Tensor | None = None
+    direction: Tensor | None = None
+    function: Any = None
+
+    def tokens(self, samples: int, length: int) -> None:
+        """None that are followed: what it reads is read as it is."""
+        return
+
+    def recomputed(self, visible: Mask | None) -> int:
+        """The queries whose weights are computed."""
+        return 0 if self.queries is None else int(self.queries.any(0).sum())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -174,21 +220,27 @@ class Scale(TokenStep):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PairStep(Step):
-    """A step that keeps queries from seeing keys."""
+    """A step on what queries see of keys: it keeps them from it, or changes how much it is."""
 
     hides = True
-    skippable: ClassVar[bool] = False  # whether the pairs need not be computed
 
     queries: Tensor = field(metadata=SAMPLE)  # prompt tokens that cannot see, ``[sample, token]``
     later_queries: Tensor = field(metadata=SAMPLE)  # whether those behind it cannot, ``[sample]``
     keys: Tensor = field(metadata=SAMPLE)  # prompt tokens that cannot be seen
     later_keys: Tensor = field(metadata=SAMPLE)  # whether tokens behind the prompt cannot be either
     behind: int = 0  # tokens behind the prompt in the same pass
+    heads: tuple[int, ...] | None = None  # in which heads, all if None
+    of_heads: int = 0  # how many the layer has, where some are named
 
     @property
     def conceals(self) -> bool:
         """Whether its queries have no use for its keys."""
-        return True
+        return self.heads is None
+
+    @property
+    def skippable(self) -> bool:
+        """Whether the pairs need not be computed."""
+        return False
 
     def positions(self) -> Tensor:
         """The queries' positions, those behind the prompt in the same pass among them."""
@@ -209,15 +261,18 @@ class PairStep(Step):
 class Hide(PairStep):
     """Hide keys from queries in the mask, before the softmax."""
 
-    skippable = True
     merges = True  # in any rows alike
+
+    @property
+    def skippable(self) -> bool:
+        """Unless other heads compute them."""
+        return self.heads is None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ZeroWeights(PairStep):
-    """Take keys out of what queries gather, behind the softmax."""
+class WeightsStep(PairStep):
+    """Change the weights that queries give to keys, behind the softmax."""
 
-    collapse: bool = False  # whether the weights taken go to the first of the keys
     takes: bool = False  # whether it goes on from the weights that an earlier step left
     leaves: bool = False  # whether it leaves its weights to a later one
 
@@ -225,11 +280,6 @@ class ZeroWeights(PairStep):
     def merges(self) -> bool:
         """Unless it is bound to a neighbour."""
         return not (self.takes or self.leaves)
-
-    @property
-    def conceals(self) -> bool:
-        """Where the first key does not get it all."""
-        return not self.collapse
 
     def recomputed(self, visible: Mask | None) -> int:
         """Positions that lose a key in some sample; all of them where weights are handed on."""
@@ -242,6 +292,34 @@ class ZeroWeights(PairStep):
         else:
             loses = (visible & keys[:, None]).any(2)
         return int((self.tokens(samples, length)[:, :-1] & loses).any(0).sum())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ZeroWeights(WeightsStep):
+    """Take keys out of what queries gather."""
+
+    collapse: bool = False  # whether the weights taken go to the first of the keys
+
+    @property
+    def conceals(self) -> bool:
+        """Where the first key does not get it all, in every head."""
+        return self.heads is None and not self.collapse
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScaleWeights(WeightsStep):
+    """Scale what queries give to keys."""
+
+    factor: float
+    # Tokens of the prompt that get what is freed, ``[sample, token]``, and whether those behind it
+    # do, ``[sample]``; None for nobody
+    takers: Tensor | None = field(default=None, metadata=SAMPLE)
+    later_takers: Tensor | None = field(default=None, metadata=SAMPLE)
+
+    @property
+    def conceals(self) -> bool:
+        """Where nothing is left of it, in any head."""
+        return self.heads is None and self.factor == 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,19 +1,51 @@
-"""Which tokens: selectors as objects, and the language they are written in."""
+"""Which tokens, as :mod:`embedlens.lens.selectors` says it, and which layers."""
 
-from .nearest_words import Control, Near
-from .parser import parse_selector
-from .selectors import Box, FrameIs, ImageIs, Name, Random, Selection, Selector, TileIs
+from ...lens.selectors import (
+    AttentionFrom,
+    Bottom,
+    Box,
+    Columns,
+    Control,
+    Cosine,
+    Dilated,
+    FrameIs,
+    ImageIs,
+    InLayer,
+    Name,
+    Near,
+    Norm,
+    Pixels,
+    Random,
+    Rows,
+    Selection,
+    Selector,
+    TileIs,
+    Top,
+    Words,
+    parse_selector,
+)
 
 __all__ = [
+    "AttentionFrom",
+    "Bottom",
     "Box",
+    "Columns",
     "Control",
+    "Cosine",
+    "Dilated",
     "FrameIs",
     "ImageIs",
+    "InLayer",
     "Name",
     "Near",
+    "Norm",
+    "Pixels",
     "Random",
+    "Rows",
     "Selection",
     "Selector",
     "TileIs",
+    "Top",
+    "Words",
     "parse_selector",
 ]

@@ -16,14 +16,15 @@ from ...lens.errors import InputError
 
 _RANGES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 _RANGE = r"\d+(?:\s*-\s*\d+)?"
-_SCHEMA = {
-    "description": "In which layers: all, last, a number, or ranges such as 0-2,5.",
-    "anyOf": [
-        {"type": "string", "pattern": rf"^\s*(?:all|last|{_RANGE}(?:\s*,\s*{_RANGE})*)\s*$"},
-        {"type": "integer", "minimum": 0},
-        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-    ],
-}
+SOME = rf"{_RANGE}(?:\s*,\s*{_RANGE})*"
+
+
+def numbers_schema(description: str, pattern: str) -> dict[str, Any]:
+    """The JSON schema of numbers, whose text has a pattern."""
+    number = {"type": "integer", "minimum": 0}
+    text = {"type": "string", "pattern": rf"^\s*(?:{pattern})\s*$"}
+    anyof = [text, number, {"type": "array", "items": number, "minItems": 1}]
+    return {"description": description, "anyOf": anyof}
 
 
 @dataclass(frozen=True)
@@ -37,33 +38,12 @@ class Layers:
         """The layers that a text, a number or several numbers name."""
         if isinstance(layers, Layers):
             return layers
-        wrong = f"layers {layers!r}: write all, last, a number, or ranges like 0-2,5"
-        if isinstance(layers, str):
-            text = re.sub(r"\s+", "", layers)
-            if text in ("all", "last"):
-                return Layers(text)  # type: ignore[arg-type]
-            if not _RANGES.fullmatch(text):
-                raise ValueError(wrong)
-            chosen = {layer for part in text.split(",") for layer in _expand(part)}
-        elif isinstance(layers, bool):
-            raise ValueError(wrong)
-        elif isinstance(layers, Integral):
-            chosen = {int(layers)}
-        elif isinstance(layers, Iterable):
-            given = list(layers)
-            if any(isinstance(layer, bool) or not isinstance(layer, Integral) for layer in given):
-                raise ValueError(f"layers {given}: layers are whole numbers")
-            chosen = {int(layer) for layer in given}
-        else:
-            raise ValueError(wrong)
-        if not chosen:
-            raise ValueError("layers: no layer given")
-        if min(chosen) < 0:
-            raise ValueError(f"layers {sorted(chosen)}: layers count from 0")
-        return Layers(tuple(sorted(chosen)))
+        if isinstance(layers, str) and layers.strip() in ("all", "last"):
+            return Layers(layers.strip())  # type: ignore[arg-type]
+        return Layers(numbers_of(layers, "layer", "all, last, a number, or ranges like 0-2,5"))
 
     def __str__(self) -> str:
-        return self.named if isinstance(self.named, str) else ",".join(_ranges(self.named))
+        return self.named if isinstance(self.named, str) else spelled(self.named)
 
     def indices(self, n_layers: int) -> tuple[int, ...]:
         """The layers of a model with ``n_layers`` that are named."""
@@ -85,22 +65,57 @@ class Layers:
     def __get_pydantic_json_schema__(
         cls, _: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return dict(_SCHEMA)
+        told = "In which layers: all, last, a number, or ranges such as 0-2,5."
+        return numbers_schema(told, f"all|last|{SOME}")
 
 
 ALL, FIRST = Layers("all"), Layers((0,))
 
 
-def _expand(part: str) -> range:
+def numbers_of(given: Any, what: str, forms: str) -> tuple[int, ...]:
+    """The numbers, in ascending order, that a text of ranges, a number or several numbers name.
+
+    ``what`` is counted, and ``forms`` are how it can be written, for the ValueError otherwise.
+    """
+    wrong = f"{what}s {given!r}: write {forms}"
+    if isinstance(given, str):
+        text = re.sub(r"\s+", "", given)
+        if not _RANGES.fullmatch(text):
+            raise ValueError(wrong)
+        chosen = {number for part in text.split(",") for number in _expand(part, what)}
+    elif isinstance(given, bool):
+        raise ValueError(wrong)
+    elif isinstance(given, Integral):
+        chosen = {int(given)}
+    elif isinstance(given, Iterable):
+        listed = list(given)
+        if any(isinstance(number, bool) or not isinstance(number, Integral) for number in listed):
+            raise ValueError(f"{what}s {listed}: {what}s are whole numbers")
+        chosen = {int(number) for number in listed}
+    else:
+        raise ValueError(wrong)
+    if not chosen:
+        raise ValueError(f"{what}s: no {what} given")
+    if min(chosen) < 0:
+        raise ValueError(f"{what}s {sorted(chosen)}: {what}s count from 0")
+    return tuple(sorted(chosen))
+
+
+def spelled(numbers: Iterable[int]) -> str:
+    """Numbers in ascending order as text that :func:`numbers_of` reads."""
+    return ",".join(_ranges(numbers))
+
+
+def _expand(part: str, what: str) -> range:
     first, _, last = part.partition("-")
     span = range(int(first), int(last or first) + 1)
     if not span:
-        raise ValueError(f"layers {part!r}: the range runs backwards")
+        raise ValueError(f"{what}s {part!r}: the range runs backwards")
     return span
 
 
-def _ranges(layers: Iterable[int]) -> Iterable[str]:
+def _ranges(numbers: Iterable[int]) -> Iterable[str]:
     # Consecutive numbers keep a constant distance to their index.
-    for _, run in groupby(enumerate(layers), key=lambda pair: pair[1] - pair[0]):
-        members = [layer for _, layer in run]
+    for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        members = [number for _, number in run]
         yield str(members[0]) if len(members) == 1 else f"{members[0]}-{members[-1]}"

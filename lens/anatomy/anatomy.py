@@ -18,6 +18,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..errors import InputError, Unsupported
+from ..html_parts import block, facts, note, table
 from .embedded_ids import check_ids
 from .logit_rule import LogitRule
 from .recorded_forward import forward_parameters
@@ -104,6 +105,25 @@ class Anatomy:
             f"Anatomy({self.decoder}: {self.n_layers} layers ({kinds}), d={self.hidden_size}, "
             f"{self.vocab_size} words, {particular}, {len(self.refusals)} refusals)"
         )
+
+    def _repr_html_(self) -> str:
+        kinds = Counter(self.mixer_kinds).items()
+        found = {
+            "decoder": self.decoder,
+            "layers": f"{self.n_layers}: " + ", ".join(f"{n} {kind}" for kind, n in kinds),
+            "residual stream": f"{self.hidden_size} wide",
+            "embedding": f"{self.embedding}, {self.vocab_size} words",
+            "final norm, head": f"{self.norm}, {self.head}",
+            "projector": self.projector or "none that makes the visual rows alone",
+            "attention, FFN of layer 0": f"{self.attention[0]}, {self.ffn[0]}",
+            "particular": ", ".join(sorted(self.capabilities)) or "nothing",
+            "addends − update": f"at most {self.residual_error:.2g}",
+            "visual rows − features": f"at most {self.visual_error:.2g}",
+            "logit rule": f"at most {self.logits_error:.2g}",
+        }
+        refused = table(("refused", "why"), self.refusals.items()) if self.refusals else ""
+        verified = "verified with an image" if self.seen_image else "verified on text only"
+        return block("Anatomy", facts(found), note(verified), refused)
 
     @property
     def n_layers(self) -> int:

@@ -5,14 +5,17 @@ On a GPU it does not even fail cleanly: after a failed assertion there no later 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..opening.present_state import modules_of
+
+# Tables, and the ids that each was asked for.
+Asked = dict[nn.Embedding, Tensor]
 
 
 def check_ids(
@@ -49,37 +52,36 @@ def check_ids(
 
 
 @contextmanager
-def lookups(model: nn.Module) -> Iterator[dict[str, tuple[nn.Embedding, Tensor]]]:
-    """Which ids each table of a model was last asked for, while inside: by path, with the table."""
-    asked: dict[str, tuple[nn.Embedding, Tensor]] = {}
+def lookups(model: nn.Module) -> Iterator[Asked]:
+    """Which ids each table of a model was last asked for, while inside."""
+    asked: Asked = {}
 
-    def note(path: str, table: nn.Embedding, given: tuple[Any, ...]) -> None:
+    def note(table: nn.Embedding, given: tuple[Any, ...]) -> None:
         if given and isinstance(given[0], Tensor):
-            asked[path] = table, given[0]
+            asked[table] = given[0]
 
     with ExitStack() as stack:
-        for path, table in model.named_modules():
-            if isinstance(table, nn.Embedding):
-                handle = table.register_forward_pre_hook(partial(note, path))
-                stack.callback(handle.remove)
+        for module in modules_of(model):
+            if isinstance(module, nn.Embedding):
+                stack.callback(module.register_forward_pre_hook(note).remove)
         yield asked
 
 
-def failed_lookup(
-    asked: Mapping[str, tuple[nn.Embedding, Tensor]], tokenizer: Any
-) -> InputError | None:
+def failed_lookup(model: nn.Module, asked: Asked, tokenizer: Any) -> InputError | None:
     """What to raise for a pass that ended with an IndexError, if a table lacks an id.
 
     Some models have a second, shorter table for their layers, and write ids that it lacks.
 
     Args:
+        model: The transformers model.
         asked: What :func:`lookups` noted.
         tokenizer: Has names for ids; may be None.
     """
-    for path, (table, ids) in asked.items():
+    for table, ids in asked.items():
         rows = len(table.weight)
         wrong = ids[(ids < 0) | (ids >= rows)]
         if len(wrong):
+            path = next(path for path, module in model.named_modules() if module is table)
             named = _named(int(wrong[0]), tokenizer)
             return InputError(
                 f"{named} has no row in {path}, which has {rows}: leave it out of the prompt, or "

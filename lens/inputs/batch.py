@@ -6,12 +6,14 @@ samples out of a batch takes exactly their images along, or is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
@@ -19,10 +21,13 @@ from ..anatomy.anatomy import Anatomy
 from ..errors import InputError, Unsupported
 from ..frozen_mapping import frozen
 from ..token_classes import TokenClasses
+from ..token_sets import TokenSet, checked_layers
 from ..torch_settings import default_torch
 from ..visual_tokens import VisualTokens
+from .batch_html import batch_html
 from .content import sample_content
 from .processor import Remake
+from .prompt_words import PromptWords
 from .rows_per_sample import (
     Counts,
     SampleCounts,
@@ -50,6 +55,10 @@ class Batch:
         remake: Makes the tensors of some samples anew; None when made from tensors.
         anatomy: Where things are in the model that this batch was made for.
         recorded: `contents` as a file recorded them; empty when they are found from the inputs.
+        layer_classes: The labels in each layer, where they were given by layer.
+        token_sets: Sets of tokens that selectors refer to by a name of one's own.
+        words: Which token is which part of the prompt's text; None when made from tensors.
+        scored: What selectors by score chose in a pass over this batch, ``[sample, token]``.
     """
 
     inputs: Mapping[str, Tensor]
@@ -62,9 +71,14 @@ class Batch:
     remake: Remake | None = field(default=None, repr=False)
     anatomy: Anatomy | None = field(default=None, repr=False)
     recorded: tuple[int, ...] = field(default=(), repr=False)
+    layer_classes: Mapping[int, TokenClasses] = field(default_factory=dict, repr=False)
+    token_sets: Mapping[str, TokenSet] = field(default_factory=dict, repr=False)
+    words: PromptWords | None = field(default=None, repr=False)
+    scored: Mapping[Hashable, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", frozen(self.inputs))
+        for name in ("inputs", "layer_classes", "token_sets", "scored"):
+            object.__setattr__(self, name, frozen(getattr(self, name)))
 
     def __repr__(self) -> str:
         alive = "" if self.classes is None else f", {self.classes.mask('alive').mean():.0%} alive"
@@ -73,13 +87,18 @@ class Batch:
             f"Batch({len(self)} {samples} × {self.length} tokens, {len(self.visual)} visual{alive})"
         )
 
+    def _repr_html_(self) -> str:
+        known = self.classes is not None and bool(self.classes.membership)
+        shares = None if self.classes is None or not known else self.classes.shares()
+        return batch_html(repr(self), self.images, self.prompts, self.visual.frame, shares)
+
     def __len__(self) -> int:
         return int(self.inputs["input_ids"].shape[0])
 
-    def __getitem__(self, samples: int | slice) -> Batch:
+    def __getitem__(self, samples: SupportsIndex | slice) -> Batch:
         """One sample, or some, as a batch; see :meth:`subset`."""
         chosen = range(len(self))[samples]
-        return self.subset([chosen] if isinstance(chosen, int) else chosen)
+        return self.subset(chosen if isinstance(chosen, range) else [chosen])
 
     @property
     def length(self) -> int:
@@ -117,18 +136,51 @@ class Batch:
         except Unsupported:
             return {}
 
-    def with_classes(self, classes: TokenClasses) -> Batch:
+    @property
+    def real(self) -> NDArray[np.bool_]:
+        """Positions that are not padding, ``[sample, token]``."""
+        mask: NDArray[np.bool_] = self.inputs["attention_mask"].cpu().numpy() > 0
+        return mask
+
+    def with_classes(self, classes: TokenClasses | Mapping[int, TokenClasses]) -> Batch:
         """The same batch, with labels that selectors such as ``dead`` refer to.
 
+        Args:
+            classes: The labels; or by layer those of each, which operations then take in the layer
+                they act in, and ``dead@3`` means by number.
+
         Raises:
-            InputError: The labels are for another number of visual tokens.
+            InputError: The labels are for another number of visual tokens, or a key is no layer.
         """
-        if len(classes) != len(self.visual):
-            raise InputError(
-                f"these classes label {len(classes)} tokens, the batch has {len(self.visual)} "
-                "visual tokens: classify this batch"
-            )
-        return replace(self, classes=classes)
+        by_layer: dict[int, TokenClasses] = {}
+        if isinstance(classes, Mapping):
+            by_layer = checked_layers(classes, "with_classes")
+        for one in by_layer.values() if isinstance(classes, Mapping) else [classes]:
+            if len(one) != len(self.visual):
+                raise InputError(
+                    f"these classes label {len(one)} tokens, the batch has {len(self.visual)} "
+                    "visual tokens: classify this batch"
+                )
+        kept = self.classes if isinstance(classes, Mapping) else classes
+        return replace(self, classes=kept, layer_classes=by_layer)
+
+    def with_tokens(self, **sets: Any) -> Batch:
+        """The same batch, with sets of tokens that selectors refer to by these names.
+
+        ``batch.with_tokens(object=mask)`` makes ``object`` a selector, as ``dilate(object, 1)`` and
+        ``visual & ~object`` are. A name that the batch has already gets the new tokens.
+
+        Args:
+            **sets: By name a boolean mask, ``[sample, token]`` over the sequences or ``[visual]``
+                over the rows of ``batch.visual``; or ``{layer: mask}``, which operations then take
+                in the layer they act in, and ``object@3`` means by number.
+
+        Raises:
+            InputError: A name that is a word of the selector language or close to one, no mask of
+                these shapes, or one that holds padding.
+        """
+        made = {n: TokenSet.of(n, mask, self.real, self.visual) for n, mask in sets.items()}
+        return replace(self, token_sets={**self.token_sets, **made})
 
     @default_torch()
     def subset(self, samples: Sequence[int]) -> Batch:
@@ -139,7 +191,7 @@ class Batch:
             Unsupported: It cannot be told which rows of an image tensor belong to which sample;
                 encode the samples by themselves instead.
         """
-        wanted = list(samples)
+        wanted = [int(i) for i in samples]
         if not wanted or any(not 0 <= i < len(self) for i in wanted):
             raise InputError(f"samples {wanted} of a batch of {len(self)}")
         inputs = {
@@ -164,6 +216,10 @@ class Batch:
             None if made is None else made.of(wanted),
             self.anatomy,
             tuple(self.recorded[i] for i in wanted) if self.recorded else (),
+            {layer: classes.select(order) for layer, classes in self.layer_classes.items()},
+            {name: held.select(wanted) for name, held in self.token_sets.items()},
+            None if self.words is None else self.words.select(wanted),
+            {selector: mask[wanted] for selector, mask in self.scored.items()},
         )
 
     def _pictures(self, wanted: list[int], names: list[str]) -> dict[str, Tensor]:

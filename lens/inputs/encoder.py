@@ -21,8 +21,10 @@ from ..layout.locate import Stated
 from ..visual_tokens import VisualTokens
 from .batch import Batch
 from .chats import Chat, Prompts, split_prompts
-from .images import Images, Videos, arrange_images, arrange_videos
+from .images import Images, Videos, arrange_images, arrange_videos, refuse_ambiguous
+from .own_words import own_words
 from .processor import Nested, ProcessorAdapter, Remake, SameCall
+from .prompt_words import PromptWords
 from .prompt_writer import PromptWriter
 from .prompts import Placeholders, find_placeholders
 from .read_image import ImageLike, read_image
@@ -41,6 +43,7 @@ class Prepared(NamedTuple):
     prompts: list[str]  # the prompts as the processor got them, placeholders written
     images: Nested  # the images of each
     videos: list[list[NDArray[np.uint8]]]  # the videos of each, ``[frame, height, width, 3]``
+    given: list[str | Chat]  # the prompts as they were given
 
 
 class Encoder:
@@ -106,6 +109,12 @@ class Encoder:
         """
         self._need_processor()
         texts = split_prompts(prompts)
+        writer = PromptWriter(self.processor, self.placeholders)
+        if isinstance(prompts, str):
+            for kind, given, mentioned in zip(
+                ("image", "video"), (images, videos), writer.counts(prompts), strict=True
+            ):
+                refuse_ambiguous(kind, given, prompts, mentioned)
         nested = arrange_images(images, len(texts))
         clips = arrange_videos(videos, len(texts))
         for index, chat in enumerate(texts):
@@ -122,12 +131,12 @@ class Encoder:
                 f"{type(self.processor).__name__} has no video processor: the model takes no "
                 "videos, or transformers could not load it here (most of them need torchvision)"
             )
-        writer = PromptWriter(self.processor, self.placeholders)
         rendered = [
             writer.write(text, len(row), len(clip), template)
             for text, row, clip in zip(texts, nested, clips, strict=True)
         ]
-        return Prepared(self._adapter.run(rendered, nested, clips), rendered, nested, clips)
+        made = self._adapter.run(rendered, nested, clips)
+        return Prepared(made, rendered, nested, clips, texts)
 
     def encode(
         self,
@@ -138,7 +147,8 @@ class Encoder:
         layout: Stated | None = None,
     ) -> Batch:
         """See :meth:`VisualLM.encode`; ``layout`` as for :func:`embedlens.lens.layout.locate`."""
-        tensors, written, nested, clips = self.tensors(images, prompts, videos, template)
+        prepared = self.tensors(images, prompts, videos, template)
+        tensors, written, nested, clips, _ = prepared
         self.anatomy.check_ids(tensors, self.tokenizer)
         again = SameCall(self._adapter, tuple(written), clips)
         has_images, has_videos = any(nested), any(clips)
@@ -155,7 +165,21 @@ class Encoder:
             tuple(len(row) for row in nested),
             videos_per_row=tuple(len(row) for row in clips) if has_videos else (),
             remake=Remake(again, nested),
+            words=self._words(prepared, template),
         )
+
+    def _words(self, prepared: Prepared, template: bool | None) -> PromptWords:
+        """Which token is which part of the prompts' text."""
+        writer = PromptWriter(self.processor, self.placeholders)
+        own = [
+            own_words(writer, given, written, (len(row), len(clip)), template)
+            for given, written, row, clip in zip(
+                prepared.given, prepared.prompts, prepared.images, prepared.videos, strict=True
+            )
+        ]
+        names = [name for name, _ in writer.kinds()]
+        visual = self.anatomy.visual_mask(prepared.inputs).cpu().numpy()
+        return PromptWords.of(self.tokenizer, prepared.prompts, names, prepared.inputs, visual, own)
 
     def batch(self, inputs: Mapping[str, Tensor], layout: Stated | None = None) -> Batch:
         """See :meth:`VisualLM.batch`; ``layout`` as for :func:`embedlens.lens.layout.locate`."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import InputError
+from .prompts import shorten
 from .read_image import ImageLike, frames_of, is_one_image, read_image
 
 Images = ImageLike | Sequence[ImageLike] | Sequence[Sequence[ImageLike]]
@@ -27,11 +28,30 @@ _NO_VIDEO = (
 )
 
 
+def refuse_ambiguous(kind: str, given: Any, prompt: str, mentioned: int) -> None:
+    """Refuse several pictures in a row with one text that does not say how many are its own.
+
+    ``mentioned`` are the placeholders of that ``kind``, ``image`` or ``video``, in the prompt.
+    """
+    flat = isinstance(given, Sequence) and not is_one_image(given) and len(given) > 1
+    several = flat and not any(isinstance(one, list | tuple) for one in given)
+    if kind == "video":
+        depth = 0 if given is None else _depth(given)
+        several = depth == 2 and len(given) > 1
+    if several and not mentioned:
+        raise InputError(
+            f"{len(given)} {kind}s and one text {shorten(prompt, 30)!r} can be one sample or "
+            f"{len(given)}: encode([{kind}s], prompt) is one sample with all of them, "
+            f"encode({kind}s, [prompt] * {len(given)}) one sample for each"
+        )
+
+
 def arrange_images(images: Images | None, n_prompts: int) -> list[list[Image.Image]]:
     """The images of each prompt, from one image, one per prompt, or several per prompt.
 
-    One image goes to every prompt; a list is one per prompt (with a single prompt: all its own), or
-    a list for each prompt. InputError where the numbers do not fit.
+    One image goes to every prompt; a list is one per prompt (all its own, where a single prompt has
+    their placeholders or stands in a list), or a list for each prompt. InputError where the numbers
+    do not fit.
     """
     if images is None:
         return [[] for _ in range(n_prompts)]
@@ -60,7 +80,7 @@ def arrange_videos(videos: Videos | None, n_prompts: int) -> list[list[NDArray[n
     """The videos of each prompt, every one ``[frame, height, width, 3]``.
 
     One video (an array or a list of its frames) goes to every prompt; a list is one per prompt
-    (with a single prompt: all its own), or a list for each prompt.
+    (with a single prompt: all its own, as for images), or a list for each prompt.
     """
     if videos is None:
         return [[] for _ in range(n_prompts)]

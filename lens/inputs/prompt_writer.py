@@ -37,7 +37,7 @@ class PromptWriter:
             )
         if isinstance(prompt, Chat):
             return self._converse(prompt, given, template)
-        written = self._counts(prompt)
+        written = self.counts(prompt)
         if template is False or (template is None and any(written)):
             if self._fits(written, given):
                 return prompt
@@ -63,7 +63,7 @@ class PromptWriter:
         # go into the text.
         contents = (self._parts(prompt, given), [{"type": "text", "text": inside}], inside)
         for rendered in (render(self.processor, one_turn(content)) for content in contents):
-            if rendered is not None and self._fits(self._counts(rendered), given):
+            if rendered is not None and self._fits(self.counts(rendered), given):
                 return self._without_second_bos(rendered)
         raise Unsupported(
             f"the chat template does not write {given[0]} image(s) and {given[1]} video(s) as "
@@ -76,7 +76,7 @@ class PromptWriter:
             raise InputError(
                 f"messages are written by the chat template, and not {why}: pass the prompt as text"
             )
-        told = self._counts(" ".join(chat.texts))
+        told = self.counts(" ".join(chat.texts))
         asked = (chat.asked[0] + told[0], chat.asked[1] + told[1])
         if asked != given:
             raise InputError(
@@ -88,7 +88,7 @@ class PromptWriter:
             rendered = render(self.processor, messages)
             if rendered is None or not all(text.strip() in rendered for text in chat.texts):
                 continue
-            if self._fits(self._counts(rendered), given):
+            if self._fits(self.counts(rendered), given):
                 return self._without_second_bos(rendered)
         raise Unsupported(
             "the chat template does not write this conversation with all its texts, "
@@ -104,7 +104,7 @@ class PromptWriter:
         return rendered
 
     def _parts(self, prompt: str, given: tuple[int, int]) -> list[dict[str, str]]:
-        kinds = {text: kind for text, kind in self._kinds() if text in prompt}
+        kinds = {text: kind for text, kind in self.kinds() if text in prompt}
         if not kinds:
             pictures = [{"type": "image"}] * given[0] + [{"type": "video"}] * given[1]
             return [*pictures, {"type": "text", "text": prompt}]
@@ -116,13 +116,14 @@ class PromptWriter:
                 parts.append({"type": "text", "text": piece.strip()})
         return parts
 
-    def _kinds(self) -> list[tuple[str, str]]:
+    def kinds(self) -> list[tuple[str, str]]:
         """Texts that stand for pictures, the longer (with their markers) first."""
         kinds = [(self.found.image_written, "image"), (self.found.image, "image")]
         kinds.append((self.found.video, "video"))
         return [(text, kind) for text, kind in kinds if text]
 
-    def _counts(self, text: str) -> tuple[int, int]:
+    def counts(self, text: str) -> tuple[int, int]:
+        """How many placeholders of images and of videos a text has."""
         image, video = self.found.image, self.found.video
         return (text.count(image) if image else 0, text.count(video) if video else 0)
 
@@ -138,7 +139,7 @@ class PromptWriter:
         return f"{image} and {self.found.video}" if given[1] and self.found.video else image
 
     def _mismatch(self, prompt: str, given: tuple[int, int]) -> str:
-        written = self._counts(prompt)
+        written = self.counts(prompt)
         if written[0] == given[0]:
             counts = f"{written[1]} video placeholders ({self.found.video}) for {given[1]} video(s)"
         else:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from ..visual_tokens import EDGES, VisualTokens
+from ..visual_tokens import VisualTokens
 from .layout import Block, Layout
 from .layout_inputs import LayoutInputs, Layouts
 
 Sizes = Sequence[Sequence[tuple[int, int] | None]]
 """Width and height of every image of every sample."""
 
-_PLACE = ("sample", "image", "tile", "frame", "row", "col")
+# Rows, columns, boxes and kinds of some tokens.
+Cells = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.str_]]
 
 
 def rows_of(
@@ -23,34 +24,31 @@ def rows_of(
     explained: Layouts,
     sizes: Sizes | None,
     shift: Sequence[int] | None = None,
-) -> list[pd.DataFrame]:
-    """One frame per image, with its tokens in order."""
+) -> list[VisualTokens]:
+    """One table per image, with its tokens in order."""
     rows = []
     for sample, layouts in enumerate(explained):
         start = 0
         for index, layout in enumerate(layouts):
             size = sizes[sample][index] if sizes is not None else None
-            frame = _image(layout, size)
-            frame["sample"] = sample
-            frame["image"] = index + (shift[sample] if shift is not None else 0)
-            frame["position"] = positions[sample][start : start + len(frame)]
-            start += len(frame)
-            rows.append(frame)
+            tile, time, (row, col, box, kind) = _image(layout, size)
+            here = np.full(len(row), sample)
+            image = np.full(len(row), index + (shift[sample] if shift is not None else 0))
+            position = positions[sample][start : start + len(row)]
+            start += len(row)
+            rows.append(VisualTokens(here, image, tile, time, row, col, position, kind, box))
     return rows
 
 
-def table(rows: Sequence[pd.DataFrame]) -> VisualTokens:
-    """All images' frames as one table, in (sample, position) order."""
-    empty = pd.DataFrame({name: [] for name in (*_PLACE, "position", "kind", *EDGES)})
-    joined = pd.concat(rows) if rows else empty
-    joined = joined.sort_values(["sample", "position"], kind="stable")
-    # Copies: pandas hands out arrays that must not be written to, of which torch warns.
-    sample, image, tile, time, row, col, position = (
-        np.array(joined[name], dtype=np.int64) for name in (*_PLACE, "position")
+def table(rows: Sequence[VisualTokens]) -> VisualTokens:
+    """All images' tables as one, in (sample, position) order."""
+    none = np.zeros(0, dtype=np.int64)
+    empty = VisualTokens(*[none] * 7, np.zeros(0, dtype=np.str_), np.zeros((0, 4)))
+    parts = rows or [empty]
+    joined = VisualTokens(
+        *(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(empty))
     )
-    kind = np.array(joined["kind"], dtype=np.str_)
-    box = np.array(joined[list(EDGES)], dtype=np.float64)
-    return VisualTokens(sample, image, tile, time, row, col, position, kind, box)
+    return joined.select(np.lexsort((joined.position, joined.sample)))
 
 
 def unplaced(inputs: LayoutInputs) -> Layouts:
@@ -64,41 +62,43 @@ def unplaced(inputs: LayoutInputs) -> Layouts:
     return explained
 
 
-def _image(layout: Layout, size: tuple[int, int] | None) -> pd.DataFrame:
+def _image(
+    layout: Layout, size: tuple[int, int] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Cells]:
+    """Tile and frame of every token of an image, and its cell."""
     tiles: dict[int, int] = {}  # so far, of each frame
-    parts = []
+    tile, time, cells = [], [], []
     for block in layout.blocks:
         index = tiles.get(block.time, 0)
         tiles[block.time] = index + 1
-        tile = index if block.tile is None else block.tile
-        parts.append(_tokens(block, tile, size))
-    return pd.concat(parts, ignore_index=True)
+        tile.append(index if block.tile is None else block.tile)
+        time.append(block.time)
+        cells.append(_tokens(block, size))
+    lengths = [len(row) for row, *_ in cells]
+    row, col, box, kind = (np.concatenate(field) for field in zip(*cells, strict=True))
+    return np.repeat(tile, lengths), np.repeat(time, lengths), (row, col, box, kind)
 
 
-def _tokens(block: Block, tile: int, size: tuple[int, int] | None) -> pd.DataFrame:
+def _tokens(block: Block, size: tuple[int, int] | None) -> Cells:
     cells = block.rows * block.cols
-    placed = block.kind == "patch"
-    row, col = np.divmod(np.arange(cells), max(block.cols, 1))
+    if block.kind == "patch":
+        row, col = np.divmod(np.arange(cells), max(block.cols, 1))
+    else:
+        row = col = np.full(cells, -1)
     box = np.full((cells, 4), np.nan)
-    if placed and block.edges is not None and size is not None:
+    if block.kind == "patch" and block.edges is not None and size is not None:
         box = block.edges.boxes(size)
-    body = np.column_stack([row, col, box]) if placed else np.full((cells, 6), -1.0)
-    if not placed:
-        body[:, 2:] = np.nan
     if block.kept is not None:
-        body = body[list(block.kept)]
-    kinds = np.full(len(body), block.kind, dtype="<U9")
+        kept = list(block.kept)
+        row, col, box = row[kept], col[kept], box[kept]
+    kind = np.full(len(row), block.kind, dtype="<U9")
     if block.newline:
         # Of an image so tall that all its columns are padding, newlines are left.
         ends = np.arange(1, block.rows + 1) * block.cols
-        body = np.insert(body, ends, [-1, -1, *[np.nan] * 4], axis=0)
-        kinds = np.insert(kinds, ends, "newline")
-    around = np.array([[-1, -1, *[np.nan] * 4]])
-    body = np.concatenate([around.repeat(block.before, 0), body, around.repeat(block.after, 0)])
-    frame = pd.DataFrame(body, columns=["row", "col", *EDGES])
-    separators = np.array(["separator"], dtype="<U9")
-    frame["kind"] = np.concatenate(
-        [separators.repeat(block.before), kinds, separators.repeat(block.after)]
-    )
-    frame["tile"], frame["frame"] = tile, block.time
-    return frame
+        row, col = np.insert(row, ends, -1), np.insert(col, ends, -1)
+        box, kind = np.insert(box, ends, np.nan, axis=0), np.insert(kind, ends, "newline")
+    around = (block.before, block.after)
+    row, col = (np.pad(field, around, constant_values=-1) for field in (row, col))
+    box = np.pad(box, (around, (0, 0)), constant_values=np.nan)
+    separators = [np.full(number, "separator", dtype="<U9") for number in around]
+    return row, col, box, np.concatenate([separators[0], kind, separators[1]])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..frozen_mapping import frozen
+from ..html_parts import block, class_chip, note, table, told
 from ..inputs.batch import Batch
 from ..inputs.content import refuse_repeated
 from ..inputs.read_image import ImageLike, read_image
@@ -27,6 +28,8 @@ from .class_of_direction import EVIDENCE, classify_groups
 from .discovery import draw_candidates, find_recurring, measure_tokens
 
 _FORMAT = "embedlens.markers"
+# Of the evidence what a notebook shows.
+_SHOWN = ("class", "id", "why", "image_share", "token_share", "words", "word_cosine", "verdict")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +66,16 @@ class Markers:
         if self.directions is not None:
             parts += [f"causal test {'' if self.tested else 'not '}taken"]
         return "; ".join([*parts, *self.undecided]) + ")"
+
+    def _repr_html_(self) -> str:
+        columns = [name for name in _SHOWN if name in self.frame]
+        rows = [
+            [class_chip(row["class"]), *(told(row[name]) for name in columns[1:])]
+            for _, row in self.frame.iterrows()
+        ]
+        title = f"Markers of {self.model or 'a model'}: {', '.join(self.found) or 'none found'}"
+        said = [f"from {self.images} images"] * bool(self.images) + list(self.undecided)
+        return block(title, table(columns, rows), *map(note, said))
 
     @staticmethod
     def from_ids(ids: Mapping[str, Collection[int]], k: int = 3) -> Markers:

@@ -33,7 +33,7 @@ from ..runs.tracing import without_cache
 from ..runs.undisturbed import undisturbed
 from .invented_weights import same_facts
 from .placement import brought_weight, device_of, dtype_of, placed, refuse_without_values
-from .present_state import structures_of
+from .present_state import Structure
 from .wrapping import release, wrap
 
 
@@ -85,7 +85,7 @@ class LoadedModel:
             self._verify_on_text()
         self._processor, self._given = processor, envoy is not None
         self._nn: Any = self._wrapped() if envoy is None else envoy
-        self._structure = structures_of(hf)
+        self._structure = Structure(hf)
 
     @property
     def nn(self) -> Any:
@@ -95,7 +95,7 @@ class LoadedModel:
             InputError: They have, and the nnsight model is the user's own.
             Unsupported: What is there now could not be verified.
         """
-        if self._structure != structures_of(self.hf):
+        if not self._structure.is_of(self.hf):
             if self._given:
                 raise InputError(
                     f"modules of {type(self.hf).__name__}, or their forward, were replaced after "
@@ -104,7 +104,7 @@ class LoadedModel:
             release(self.hf)
             self._verify(None if self._probe is None else self.place(self._probe))
             self._nn = self._wrapped()
-            self._structure = structures_of(self.hf)
+            self._structure = Structure(self.hf)
         return self._nn
 
     def _wrapped(self) -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .present_state import modules_of
 
 
 def device_of(module: nn.Module, otherwise: torch.device | None = None) -> torch.device:
@@ -126,17 +127,29 @@ def _offloads(hook: Any) -> bool:
 
 def _tower_dtype(model: Any, dtype: torch.dtype) -> torch.dtype:
     """Type of the first real weight that stands neither in the decoder nor beside it."""
+    modules = [module for module in modules_of(model) if module._parameters]
+    everywhere = {
+        p.dtype for module in modules for p in module._parameters.values() if p is not None
+    }
+    if len(everywhere) == 1:
+        return dtype
     decoder = getattr(model, "get_decoder", lambda: None)()
-    text = {
-        id(parameter)
-        for part in (decoder, model.get_input_embeddings(), model.get_output_embeddings())
-        if isinstance(part, nn.Module) and part is not model
-        for parameter in part.parameters()
+    parts = (decoder, model.get_input_embeddings(), model.get_output_embeddings())
+    text = {None}.union(
+        *(
+            module._parameters.values()
+            for part in parts
+            if isinstance(part, nn.Module) and part is not model
+            for module in modules_of(part)
+            if module._parameters
+        )
+    )
+    found = {
+        parameter.dtype
+        for module in modules
+        for parameter in module._parameters.values()
+        if parameter not in text
     }
-    types = {
-        p.dtype
-        for p in model.parameters()
-        if id(p) not in text and p.is_floating_point() and p.element_size() > 1
-    }
+    types = {kind for kind in found if kind.is_floating_point and kind.itemsize > 1}
     # Where a tower has several types, it converts by itself.
     return types.pop() if len(types) == 1 else dtype

@@ -8,6 +8,7 @@ what rests on an earlier look keeps the state it was taken in, and looks again w
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
+from functools import cache
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,9 +26,28 @@ _PASSING = frozenset(
 _TABLES = ("_parameters", "_buffers")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _SAMPLED = 8
+_ENTRY = object()
 
 _numbers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 _next = count()
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model, each once, in an order of their own.
+
+    They are those of ``model.modules()``, which takes ten times as long.
+    """
+    found: list[nn.Module] = []
+    seen: set[nn.Module | None] = {None}
+    left: list[Any] = [model]
+    while left:
+        module = left.pop()
+        if module not in seen:
+            seen.add(module)
+            found.append(module)
+            if module._modules:
+                left.extend(module._modules.values())
+    return found
 
 
 def state_of(model: nn.Module) -> Hashable:
@@ -38,7 +58,7 @@ def state_of(model: nn.Module) -> Hashable:
     """
     settings: dict[int, Hashable] = {}
     made: list[Hashable] = [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")]
-    for module in model.modules():
+    for module in modules_of(model):
         held = vars(module)
         plain = [(name, _plain(value)) for name, value in held.items() if name not in _PASSING]
         tensors = [_stamp(tensor) for table in _TABLES for tensor in held[table].values()]
@@ -60,14 +80,38 @@ def structure_of(module: nn.Module) -> tuple[Any, ...]:
     return number, type(module), runs
 
 
-def structures_of(model: nn.Module) -> tuple[Hashable, ...]:
-    """Which modules a model is made of, and whose forward each runs."""
-    return tuple(map(structure_of, model.modules()))
+class Structure:
+    """Which modules a model is made of now, and whose forward each runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = modules_of(model)
+        self._kinds = [*map(type, self._modules)]
+        self._runs = _forwards(self._modules)
+
+    def is_of(self, model: nn.Module) -> bool:
+        """Whether the model is still made of the same."""
+        modules = modules_of(model)
+        return (
+            modules == self._modules
+            and [*map(type, modules)] == self._kinds
+            and _forwards(modules) == self._runs
+        )
+
+
+def _forwards(modules: list[nn.Module]) -> list[Any]:
+    """The forward that each has; nnsight's entries, which it renews, are one and the same."""
+    own = [vars(module).get("forward") for module in modules]
+    return [_ENTRY if is_entry(forward) else forward for forward in own]
 
 
 def is_entry(forward: Any) -> bool:
     """Whether a module's own forward is the entry by which nnsight reaches it."""
-    return type(forward).__module__.startswith("nnsight.")
+    return _is_nnsight(type(forward))
+
+
+@cache
+def _is_nnsight(kind: type) -> bool:
+    return kind.__module__.startswith("nnsight.")
 
 
 def owners_hooks(model: nn.Module) -> list[str]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from numbers import Integral
+from operator import index
+from typing import Literal, SupportsIndex
 
 import numpy as np
 import pandas as pd
@@ -94,6 +96,8 @@ class ContextLens(ReadsWithItsModel):
             a finished bank, or a bank that another model made.
     """
 
+    ranked_by = "cosine"
+
     @default_torch()
     def __init__(
         self,
@@ -118,7 +122,10 @@ class ContextLens(ReadsWithItsModel):
 
     @default_torch()
     def read(
-        self, states: Float[Tensor, "*state d"], k: int = 10, layer: int | None = None
+        self,
+        states: Float[Tensor, "*state d"],
+        k: int = 10,
+        layer: SupportsIndex | Collection[SupportsIndex] | None = None,
     ) -> ContextReadout:
         """The k nearest words in context of each state.
 
@@ -126,7 +133,8 @@ class ContextLens(ReadsWithItsModel):
             states: States of the same model.
             k: How many.
             layer: Compare with text states of this layer, for instance the one that the states
-                were read at; with those of all the bank's layers together when None.
+                were read at, or of several, ranked together; of all the bank's when None. At which
+                layer a word was found, ``layers`` of the readout says.
 
         Raises:
             InputError: A layer the bank does not have; states of another width, not finite or all
@@ -136,10 +144,7 @@ class ContextLens(ReadsWithItsModel):
         if not _same_as(self._seen, now := _seen_of(self._model)):
             self.bank.check(self._model)
             self._seen = now
-        if layer is not None and layer not in self.bank.states:
-            kept = ", ".join(str(n) for n in self.bank.layers)
-            raise InputError(f"no layer {layer} in this bank: it has {kept}")
-        layers = self.bank.layers if layer is None else (layer,)
+        layers = self._layers(layer)
         sizes = [len(self.bank.states[n]) for n in layers]
         starts = [0, *np.cumsum(sizes).tolist()]
 
@@ -159,6 +164,19 @@ class ContextLens(ReadsWithItsModel):
         entries = words[found]
         ids = torch.from_numpy(self.bank.ids[entries.cpu().numpy()])
         return ContextReadout(ids, scores, self._tokenizer, entries, at[found], self.bank)
+
+    def _layers(self, given: SupportsIndex | Collection[SupportsIndex] | None) -> tuple[int, ...]:
+        """The bank's layers that are meant, each once."""
+        if given is None:
+            return tuple(self.bank.layers)
+        several = list(given) if isinstance(given, Collection) else [given]
+        kept = ", ".join(str(n) for n in self.bank.layers)
+        if not several:
+            raise InputError(f"layer={given!r}: none is given, and this bank has {kept}")
+        wrong = [n for n in several if not isinstance(n, Integral) or n not in self.bank.states]
+        if wrong:
+            raise InputError(f"no layer {wrong[0]!r} in this bank: it has {kept}")
+        return tuple(dict.fromkeys(index(layer) for layer in several))
 
     def _search(self, layer: int) -> NearestRows:
         if layer not in self._nearest:

@@ -33,6 +33,8 @@ class EmbedLens(ReadsWithItsModel):
         model: Whose embedding and tokenizer.
     """
 
+    ranked_by = "cosine"
+
     @default_torch()
     def __init__(self, model: VisualLM) -> None:
         self._tokenizer = model.tokenizer

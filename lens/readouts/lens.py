@@ -41,7 +41,13 @@ class Lens(Protocol):
 
 
 class ReadsWithItsModel:
-    """A lens that reads with the weights its model has at the time, and so stays where it is."""
+    """A lens that reads with the weights its model has at the time, and so stays where it is.
+
+    Attributes:
+        ranked_by: What the scores of its readouts are called.
+    """
+
+    ranked_by = "score"
 
     def __copy__(self) -> ReadsWithItsModel:
         made = type(self).__new__(type(self))

@@ -46,6 +46,8 @@ class LogitLens(ReadsWithItsModel):
         Unsupported: The model does more than that to get its logits.
     """
 
+    ranked_by = "log-probability"
+
     @default_torch()
     def __init__(self, model: VisualLM) -> None:
         model.anatomy.require("logit_lens")

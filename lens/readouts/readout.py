@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
+from .readout_html import readout_html
+from .viewer_door import open_viewer
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,10 @@ class Readout:
             first = f", the first state is near {self.words.reshape(-1, k)[0, :3].tolist()}"
         return f"Readout({' × '.join(map(str, states)) or 1} states, {k} words each{first})"
 
+    def _repr_html_(self) -> str:
+        entries = self.ids.cpu().numpy() if self.tokenizer is None else self.words
+        return readout_html(repr(self), entries, self.scores.float().cpu().numpy())
+
     @property
     def words(self) -> NDArray[np.str_]:
         """The vocabulary entries as text, ``[..., k]``.
@@ -64,6 +70,22 @@ class Readout:
         """
         found = np.isin(self.words[..., :k], list(targets))
         return torch.from_numpy(found.any(-1))
+
+    def view(self, batch: Any, **shown: Any) -> Any:
+        """Look at the words at their places in the image, where the states are visual tokens.
+
+        Args:
+            batch: Whose visual tokens were read: states ``[visual]`` or ``[layer, visual]``.
+            **shown: ``layers`` of the first axis, ``measures`` (numbers of the tokens by name) and
+                a ``title``, as `embedlens.analyses.view` takes them.
+
+        Returns:
+            A `embedlens.analyses.View`, which shows itself in a notebook.
+
+        Raises:
+            InputError: A readout of other states than these, or without a tokenizer.
+        """
+        return open_viewer(self, batch, **shown)
 
     @property
     def frame(self) -> pd.DataFrame:

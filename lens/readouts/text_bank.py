@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Literal
 
@@ -104,7 +105,7 @@ class TextBank:
         distinct = list(dict.fromkeys(text for text in texts if text.strip()))
         if isinstance(texts, str) or not distinct:
             raise InputError("the text bank is empty: give a list of at least one sentence")
-        if not isinstance(layers, str) and not len(layers):
+        if not isinstance(layers, str | Integral) and not len(layers):
             raise InputError("no layer was chosen: the text bank needs at least one")
         if max_contexts is not None and max_contexts < 1:
             raise InputError(f"max_contexts={max_contexts}: at least 1, or None for all")

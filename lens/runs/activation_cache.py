@@ -23,7 +23,17 @@ from ..anatomy.anatomy import Anatomy
 from ..errors import InputError, Unsupported
 from ..torch_settings import default_torch
 
-Captured = Mapping[str, Mapping[int, Float[Tensor, "selected d"]]]
+Captured = Mapping[str, Mapping[int, Float[Tensor, "selected ..."]]]
+
+# What goes on inside a layer, by the names that TransformerLens has for it.
+HOOKS = {
+    "attention": "hook_attn_out",
+    "ffn": "hook_mlp_out",
+    "values": "attn.hook_v",
+    "attention_weights": "attn.hook_pattern",
+    "head_outputs": "attn.hook_result",
+    "neurons": "mlp.hook_post",
+}
 
 # By how much of the stream's largest entry a layer's sum may miss; what rounding leaves is less.
 TOLERANCE = 1e-3
@@ -31,7 +41,11 @@ TOLERANCE = 1e-3
 
 @default_torch()
 def activation_cache(
-    captured: Captured, sample: Int[Tensor, " selected"], anatomy: Anatomy | None, model: Any
+    captured: Captured,
+    sample: Int[Tensor, " selected"],
+    query_sample: Int[Tensor, " query"] | None,
+    anatomy: Anatomy | None,
+    model: Any,
 ) -> Any:
     """See :meth:`Run.to_activation_cache`."""
     if not any(captured.values()):
@@ -58,9 +72,14 @@ def activation_cache(
             named[f"blocks.{layer}.hook_resid_pre"] = states
         if layer > 0 and layer not in anatomy.injections:
             named[f"blocks.{layer - 1}.hook_resid_post"] = states
-    for hook, kept in (("attn", captured["attention"]), ("mlp", captured["ffn"])):
-        named |= {f"blocks.{layer}.hook_{hook}_out": states for layer, states in kept.items()}
     shaped = {name: _by_sample(sample, states) for name, states in named.items()}
+    for kind, hook in HOOKS.items():
+        weights = kind == "attention_weights"
+        rows = query_sample if weights and query_sample is not None else sample
+        for layer, states in captured[kind].items():
+            found = _by_sample(rows, states)
+            turned = rearrange(found, "s query head key -> s head query key") if weights else found
+            shaped[f"blocks.{layer}.{hook}"] = turned
     stand_in = SimpleNamespace(
         cfg=SimpleNamespace(
             n_layers=anatomy.n_layers,
@@ -74,8 +93,8 @@ def activation_cache(
 
 
 def _by_sample(
-    sample: Int[Tensor, " selected"], states: Float[Tensor, "selected d"]
-) -> Float[Tensor, "sample token d"]:
+    sample: Int[Tensor, " selected"], states: Float[Tensor, "selected ..."]
+) -> Float[Tensor, "sample token ..."]:
     """States with an axis of samples, which must all have equally many positions."""
     rows = sample.numpy()
     samples, counts = np.unique(rows, return_counts=True)
@@ -84,7 +103,7 @@ def _by_sample(
             f"an ActivationCache has equally many positions in every sample, and these have "
             f"{counts.tolist()}: capture one sample at a time, or tokens=mask with equal numbers"
         )
-    return rearrange(states, "(sample token) d -> sample token d", sample=len(samples))
+    return rearrange(states, "(sample token) ... -> sample token ...", sample=len(samples))
 
 
 def _check_sums(captured: Captured) -> None:

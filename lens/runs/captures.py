@@ -8,6 +8,7 @@ all are settled here, so that what a run returns is always what was added.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from numbers import Integral
 from typing import Any, Literal, SupportsIndex
 
 import numpy as np
@@ -21,20 +22,35 @@ from ..errors import InputError, Unsupported
 from ..inputs.batch import Batch
 from ..inputs.prompts import shorten
 from ..opening.wrapping import envoy_path
-from .run import SITES
+from ..selectors.parser import parse_selector
+from ..selectors.selectors import Selector
+from .inside_layers import inside_site
+from .run import CAPTURES, INSIDE, SITES, Capture, Site
+
+# The order in which a layer makes them.
+FIRING: tuple[Capture, ...] = ("residual", *INSIDE[:3], "attention", *INSIDE[3:], "ffn")
+# Kept are: what a selector or its text means, "all" but padding, or a mask [sample, token].
+Tokens = str | Selector | NDArray[np.bool_] | Tensor
 
 
 def capture_sites(
-    anatomy: Anatomy,
+    model: Any,
     capture: str | Collection[str],
     layers: Collection[SupportsIndex] | Literal["all"],
 ) -> list[dict[str, Any]]:
-    """The sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them."""
+    """The sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them.
+
+    ``model`` has an ``anatomy``, and for what goes on inside layers ``hf`` and ``nn``.
+    """
+    anatomy: Anatomy = model.anatomy
+    if isinstance(capture, Mapping):
+        found = [capture_sites(model, kind, those) for kind, those in capture.items()]
+        return sorted((site for sites in found for site in sites), key=_firing)
     kinds = {capture} if isinstance(capture, str) else set(capture)
-    if unknown := kinds - set(SITES):
-        raise InputError(f"cannot capture {sorted(unknown)}; there are {', '.join(SITES)}")
+    if unknown := kinds - set(CAPTURES):
+        raise InputError(f"cannot capture {sorted(unknown)}; there are {', '.join(CAPTURES)}")
     everything = isinstance(layers, str) and layers == "all"
-    if isinstance(layers, str | int) and not everything:
+    if isinstance(layers, str | Integral) and not everything:
         raise InputError(f"layers={layers!r}: give 'all' or a list of numbers, such as [0, 3]")
     chosen = range(anatomy.n_layers + 1) if everything else sorted({int(n) for n in layers})
     last = anatomy.n_layers if "residual" in kinds else anatomy.n_layers - 1
@@ -44,27 +60,51 @@ def capture_sites(
         anatomy.require("residual")
     if kinds & {"attention", "ffn"}:
         anatomy.require("sublayers")
-    paths = {"attention": anatomy.attention, "ffn": anatomy.ffn}
-    scales = {"attention": anatomy.attention_scale, "ffn": anatomy.ffn_scale}
     wanted: list[dict[str, Any]] = []
+    skipped: dict[str, Unsupported] = {}
     for layer in chosen:
         if "residual" in kinds:
             path = envoy_path(anatomy.residual(layer))
             wanted.append({"key": f"residual.{layer}", "path": path, "side": "input", "scale": 1.0})
-        for kind in ("attention", "ffn"):
+        for kind in FIRING[1:]:
             if kind not in kinds or layer == anatomy.n_layers:
                 continue
-            anatomy.require(f"sublayers:{layer}")
-            addend = paths[kind][layer]
-            if addend is not None:
-                key, path, scale = f"{kind}.{layer}", envoy_path(addend), scales[kind][layer]
-                wanted.append({"key": key, "path": path, "side": "output", "scale": scale})
-            elif not everything:
-                raise Unsupported(
-                    f"layer {layer} adds nothing to the residual stream as {kind}: leave it out, "
-                    "or take layers='all', which skips it"
+            if kind in SITES:
+                anatomy.require(f"sublayers:{layer}")
+            try:
+                wanted.append(
+                    _addend_site(anatomy, kind, layer)
+                    if kind in SITES
+                    else inside_site(model, kind, layer)
                 )
+            except Unsupported as reason:
+                if not everything:
+                    raise
+                skipped[kind] = reason
+    read = {site["key"].split(".")[0] for site in wanted}
+    if lost := [reason for kind, reason in skipped.items() if kind in INSIDE and kind not in read]:
+        raise lost[0]
     return wanted
+
+
+def _firing(site: Mapping[str, Any]) -> tuple[int, int]:
+    """Layer, and place within it, in the order in which a model reaches sites."""
+    kind, layer = site["key"].split(".")
+    return int(layer), FIRING.index(kind)
+
+
+def _addend_site(anatomy: Anatomy, kind: Site, layer: int) -> dict[str, Any]:
+    """Where what attention or the FFN adds is read."""
+    attention = kind == "attention"
+    addend = (anatomy.attention if attention else anatomy.ffn)[layer]
+    if addend is None:
+        raise Unsupported(
+            f"layer {layer} adds nothing to the residual stream as {kind}: leave it out, "
+            "or take layers='all', which skips it"
+        )
+    scale = (anatomy.attention_scale if attention else anatomy.ffn_scale)[layer]
+    key, path = f"{kind}.{layer}", envoy_path(addend)
+    return {"key": key, "path": path, "side": "output", "scale": scale}
 
 
 def lowest_layer(wanted: list[dict[str, Any]], n_layers: int) -> int:
@@ -73,35 +113,80 @@ def lowest_layer(wanted: list[dict[str, Any]], n_layers: int) -> int:
 
 
 def capture_positions(
-    batch: Batch, tokens: str | NDArray[np.bool_] | Tensor
+    batch: Batch, tokens: Tokens, layer: int | None = None
 ) -> tuple[Int[Tensor, " selected"], Int[Tensor, " selected"]]:
-    """Batch rows and sequence positions of the tokens to keep."""
+    """Batch rows and sequence positions of the tokens to keep, of sets by layer those in one."""
+    if isinstance(tokens, str) and tokens == "visual":
+        return torch.tensor(batch.visual.sample), torch.tensor(batch.visual.position)
+    rows, columns = np.nonzero(token_mask(batch, tokens, "tokens", layer))
+    return torch.tensor(rows), torch.tensor(columns)
+
+
+def captured_pairs(
+    batch: Batch, queries: Tokens, keys: Tokens, layer: int | None
+) -> dict[str, Tensor]:
+    """Whose attention weights are kept, as :func:`.weights_in_force.read_weights` takes it.
+
+    All keys stand at their own positions; of a selection, each sample's stand one behind the other.
+    """
+    rows, columns = np.nonzero(token_mask(batch, queries, "queries", layer) & batch.real)
+    mask = token_mask(batch, keys, "keys", layer) & batch.real
+    if not len(rows) or not mask.any():
+        raise InputError(
+            f"attention weights of {shorten(repr(queries))} to {shorten(repr(keys))}: no token of "
+            "this batch is meant, so there are none"
+        )
+    everyone = isinstance(keys, str) and keys == "all"
+    width = batch.length if everyone else int(mask.sum(1).max())
+    found = np.full((len(batch), width), -1)
+    for row, here in enumerate(mask):
+        positions = np.flatnonzero(here)
+        found[row, positions if everyone else np.arange(len(positions))] = positions
+    made = {"rows": rows, "columns": columns, "keys": found}
+    return {name: torch.tensor(values) for name, values in made.items()}
+
+
+def token_mask(
+    batch: Batch, tokens: Tokens, what: str, layer: int | None = None
+) -> NDArray[np.bool_]:
+    """Which positions are meant, ``[sample, token]``, padding never."""
     if isinstance(tokens, Tensor):
         tokens = tokens.cpu().numpy()
     if isinstance(tokens, np.ndarray):
-        if tokens.dtype != bool or tokens.shape != (len(batch), batch.length):
+        if tokens.dtype != bool or tokens.shape != batch.real.shape:
             raise InputError(
-                f"tokens: a mask must be boolean {(len(batch), batch.length)}, not "
-                f"{tokens.dtype} {tokens.shape}"
+                f"{what}: a mask must be boolean {batch.real.shape}, not {tokens.dtype} "
+                f"{tokens.shape}"
             )
-        rows, columns = np.nonzero(tokens)
-    elif tokens == "visual":
-        rows, columns = batch.visual.sample, batch.visual.position
-    elif tokens == "all":
-        rows, columns = np.nonzero(batch.inputs["attention_mask"].cpu().numpy())
-    else:
-        raise InputError(
-            f"tokens={shorten(repr(tokens))}: run() captures 'visual', 'all' or a mask"
-        )
-    return torch.tensor(rows), torch.tensor(columns)
+        return tokens
+    if isinstance(tokens, str) and tokens == "all":
+        return batch.real
+    selector = as_selector(tokens)
+    found = selector.select(batch, layer).prompt
+    # Of tokens that are named as they come there may be none, and nothing is kept then.
+    if not found.any() and tokens != "visual":
+        raise InputError(f"{what}={str(selector)!r}: no token of the prompt matches")
+    return found
+
+
+def as_selector(tokens: object) -> Selector:
+    """The selector that is given, or its text."""
+    if isinstance(tokens, Selector):
+        return tokens
+    if isinstance(tokens, str):
+        return parse_selector(tokens)
+    raise InputError(
+        f"tokens={shorten(repr(tokens))}: give 'visual', 'all', a selector such as 'last | alive', "
+        "or a mask [sample, token]"
+    )
 
 
 def by_layer(
     found: Mapping[str, Tensor], anatomy: Anatomy | None, batch: Batch, model: str = ""
 ) -> dict[str, Any]:
-    """Fields of a :class:`Run`: what was read, as ``site -> layer -> states``, and where."""
-    kept: dict[str, dict[int, Tensor]] = {site: {} for site in SITES}
+    """Fields of a :class:`Run`: what was read, as ``kind -> layer -> states``, and where."""
+    kept: dict[str, dict[int, Tensor]] = {kind: {} for kind in CAPTURES}
     for key, states in found.items():
-        site, layer = key.split(".")
-        kept[site][int(layer)] = states
+        kind, layer = key.split(".")
+        kept[kind][int(layer)] = states
     return {**kept, "anatomy": anatomy, "batch": batch, "model": model}

@@ -6,33 +6,41 @@ Everything that runs a model without sharing work goes through :func:`forward_pa
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, SupportsIndex
 
 import nnsight
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..anatomy.anatomy import Anatomy
 from ..anatomy.embedded_ids import failed_lookup, lookups
 from ..errors import InputError, NotFinite
 from ..inputs.batch import Batch
+from ..selectors.scores import scored_in
+from ..selectors.selectors import Selector
 from ..torch_settings import default_torch
-from .captures import by_layer, capture_positions, capture_sites
+from .captures import (
+    Tokens,
+    as_selector,
+    by_layer,
+    capture_positions,
+    capture_sites,
+    captured_pairs,
+)
 from .finite import all_finite, not_finite, says_something
 from .plan_protocol import Intervention, Pass, in_force
 from .reading import read_sites
 from .remote import destination
-from .run import Run, Site
+from .run import PAIRS, Capture, Run
+from .scored_tokens import with_scores
 from .tracing import trace_forward
+from .weights_in_force import read_weights
 
 nnsight.register(read_sites.__module__)
+nnsight.register(read_weights.__module__)
 
 Layers = Collection[SupportsIndex] | Literal["all"]
-Tokens = Literal["visual", "all"] | NDArray[np.bool_] | Tensor
 Kept = Literal["last", "all"] | None
 
 
@@ -48,6 +56,8 @@ class Request:
     rows: Int[Tensor, " selected"]  # batch rows of the tokens to read there
     columns: Int[Tensor, " selected"]  # their sequence positions
     said: int | None  # of how many last positions logits are wanted; None for all
+    # Whose attention weights to read, as :func:`.weights_in_force.read_weights` takes it
+    pairs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +65,7 @@ class Output:
     """What a pass returned: its logits, and by ``site.layer`` the states that were read."""
 
     logits: Float[Tensor, "sample kept vocab"]
-    states: Mapping[str, Float[Tensor, "selected d"]]
+    states: Mapping[str, Float[Tensor, "selected ..."]]
 
 
 @default_torch()
@@ -65,9 +75,11 @@ def run(
     batch: Batch,
     plan: Intervention | None = None,
     *,
-    capture: Site | Collection[Site] = (),
+    capture: Capture | Collection[Capture] = (),
     layers: Layers = "all",
     tokens: Tokens = "visual",
+    queries: Tokens = "last",
+    keys: Tokens = "all",
     logits: Kept = "last",
     remote: bool | str = False,
 ) -> Run:
@@ -78,38 +90,58 @@ def run(
         batch: The inputs.
         plan: What to change; nothing when None.
         capture: ``residual`` (the stream entering a layer), ``attention``, ``ffn`` (what
-            they add to it).
-        layers: Layers to keep; for ``residual`` 0 to ``n_layers`` inclusive.
-        tokens: The visual tokens, in the order of ``batch.visual``; every position that is
-            not padding; or a mask ``[sample, token]``.
+            they add to it), ``head_outputs`` (what each head adds), ``neurons`` of the FFN,
+            ``values`` (what queries gather from a token), and ``attention_weights``, those in
+            force whatever kernel computes them. See :class:`Run` for their shapes. Or the layers
+            of each, as ``{"residual": [0, 3], "ffn": [2]}``.
+        layers: Layers to keep; for ``residual`` 0 to ``n_layers`` inclusive. ``all`` skips layers
+            that have no such thing. Not looked at where ``capture`` says them.
+        tokens: ``visual``, the visual tokens in the order of ``batch.visual``; ``all``, every
+            position that is not padding; any other selector or its text; or a mask
+            ``[sample, token]``. Of a set that differs by layer the tokens in the one layer that is
+            kept. Tokens chosen by their score are scored in a pass of their own before, with the
+            plan in force.
+        queries: Tokens whose attention weights to keep, likewise.
+        keys: Tokens to which, likewise.
         logits: Which positions' logits to keep.
         remote: As in :meth:`trace`.
 
     Raises:
-        InputError: A site or layer that does not exist.
+        InputError: A capture or layer that does not exist, or a selector that matches no token.
         NotFinite: States or logits are NaN or infinite.
+        Unsupported: A layer that has no such thing, or of which it cannot be known.
     """
-    request = run_request(model.anatomy, batch, capture, layers, tokens, logits, remote)
+    said = [one for one in (tokens, queries, keys) if isinstance(one, str | Selector)]
+    asked = [scored for one in said if one != "all" for scored in scored_in(as_selector(one))]
+    found = with_scores(model, batch, asked, plan, remote) if asked else batch
+    request = run_request(model, found, capture, layers, tokens, queries, keys, logits, remote)
     host = in_force(plan, model, batch, request.during)
     return as_run(model, batch, plan, request, forward_pass(model, host, request), logits)
 
 
 def run_request(
-    anatomy: Anatomy,
+    model: Any,
     batch: Batch,
-    capture: Site | Collection[Site],
+    capture: Capture | Collection[Capture],
     layers: Layers,
     tokens: Tokens,
+    queries: Tokens,
+    keys: Tokens,
     logits: Kept,
     remote: bool | str,
 ) -> Request:
     """What a run reads; arguments as for :meth:`VisualLM.run`."""
-    sites = capture_sites(anatomy, capture, layers)
-    rows, columns = capture_positions(batch, tokens)
-    during = Pass("forward", remote=remote, positions=bool(sites) or logits == "all")
-    arguments = {} if logits == "all" else anatomy.last_logits(1)
+    sites = capture_sites(model, capture, layers)
+    kept = {int(site["key"].split(".")[1]) for site in sites}
+    one = kept.pop() if len(kept) == 1 else None
+    rows, columns = capture_positions(batch, tokens, one)
+    weights = any(site["side"] == "weights" for site in sites)
+    pairs = captured_pairs(batch, queries, keys, one) if weights else {}
+    positions = bool(sites) or logits == "all"
+    during = Pass("forward", remote=remote, positions=positions, weights=weights)
+    arguments = {} if logits == "all" else model.anatomy.last_logits(1)
     said = None if logits == "all" else 1
-    return Request(batch.inputs, during, arguments, len(batch), sites, rows, columns, said)
+    return Request(batch.inputs, during, arguments, len(batch), sites, rows, columns, said, pairs)
 
 
 @torch.no_grad()
@@ -117,18 +149,18 @@ def forward_pass(model: Any, host: Any, request: Request) -> Output:
     """Trace one pass on the host (its nnsight model, or a copy with a program), and read in it."""
     # The block is sent to a server with all that it names: so it names plain values only.
     nn, sites, samples = model.nn, request.sites, request.samples
-    rows, columns = request.rows, request.columns
+    rows, columns, pairs = request.rows, request.columns, dict(request.pairs)
     tracer = trace_forward(
         host, model.hf, request.inputs, remote=request.during.remote, **request.arguments
     )
     with lookups(model.hf) as asked:
         try:
             with tracer:
-                read = read_sites(nn, sites, samples, rows, columns)
+                read = read_sites(nn, sites, samples, rows, columns, pairs)
                 states = read.save()  # type: ignore[attr-defined]
                 logits = nn.output.logits.save()
         except IndexError as error:
-            raise failed_lookup(asked, model.tokenizer) or error from error
+            raise failed_lookup(model.hf, asked, model.tokenizer) or error from error
     if len(logits) != samples:
         raise InputError(f"{len(logits)} rows of logits came back for {samples}")
     return Output(logits, states)
@@ -161,10 +193,14 @@ def as_run(
     mask = request.inputs["attention_mask"].bool().cpu()
     real = mask[request.rows, request.columns]
     said = output.logits[mask.to(output.logits.device)] if logits == "all" else output.logits[:, -1]
-    read = (states if real.all() else states[real] for states in output.states.values())
+    read = (
+        states if real.all() or key.startswith("attention_weights") else states[real]
+        for key, states in output.states.items()
+    )
     if not ((logits is None or says_something(said)) and all_finite(read)):
         raise refusal(model, batch, plan, request)
     # A clone, so that the other positions' logits are let go.
     last = output.logits[:, -1].clone() if logits == "last" else output.logits
     kept = by_layer(output.states, model.anatomy, batch, model.name)
+    kept |= dict(zip(PAIRS, request.pairs.values(), strict=False))
     return Run(None if logits is None else last, request.rows, request.columns, **kept)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import traceback
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -14,15 +16,15 @@ from torch import Tensor
 from ..anatomy.embedded_ids import failed_lookup, lookups
 from ..errors import EmbedlensError, InputError
 from ..inputs.batch import Batch
-from ..opening.placement import placed
 from ..opening.wrapping import need_processor
 from ..torch_settings import default_torch
 from .finite import all_finite, largest_logits, not_finite
 from .generation_modes import Mode, mode_of
-from .one_at_a_time import refuse_inside_a_trace
+from .generation_trace import behind_the_prompts, ending_quietly, trace_generation
 from .plan_protocol import Intervention, Pass, in_force
-from .remote import ExplainingBackend, destination, goes_to_server
-from .undisturbed import undisturbed
+from .remote import destination
+
+Written = TypeVar("Written")
 
 
 class Answers(list[str]):
@@ -136,56 +138,50 @@ def _continued(
     def new_ids() -> Int[Tensor, "text new"]:
         return _new_ids(model, host, batch, remote, mode)
 
-    ids: Tensor | None = None
+    return by_finite_numbers(model, batch, new_ids, planned=plan is not None), mode
+
+
+def by_finite_numbers(
+    model: Any, batch: Batch, write: Callable[[], Written], *, planned: bool
+) -> Written:
+    """What a model writes, if its logits are finite all the while."""
+    written: Written | None = None
     head = model.hf.get_submodule(model.anatomy.head)
     with largest_logits(head) as largest, lookups(model.hf) as asked:
         try:
-            ids = new_ids()
+            written = write()
         # Sampling and beams fail by themselves where there are no probabilities.
         except Exception as error:
             if isinstance(error, IndexError):
-                raise failed_lookup(asked, model.tokenizer) or error from error
+                raise failed_lookup(model.hf, asked, model.tokenizer) or error from error
             if all_finite(largest):
                 raise
-    if ids is None or not all_finite(largest):
-        layers, planned = model.anatomy.layers, plan is not None
-        raise not_finite(model.hf, new_ids, batch.inputs, layers, planned=planned)
-    return ids, mode
+    if written is None or not all_finite(largest):
+        raise not_finite(model.hf, write, batch.inputs, model.anatomy.layers, planned=planned)
+    return written
 
 
 def _new_ids(
     model: Any, host: Any, batch: Batch, remote: bool | str, mode: Mode
 ) -> Int[Tensor, "text new"]:
     """Ids that a model writes after the prompts."""
-    refuse_inside_a_trace(host, model.hf)
-    remote = destination(model.hf, remote)
-    sent = goes_to_server(host, remote)
-    inputs = batch.inputs if sent else placed(model.hf, batch.inputs)
-    arguments = {**inputs, **mode.arguments, **({"remote": remote} if remote else {})}
-    with warnings.catch_warnings(), undisturbed(model.hf):
-        # How an operation on every decoding step ends: it waits for one more step.
-        warnings.filterwarnings("ignore", "'.*' was never reached: the loop asked for a step")
-        # What it warns of is said afterwards, if it came to that.
-        warnings.filterwarnings("ignore", "Using the model-agnostic default `max_length`")
-        try:
-            tracer = host.trace(**arguments, fn="generate")
-            if sent:
-                tracer.backend = ExplainingBackend(tracer.backend)
-            with tracer:
-                written = tracer.result
-                ids: Tensor = getattr(written, "sequences", written).save()
-        except (ValueError, TypeError, ImportError, NotImplementedError, IndexError) as error:
-            if isinstance(error, EmbedlensError) or not _refused_by_generate(error):
-                raise
-            raise InputError(f"generate: {str(error).splitlines()[0]}") from error
-    prompt = batch.inputs["input_ids"].to(ids.device)
-    length = prompt.shape[1]
-    if mode.usual:
-        return ids[:, length:]
-    # Of those that write their own way some return the prompt along, some do not.
-    copies = len(ids) // len(prompt)
-    repeated = torch.equal(ids[:, :length], prompt.repeat_interleave(copies, 0))
-    return ids[:, length:] if repeated else ids
+    with ending_quietly(), refusals_in_one_line():
+        tracer = trace_generation(host, model.hf, batch.inputs, mode.arguments, remote=remote)
+        with tracer:
+            written = tracer.result
+            ids: Tensor = getattr(written, "sequences", written).save()
+    return behind_the_prompts(ids, batch, mode)
+
+
+@contextmanager
+def refusals_in_one_line() -> Iterator[None]:
+    """What transformers refuses before the model runs is refused in one line."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, NotImplementedError, IndexError) as error:
+        if isinstance(error, EmbedlensError) or not _refused_by_generate(error):
+            raise
+        raise InputError(f"generate: {str(error).splitlines()[0]}") from error
 
 
 def _refused_by_generate(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import (
@@ -54,6 +54,13 @@ class Mode:
     longest: int  # tokens that an answer can have
     limited: bool  # whether the caller set a limit
     usual: bool  # whether the model writes by transformers' own ``generate``, which returns prompts
+
+    def telling_logits(self) -> Mode:
+        """The same mode, in which ``generate`` returns an object with the raw logits."""
+        arguments = dict(self.arguments)
+        for name in ("return_dict_in_generate", "output_logits"):
+            _set(arguments, name, True)
+        return replace(self, arguments=arguments)
 
 
 def mode_of(

@@ -6,17 +6,27 @@ stacks with others, which part of it is left, and how it is applied. It knows no
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
 from ..inputs.batch import Batch
 
-# What happens in a layer, in this order: the stream enters, the token mixer gets its arguments, and
-# each sublayer returns what it adds.
-PARTS = ("entry", "mixing", "attention", "ffn")
+# What happens in a layer, in this order: the stream enters, the token mixer gets its arguments, its
+# heads gather, and each sublayer returns what it adds.
+PARTS = ("entry", "mixing", "heads", "attention", "ffn")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """Plans that one call compiles for the same batch, one after the other."""
+
+    plans: tuple[Any, ...]  # all of them, None for those that change nothing
+    made: dict[Hashable, Any] = field(default_factory=dict)  # what :meth:`Pass.once` made
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,19 @@ class Pass:
     remote: bool | str = False  # as for :meth:`VisualLM.trace`; also of passes that a plan needs
     positions: bool = False  # whether states or logits are returned by their position in the prompt
     traced: bool = False  # whether the user may read states in it, in an open trace
+    own: bool = False  # whether it has one program only, which may find out in it what it needs
+    weights: bool = False  # whether the attention weights in force are read in it
+    # The plans that are compiled in the same call, so that what all of them need is made once
+    together: Together | None = field(default=None, compare=False, repr=False)
+
+    def once(self, what: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` returns, made once for all plans that are compiled together."""
+        if self.together is None:
+            return make()
+        if what not in self.together.made:
+            self.together.made[what] = make()
+        found: T = self.together.made[what]
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,4 +119,8 @@ def in_force(plan: Intervention | None, model: Any, batch: Batch, during: Pass) 
         InputError: The batch has ids that the model does not know.
     """
     model.anatomy.check_ids(batch.inputs, model.tokenizer)
-    return model.nn if plan is None else plan.compile(model, batch, during).apply(model.nn)
+    return (
+        model.nn
+        if plan is None
+        else plan.compile(model, batch, replace(during, own=True)).apply(model.nn)
+    )

@@ -1,7 +1,7 @@
 """Reading activations inside a trace: the only code of this room that runs on a remote server.
 
 NDIF's sandbox admits plain functions over torch with plain dict and list arguments, so this
-module imports nothing but torch and names no class of ours. It is shipped by value.
+module, and what it imports, use nothing but torch and name no class of ours. Shipped by value.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules
@@ -9,6 +9,8 @@ from __future__ import annotations  # a remote run is spared the annotations' mo
 from typing import Any
 
 import torch
+
+from .weights_in_force import read_weights
 
 
 def tensor_of(output: Any) -> torch.Tensor:
@@ -26,20 +28,84 @@ def by_sample(states: torch.Tensor, samples: int) -> torch.Tensor:
 
 
 def read_sites(
-    model: Any, sites: list[dict[str, Any]], samples: int, rows: Any, columns: Any
+    model: Any,
+    sites: list[dict[str, Any]],
+    samples: int,
+    rows: Any,
+    columns: Any,
+    pairs: dict[str, Any],
 ) -> dict[str, Any]:
     """Read activations at selected (sample, position) pairs, in the order the model makes them.
 
     Sites are ``{"key", "path", "side", "scale"}`` in firing order, with side ``input`` or
-    ``output`` and the factor by which the value enters the residual stream. Returns per key the
-    states, ``[selected, d]``, as clones that later edits cannot change.
+    ``output`` and the factor by which the value enters the residual stream; or they have sides
+    ``weights``, ``values``, ``heads`` and ``neurons``, and what the functions here ask for.
+    ``pairs`` are the queries and keys whose weights are read (:func:`read_weights`). Returns per
+    key what was read, ``[selected, ...]``, as clones that later edits cannot change.
     """
     found = {}
     for site in sites:
+        if site["side"] == "weights":
+            found[site["key"]] = read_weights(model, site, pairs)
+            continue
+        if site["side"] == "values":
+            found[site["key"]] = read_values(model, site, rows, columns)
+            continue
+        if site["side"] in ("heads", "neurons"):
+            found[site["key"]] = read_before(model, site, samples, rows, columns)
+            continue
         envoy = model.get(site["path"])
         value = envoy.input if site["side"] == "input" else tensor_of(envoy.output)
-        value = by_sample(value, samples)
-        # Advanced indexing copies, so nothing written later reaches what was read here.
-        kept = value[rows.to(value.device), columns.to(value.device)]
+        kept = selected(value, samples, rows, columns)
         found[site["key"]] = kept if site["scale"] == 1.0 else kept * site["scale"]
     return found
+
+
+def selected(states: torch.Tensor, samples: int, rows: Any, columns: Any) -> torch.Tensor:
+    """States of the selected tokens, ``[selected, d]``."""
+    states = by_sample(states, samples)
+    # Advanced indexing copies, so nothing written later reaches what was read here.
+    return states[rows.to(states.device), columns.to(states.device)]
+
+
+def read_values(model: Any, site: dict[str, Any], rows: Any, columns: Any) -> torch.Tensor:
+    """The values that queries gather from the selected tokens, ``[selected, head, d]``.
+
+    The site has the ``path`` of the token mixer and the ``call`` of its attention function.
+    """
+    args, _ = getattr(model.get(site["path"]).source, site["call"]).inputs
+    value: torch.Tensor = args[3]
+    return value.transpose(1, 2)[rows.to(value.device), columns.to(value.device)]
+
+
+def read_before(
+    model: Any, site: dict[str, Any], samples: int, rows: Any, columns: Any
+) -> torch.Tensor:
+    """What goes into a sublayer's last matrix; of heads, what each of them makes of it.
+
+    The site has the ``path`` of that matrix, the path of the ``whole`` sublayer, whose output has
+    to be that of the matrix, its ``layer``, and for ``heads`` their ``count`` and the ``scale`` at
+    which their sum enters the stream.
+    """
+    matrix = model.get(site["path"])
+    into = selected(matrix.input, samples, rows, columns)
+    made = selected(matrix.output, samples, rows, columns)
+    whole = made
+    if site["whole"] != site["path"]:
+        whole = selected(tensor_of(model.get(site["whole"]).output), samples, rows, columns)
+    if not torch.allclose(whole, made, rtol=0, atol=0, equal_nan=True):
+        raise ValueError(
+            f"REFUSED: what the {site['side']} of layer {site['layer']} make goes through more "
+            "than one matrix, or is edited behind it, so it cannot be told apart"
+        )
+    if site["side"] == "neurons":
+        return into
+    nothing = matrix(torch.zeros_like(into[:1]))
+    width = into.shape[-1] // site["count"]
+    parts = []
+    for head in range(site["count"]):
+        alone = torch.zeros_like(into)
+        place = slice(head * width, (head + 1) * width)
+        alone[:, place] = into[:, place]
+        parts.append((matrix(alone) - nothing) * site["scale"])
+    return torch.stack(parts, 1)

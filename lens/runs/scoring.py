@@ -39,6 +39,7 @@ def score(
     plan: Intervention | None = None,
     *,
     end: bool = False,
+    first: bool = False,
     remote: bool | str = False,
 ) -> Scores:
     """Log-probability of given answers after the prompts, in one forward pass.
@@ -53,6 +54,7 @@ def score(
         plan: What to change.
         end: Whether the end belongs to the answer: any of the tokens that end one for this model,
             whose probabilities are added up.
+        first: Whether to keep what the model would say at each answer's first position.
         remote: As in :meth:`trace`.
 
     Raises:
@@ -60,7 +62,7 @@ def score(
         Unsupported: The prompt's tokens would see the answer.
     """
     tokenizer = need_processor(model.processor).tokenizer
-    answered = AnswerTokens.of(tokenizer, answers, len(batch), end=end)
+    answered = AnswerTokens.of(tokenizer, answers, len(batch), end=end, first=first)
     request = score_request(model, batch, answered, remote)
     host = in_force(plan, model, batch, request.during)
     output = forward_pass(model, host, request)
@@ -74,6 +76,7 @@ class AnswerTokens:
     ids: Int[Tensor, "sample answer"]  # ``[sample, answer]``
     mask: Bool[Tensor, "sample answer"]  # where ``ids`` is part of the answer
     end: bool = False  # whether the last token stands for any that ends an answer
+    first: bool = False  # whether the distribution at the answer's first position is kept
 
     @property
     def length(self) -> int:
@@ -81,7 +84,9 @@ class AnswerTokens:
         return int(self.ids.shape[1])
 
     @staticmethod
-    def of(tokenizer: Any, answers: Answers, n_samples: int, *, end: bool) -> AnswerTokens:
+    def of(
+        tokenizer: Any, answers: Answers, n_samples: int, *, end: bool, first: bool = False
+    ) -> AnswerTokens:
         """Tokenise answers as a continuation of the prompt (no special tokens but the end).
 
         Answers given as ids are taken as they are: text that was written token by token is not
@@ -108,7 +113,7 @@ class AnswerTokens:
         for index, row in enumerate(rows):
             ids[index, : len(row)] = torch.tensor(row)
             mask[index, : len(row)] = True
-        return AnswerTokens(ids, mask, end)
+        return AnswerTokens(ids, mask, end, first)
 
     def append_to(self, inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
         """The inputs with the answers behind every sequence, padding masked out."""
@@ -151,7 +156,9 @@ class AnswerTokens:
             known = torch.tensor(said, device=logits.device)
             chosen = torch.where(last, logprobs[..., known].logsumexp(-1), chosen)
             greedy |= last & torch.isin(best, known)
-        return Scores((chosen * mask).sum(1), mask.sum(1), greedy.all(1))
+        # A clone, so that the other positions' logits are let go.
+        said = logprobs[:, 0].clone() if self.first else None
+        return Scores((chosen * mask).sum(1), mask.sum(1), greedy.all(1), said)
 
 
 def score_request(model: Any, batch: Batch, answered: AnswerTokens, remote: bool | str) -> Request:

@@ -8,14 +8,17 @@ length they have met, and dropout is alive in a model that somebody is training.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import REFUSED, InputError
+from ..opening.present_state import modules_of
 from ..torch_settings import default_torch
 from .one_at_a_time import alone
 
@@ -53,31 +56,44 @@ def _eagerly() -> AbstractContextManager[Any]:
 
 @contextmanager
 def _put_back(model: nn.Module) -> Iterator[None]:
-    modules = list(model.modules())
-    before = [
-        (
-            module,
-            module.training,
-            {name: value for name, value in vars(module).items() if _is_state(name)},
-            dict(module._buffers),
-        )
-        for module in modules
-    ]
-    for module in modules:
-        module.training = False
-        for name in _CARRIED & vars(module).keys():
-            setattr(module, name, None)
+    before = []
+    for module in modules_of(model):
+        held, buffers = vars(module), module._buffers
+        names, training = tuple(held), held["training"]
+        before.append((module, names, training, _state(names)(held), buffers and buffers.copy()))
+        if training:
+            module.training = False
+        for name in _CARRIED:
+            if name in held:
+                setattr(module, name, None)
     try:
         yield
     finally:
-        for module, training, attributes, buffers in before:
-            module.training = training
-            held = vars(module)
-            for name in [name for name in held if _is_state(name) and name not in attributes]:
-                del held[name]
-            held.update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+        for module, names, training, state, buffers in before:
+            held, now = vars(module), module._buffers
+            if held["training"] is not training:
+                module.training = training
+            # Most is as it was, which takes no more than a look at what counts.
+            if tuple(held) != names or not all(map(is_, _state(names)(held), state)):
+                _restore(held, dict(zip(filter(_is_state, names), state, strict=True)))
+            if (now or buffers) and not (
+                now.keys() == buffers.keys() and all(map(is_, now.values(), buffers.values()))
+            ):
+                now.clear()
+                now.update(buffers)
+
+
+@lru_cache(maxsize=4096)
+def _state(names: tuple[str, ...]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    """What reads, of a module that holds attributes of these names, those that are put back."""
+    mine = [*filter(_is_state, names)]
+    return itemgetter(*mine) if len(mine) > 1 else lambda held: tuple(held[name] for name in mine)
+
+
+def _restore(held: dict[str, Any], state: dict[str, Any]) -> None:
+    for name in [name for name in held if _is_state(name) and name not in state]:
+        del held[name]
+    held.update(state)
 
 
 def _is_state(name: str) -> bool:

@@ -132,6 +132,12 @@ class Scene:
 def scenes(
     n: int, *, split: str = "held-out", start: int = 0, n_objects: int | None = None
 ) -> list[Scene]:
-    """The scenes of the seeds `start` to `start + n - 1`."""
+    """The scenes of the seeds `start` to `start + n - 1`.
+
+    Example:
+        >>> from embedlens.lens.scenes import scenes
+        >>> [scene.objects[0].phrase for scene in scenes(2, n_objects=1)]
+        ['orange letter L', 'blue digit 0']
+    """
     seeds = range(start, start + n)
     return [Scene.sample(seed, split=split, n_objects=n_objects) for seed in seeds]

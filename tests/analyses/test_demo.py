@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from builders.browsers import headless_browser, opened
 from embedlens.analyses import Result, find
 from embedlens.analyses.alignment_by_layer.answer import answer
-from embedlens.analyses.report.demo import PROMPT, true_content, true_words
+from embedlens.analyses.report.demo import FULL, PROMPT, true_content, true_words
 from embedlens.analyses.rows import one, select
 from embedlens.lens import VisualLM
 from embedlens.lens.scenes import scenes
@@ -80,6 +80,9 @@ def test_it_writes_page_figures_and_tables(demo: Demo) -> None:
 
 def test_it_says_what_it_found_and_where_the_page_is(demo: Demo) -> None:
     assert "embedlens-demo/report.html" in demo.said
+    doing = list(dict.fromkeys(find(name).doing for name in NAMES))
+    stages = re.findall(r"^ *\d+ s  (.+)$", demo.said, re.MULTILINE)
+    assert [stage for stage in stages if stage in doing] == doing
     share = one(demo.result("sparsity").frame, **{"measure": "share", "class": "alive"})["value"]
     assert f"{100 * share:.1f} %" in demo.said
 
@@ -125,6 +128,35 @@ def test_entering_tokens_are_nearer_to_text_than_chance(demo: Demo) -> None:
     )
 
 
+def test_the_best_and_the_worst_named_scenes_are_pictured(demo: Demo, shipped: VisualLM) -> None:
+    """Words by a product of unit vectors in numpy; sorted by share, then by number."""
+    shown = scenes(FULL.scenes)
+    rows = shipped.embeddings.detach().numpy()
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    shares = []
+    for i, scene in enumerate(shown):
+        batch = shipped.encode(scene.image(), PROMPT)
+        nearest = np.argsort(-(shipped.entry(batch).numpy() @ rows.T), axis=1)[:, :3]
+        found = [
+            any(shipped.tokenizer.decode([w]).strip() in true for w in near)
+            for near, true in zip(nearest.tolist(), true_words(batch, [scene]), strict=True)
+            if true is not None
+        ]
+        shares.append((-sum(found) / len(found), i))
+    best, worst = sorted(shares)[:2], sorted(shares)[-2:]
+    pictured = demo.result("token_map")
+    expected = [shown[i].image() for _, i in (*best, *worst)]
+    for sample, image in enumerate(expected):
+        np.testing.assert_array_equal(pictured.tensors[f"image/{sample}/0"], np.asarray(image))
+    assert f"of {FULL.scenes} scenes" in find("token_map").data(pictured)
+    known = pictured.frame[pictured.frame["hit"].notna()].groupby("sample")["hit"]
+    titles = [axes.get_title(loc="left") for axes in pictured.plot().axes]
+    for sample, title in enumerate(titles):
+        hits = known.get_group(sample)
+        assert f": {hits.sum()} of {len(hits)} rightly named, " in title
+    assert -best[0][0] == known.get_group(0).mean() > known.get_group(3).mean() == -worst[1][0]
+
+
 def test_the_command_and_the_seed_are_on_record(demo: Demo) -> None:
     meta = demo.result("ablation").meta
     assert meta["command"].endswith("demo --device cpu")
@@ -146,40 +178,23 @@ def test_truth_comes_from_the_scenes(shipped: VisualLM) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    found = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-    )
-    if not found:
-        assert not os.environ.get("CI"), "CI needs chromium on the PATH to look at the report"
-        pytest.skip("no chromium on the PATH to look at the report with")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+    with headless_browser() as found:
+        yield found
 
 
 @pytest.mark.parametrize("width", [1200, 400])
 def test_the_page_in_a_browser(demo: Demo, browser: Any, width: int) -> None:
-    complaints: list[str] = []
-    page = browser.new_page(viewport={"width": width, "height": 900})
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on(
-        "request",
-        lambda request: (
-            complaints.append(request.url)
-            if not request.url.startswith(("file:", "data:"))
-            else None
-        ),
-    )
-    page.goto((demo.folder / "report.html").as_uri())
+    page, complaints = opened(browser, demo.folder / "report.html", width)
     assert page.locator("img").count() == len(NAMES)
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 600)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("h2").count() == len(NAMES) + 3
     assert page.locator("table.claims tbody tr").count() >= 10
+    page.locator("iframe").scroll_into_view_if_needed()
+    viewer = page.frame_locator("iframe")
+    viewer.locator('.cell[data-class="alive"]').first.click()
+    first = demo.result("token_map").frame.query("`class` == 'alive' and sample == 0").iloc[0]
+    assert viewer.locator(".told tbody b").first.inner_text() == first["word_1"]
     assert complaints == []
     page.close()
 

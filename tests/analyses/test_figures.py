@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from itertools import combinations
@@ -19,7 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+from PIL import Image
 
+from builders import results as chosen
+from builders.results import token_map as token_map_result
 from embedlens import VisualLM
 from embedlens.analyses import (
     Example,
@@ -57,6 +61,8 @@ def results(shipped: VisualLM) -> dict[str, Result]:
         alignment(shipped, batch, [scene.describe() for scene in scenes(6, start=900)]),
         ablation(shipped, [Example(s.image(), q.text, q.answer, q.task) for s, q in questions]),
     ]
+    made += [chosen.comparison(), chosen.probes(), chosen.logit_attribution()]
+    made += [chosen.integrated_gradients(), chosen.patching()]
     return {result.name: result for result in made}
 
 
@@ -140,8 +146,10 @@ def test_figures_fit_a_column(results: dict[str, Result], name: str) -> None:
 @pytest.mark.parametrize("name", sorted(registered()))
 def test_axes_have_titles_and_units(results: dict[str, Result], name: str) -> None:
     figure = results[name].plot()
-    for axes in figure.axes:
-        if len(figure.axes) > 1:
+    # A scale beside a map has its unit above it.
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    for axes in panels:
+        if len(panels) > 1:
             assert axes.get_title(loc="left")
         if not axes.findobj(AxesImage):
             # A label may stand on the outer panels of a shared axis only.
@@ -287,3 +295,11 @@ def test_one_image_draws_without_intervals(shipped: VisualLM) -> None:
         ablation(shipped, [Example(scenes(1)[0].image(), "how many objects are there ?")]),
     ):
         check_legible(result.plot())
+
+
+def test_a_notebook_shows_a_figure_that_a_cell_returns_whatever_the_backend() -> None:
+    figure = token_map_result().plot()
+    assert isinstance(figure, Figure)
+    shown = Image.open(io.BytesIO(figure._repr_png_()))
+    assert shown.format == "PNG"
+    assert shown.size == tuple(round(110 * inches) for inches in figure.get_size_inches())

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+from base64 import b64encode
 from collections.abc import Iterator
+from hashlib import sha256
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +265,37 @@ def test_the_page_needs_nothing_from_outside() -> None:
     assert text.count("data:image/png;base64,") == 6
 
 
+def test_the_tokens_can_be_pointed_into_and_only_the_viewers_script_may_run() -> None:
+    text = page(demo_report(all_results()))
+    assert text.count("<iframe") == 1
+    section = text[text.index('<section id="token_map"') : text.index('<section id="lens_hits"')]
+    (inner,) = re.findall(r'srcdoc="([^"]*)"', section)
+    assert unescape(inner).startswith("<!doctype html>")
+    (script,) = re.findall(r'(?s)<script type="module">(.*?)</script>', unescape(inner))
+    hashed = b64encode(sha256(script.encode()).digest()).decode()
+    (allowed,) = re.findall(r"script-src ([^;\"]+)\">", text)
+    assert allowed == f"'sha256-{hashed}'"
+    assert "data-theme" not in text.split("<iframe")[0]
+    assert page(demo_report(all_results()[1:])).count("<iframe") == 0
+
+
+def test_the_report_shows_the_first_images_and_says_that_there_are_more() -> None:
+    few = token_map()
+    parts = [few.frame.assign(sample=few.frame["sample"] + 2 * n) for n in range(15)]
+    frame = pd.concat(parts, ignore_index=True)
+    names = [f"{sample}/0" for sample in range(30)]
+    tensors = {f"image/{name}": few.tensors["image/0/0"] for name in names}
+    sizes = {"image_sizes": {name: [20, 20] for name in names}}
+    many = Result("token_map", frame, tensors, {**few.meta, **sizes})
+    assert len(many.view().data["panels"]) == 30
+    text = unescape(page(Report("title", "data", [], [many])))
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
+    shown = json.loads(data)
+    assert len(shown["panels"]) == 24
+    assert shown["notes"] == ["These are the first 24 of 30 images; the table has all."]
+    assert shown["theme"] == "light"
+
+
 def test_every_analysis_has_its_section_in_order() -> None:
     text = page(demo_report(all_results()))
     ids = re.findall(r'<section id="([^"]+)"', text)
@@ -268,6 +303,21 @@ def test_every_analysis_has_its_section_in_order() -> None:
     assert ids == [*names, "claims", "limitations", "run"]
     for result in all_results():
         assert sentences(result)
+
+
+@pytest.mark.parametrize(
+    ("model", "called"),
+    [
+        ("/data/models/llava-13b", "llava-13b"),
+        ("./llava-13b/", "llava-13b"),
+        ("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-7b-hf"),
+    ],
+)
+def test_the_title_names_a_folder_by_its_last_part(model: str, called: str) -> None:
+    result = ablation()
+    named = Result(result.name, result.frame, result.tensors, {**result.meta, "model": model})
+    made = analysis_report([named], prompt="what ?", images=20, own_texts=True)
+    assert made.title == f"What the visual tokens of {called} carry"
 
 
 def test_few_images_are_a_limitation() -> None:

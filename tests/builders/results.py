@@ -9,7 +9,12 @@ import pandas as pd
 import torch
 from scipy.stats import norm
 
+from embedlens import Example, Plan, ZeroFFN
 from embedlens.analyses import Result
+from embedlens.analyses.comparison_of_plans.named_plans import NamedPlans
+from embedlens.analyses.comparison_of_plans.paired_table import METRICS, paired_table
+from embedlens.analyses.probes_by_layer.measure import probe_table
+from embedlens.analyses.questions import GIVEN_ANSWERS, Questions
 
 LAYERS = 4
 
@@ -223,6 +228,90 @@ def ablation(attention: float = -0.073, ffn: float = -0.146, spread: float = 0.0
         "margin": 0.05,
     }
     return Result("ablation", frame, meta={**META, **meta, "prompts": ["what is this ?"]})
+
+
+def compared_questions(n: int) -> Questions:
+    """Two questions about each image, of two tasks."""
+    examples = [Example("nowhere.png", f"question {i % 2}", "a", f"task {i % 2}") for i in range(n)]
+    return Questions(examples, [()] * n, [(i // 2,) for i in range(n)])
+
+
+def comparison(effect: float = 1.0) -> Result:
+    """A strong, a weak and no change, the first two beside a control that is weak."""
+    n, rng = 64, np.random.default_rng(0)
+    plans = {name: Plan(ZeroFFN(layers=i)) for i, name in enumerate(("strong", "weak", "none"))}
+    named = NamedPlans.of_names(
+        plans, {"strong": [Plan(ZeroFFN(layers=8)), Plan(ZeroFFN(layers=9))], "weak": "none"}
+    )
+    # In the order of the plans: untouched, strong, weak, none, and two controls of the first.
+    sizes = effect * np.array([0.0, 1.0, 0.02, 0.0, 0.02, 0.02])[:, None]
+    noise = np.abs(rng.normal(size=(6, n))) * 0.01 * (np.arange(6) > 0)[:, None]
+    right = rng.random((6, n)) > 0.6 * sizes
+    values = {
+        "accuracy": (right & (rng.random(n) < 0.95)).astype(float),
+        "logprob": -0.1 - rng.random(n) * 0.1 - sizes - noise,
+        "kl": sizes + noise,
+        "flips": (~right).astype(float),
+    }
+    margins = {name: metric.margin for name, metric in METRICS.items()}
+    frame = paired_table(values, named, compared_questions(n), margins, 0)
+    meta = {**META, "margins": margins, "reference": GIVEN_ANSWERS, "tasks": ["task 0", "task 1"]}
+    return Result("comparison", frame, {}, meta)
+
+
+def probes(effect: float = 1.0) -> Result:
+    """Labels that can be read at layers 2 and 3 of 4."""
+    images = np.repeat(np.arange(12), 10)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 120)
+    named = 0.5 + effect * np.array([0.0, 0.02, 0.3, 0.45])
+    right = (rng.random((4, 120)) < named[:, None]).astype(float)
+    control = (rng.random((4, 120)) < 0.5).astype(float)
+    frame = probe_table(range(4), right, control, labels, images, 0)
+    return Result("probes", frame, {}, {**META, "labels": ["a", "b"]})
+
+
+def logit_attribution() -> Result:
+    """Parts of the logits of three samples, by head."""
+    rng, rows = np.random.default_rng(0), []
+    parts = [("embedding", None, None), ("constant", None, None)]
+    for layer in range(LAYERS):
+        parts += [("head", layer, head) for head in range(6)]
+        parts += [("attention bias", layer, None), ("ffn", layer, None)]
+    for sample in range(3):
+        for part, layer, head in parts:
+            value = rng.normal()
+            seen = value / 2 if part == "head" else np.nan
+            at = {"sample": sample, "position": 9, "part": part, "layer": layer, "head": head}
+            rows.append({**at, "value": value, "visual": seen})
+    frame = pd.DataFrame(rows)
+    for column in ("layer", "head"):
+        frame[column] = frame[column].astype("Int64")
+    totals = torch.from_numpy(frame.groupby("sample")["value"].sum().to_numpy().copy())
+    return Result("logit_attribution", frame, {"logits": totals}, {**META, "against": None})
+
+
+def integrated_gradients() -> Result:
+    """Shares of the tokens of four images."""
+    cells = np.stack(np.meshgrid(range(8), range(8), indexing="ij"), -1).reshape(-1, 2)
+    frame = pd.DataFrame({"row": np.tile(cells[:, 0], 4), "col": np.tile(cells[:, 1], 4)})
+    frame["sample"] = np.repeat(range(4), 64)
+    frame["image"], frame["tile"] = 0, 0
+    frame["value"] = np.random.default_rng(0).normal(size=len(frame))
+    meta = {"targets": ["red", "blue", "green", "<unk>"], "of": "logprob", "gaps": [0.001] * 4}
+    meta |= {"before": [-3.0] * 4, "after": [-1.0] * 4}
+    return Result("integrated_gradients", frame, {}, {**META, **meta})
+
+
+def patching() -> Result:
+    """Effects that go from the image to the last token."""
+    rows = [
+        {"layer": layer, "tokens": name, "samples": 9, "images": 9}
+        | {"effect": value, "effect_low": value - 0.1, "effect_high": value + 0.1}
+        for layer in range(33)
+        for name, value in (("visual", 1 - layer / 32), ("text", 0.05), ("last", layer / 32))
+    ]
+    return Result("patching", pd.DataFrame(rows), {}, {**META, "site": "residual"})
 
 
 def all_results() -> list[Result]:

@@ -10,48 +10,13 @@ import torch
 from torch.nn.functional import normalize
 
 from builders.planted_classes import Planting, labels, planted_model
+from builders.planted_in_language import CLASSES, WORDS, planted_in_language
 from embedlens import Markers, VisualLM
 from embedlens.analyses import causal_evidence, sparsity
 from embedlens.analyses.analysis import find
 
 CALIBRATION, HELD_OUT = range(12), range(100, 105)
-WORDS = (" sky", " grass", " person")
-CLASSES = ("dead", "dead", "vit-sink", "llm-sink", *("common",) * len(WORDS))
-CELLS = (12, 6, 2, 2, 4, 2, 1)
 QUESTION = "describe the image ."
-
-
-@torch.no_grad()
-def planted(
-    smollm2: Any, classes: tuple[str, ...], alive: str = "words", seed: int = 0, noise: float = 0.2
-) -> tuple[VisualLM, Planting]:
-    """The model with planted tokens; the others are rare words, or point anywhere.
-
-    The LLM sink is the direction that a first token has entering layer 2, but about as short as a
-    word: what makes it massive is the language model.
-    """
-    language_model, tokenizer = smollm2
-    table = language_model.get_input_embeddings().weight
-    norm, width = float(table.norm(dim=1).median()), table.shape[1]
-    draw = torch.Generator().manual_seed(seed)
-    if alive == "words":
-        others = table[torch.randperm(40_000, generator=draw)[:9000] + 5000]
-    else:
-        others = norm * normalize(torch.randn(9000, width, generator=draw), dim=1)
-    ids = tokenizer("The dog sat on the grass under a blue sky.", return_tensors="pt").input_ids
-    states = language_model(ids, output_hidden_states=True).hidden_states
-    words = iter(table[tokenizer(word).input_ids[0]] for word in WORDS)
-    vectors = others.clone()
-    for row, name in enumerate(classes):
-        if name == "common":
-            vectors[row] = next(words)
-        elif name == "llm-sink":
-            vectors[row] = 2 * norm * normalize(states[2][0, 0], dim=0)
-        else:
-            vectors[row] = norm * normalize(torch.randn(width, generator=draw), dim=0)
-    made = Planting(vectors, classes, CELLS[: len(classes)])
-    decoder = language_model.model
-    return planted_model(decoder, tokenizer, vectors, noise=noise, loud=made.loud), made
 
 
 def found_in(model: VisualLM, planting: Planting, markers: Markers) -> np.ndarray:
@@ -63,7 +28,7 @@ def found_in(model: VisualLM, planting: Planting, markers: Markers) -> np.ndarra
 
 @pytest.mark.parametrize("noise", [0.1, 0.3])
 def test_planted_classes_are_told_apart(smollm2: Any, noise: float) -> None:
-    model, planting = planted(smollm2, CLASSES, noise=noise)
+    model, planting = planted_in_language(smollm2, CLASSES, noise=noise)
     markers = Markers.discover(model, planting.images(CALIBRATION))
     assert sorted(markers.frame["class"]) == sorted(CLASSES)
     agree = found_in(model, planting, markers) == planting.truth(HELD_OUT)
@@ -75,7 +40,7 @@ def test_planted_classes_are_told_apart(smollm2: Any, noise: float) -> None:
 @pytest.mark.parametrize("alive", ["words", "anything"])
 @pytest.mark.parametrize("seed", range(3))
 def test_nulls_have_no_sink_and_no_dead_tokens(smollm2: Any, alive: str, seed: int) -> None:
-    model, planting = planted(smollm2, (), alive, seed)
+    model, planting = planted_in_language(smollm2, (), alive, seed)
     markers = Markers.discover(model, planting.images(CALIBRATION))
     assert set(markers.found) <= {"common"}
     assert (found_in(model, planting, markers) == "alive").mean() >= 0.95
@@ -83,7 +48,7 @@ def test_nulls_have_no_sink_and_no_dead_tokens(smollm2: Any, alive: str, seed: i
 
 def test_the_causal_test_finds_dead_tokens_dead(smollm2: Any) -> None:
     """A sink is looked at, dead tokens are not; exchanged, they change nothing."""
-    model, planting = planted(smollm2, CLASSES)
+    model, planting = planted_in_language(smollm2, CLASSES)
     images = planting.images(range(24))
     batches = [
         model.encode([[one] for one in images[i : i + 8]], [QUESTION] * 8) for i in (0, 8, 16)

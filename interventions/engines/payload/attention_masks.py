@@ -46,14 +46,26 @@ def is_readable(mask: torch.Tensor) -> torch.Tensor:
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
-def blocked_pairs(step: dict[str, Any], mask: torch.Tensor, total: int) -> torch.Tensor:
-    """Pairs to block, ``[row, 1, query, key]``, for the queries and keys that a mask covers."""
-    queries = flags_of(step, "queries", total, mask)[:, -mask.shape[-2] :]
-    keys = flags_of(step, "keys", total, mask)
-    spare = mask.shape[-1] - total
+def flags_over(step: dict[str, Any], which: str, over: torch.Tensor, total: int) -> torch.Tensor:
+    """Which of the keys that a mask, or weights, cover are meant, ``[row, key]``."""
+    keys = flags_of(step, which, total, over)
+    spare = over.shape[-1] - total
     # A cache of fixed size has empty columns at the end, a windowed one lacks the oldest.
-    keys = torch.nn.functional.pad(keys, (0, spare)) if spare > 0 else keys[:, -mask.shape[-1] :]
-    return queries[:, None, :, None] & keys[:, None, None, :]
+    return torch.nn.functional.pad(keys, (0, spare)) if spare > 0 else keys[:, -over.shape[-1] :]
+
+
+def blocked_pairs(
+    step: dict[str, Any], mask: torch.Tensor, total: int, heads: int = 1
+) -> torch.Tensor:
+    """Pairs that are meant, ``[row, 1 or head, query, key]``, of those that a mask covers."""
+    queries = flags_of(step, "queries", total, mask)[:, -mask.shape[-2] :]
+    keys = flags_over(step, "keys", mask, total)
+    pairs = queries[:, None, :, None] & keys[:, None, None, :]
+    if "heads" not in step:
+        return pairs
+    meant = torch.zeros(1, max(heads, step["of_heads"]), 1, 1, dtype=torch.bool, device=mask.device)
+    meant[:, list(step["heads"])] = True
+    return pairs & meant
 
 
 def block(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
@@ -64,7 +76,7 @@ def block(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int)
     given = kwargs["attention_mask"]
     # Steps of one operation have these tensors in common, and layers the mask they receive.
     slot = f"mask {step['when']} {id(step['queries'])} {id(step['keys'])} "
-    slot += f"{step['causal']} {step['window']}"
+    slot += f"{step['causal']} {step['window']} {step.get('heads')}"
     setting = (decoded, step["behind"], step["boolean"], *states.shape[:2], states.device)
     known = store.get(slot)
     if known is None or known["given"] is not given or known["setting"] != setting:

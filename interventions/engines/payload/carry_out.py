@@ -40,6 +40,20 @@ def zero(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) 
     site.output = (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 
+def zero_heads(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
+    """Make what some heads gathered zero at the step's tokens, before it is projected back."""
+    site = model.get(step["path"])
+    states = site.input
+    # A bridge of TransformerLens has the heads apart already.
+    width = states.shape[-1] if states.ndim == 4 else states.shape[-1] // step["of_heads"]
+    heads = states.reshape(step["samples"], -1, step["of_heads"], width)
+    changed = heads.clone()
+    mine = changed[index_of(step, states)]
+    mine[:, list(step["heads"])] = 0
+    changed[index_of(step, states)] = mine
+    site.input = changed.reshape(states.shape)
+
+
 def states_at(site: Any, step: dict[str, Any]) -> torch.Tensor:
     """The states on the step's side of a module, ``[sample, token, d]``."""
     if step["side"] == "input":

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .chosen_tokens import with_chosen
+
 
 def follow(model: Any, store: dict[str, Any], clock: dict[str, Any], passes: Any) -> None:
     """Leave in the store, for every step, which tokens each pass of a generation is over.
@@ -75,7 +77,7 @@ def parts_of(step: dict[str, Any], now: dict[str, Any]) -> list[tuple[dict[str, 
     """What of a step falls into a pass: steps on rows and columns of its own, and decoding steps.
 
     A part's columns count from the end of the pass, because some layers compute its last tokens
-    only; its rows are those of one beam or copy.
+    only; its rows are those of one beam or copy. ``parts`` says how many it is one of.
     """
     start, end, prompt = now["start"], now["end"], now["prompt"]
     copies, prefill = now["rows"] // step["samples"], step["when"] == "prefill"
@@ -93,6 +95,7 @@ def parts_of(step: dict[str, Any], now: dict[str, Any]) -> list[tuple[dict[str, 
     if not prefill:
         later = range(max(start, prompt), end)
         meant = [(columns + position - end, position - prompt + 1) for position in later]
+    own["parts"] = copies * len(meant)
     if "others" in step:
         own["others"] = step["others"].repeat_interleave(copies, 0)
     found = []
@@ -111,13 +114,16 @@ def carry_out_when(
 ) -> None:
     """Carry a step out: in the one pass there is, or in a generation wherever its tokens are."""
     if "decoder" not in step:
-        action(model, store, step, 0)
+        action(model, store, with_chosen(model, store, step) if "chosen" in step else step, 0)
         return
     for _ in passes[:]:
         # Waits for the pass, which has been measured by then.
         model.get(step["decoder"]).inputs  # noqa: B018
         now = store["now"]
-        for part, decoded in parts_of(step, now):
+        parts = parts_of(step, now)
+        if parts and "chosen" in step:
+            parts = parts_of(with_chosen(model, store, step), now)
+        for part, decoded in parts:
             action(model, store, part, decoded)
         if step["when"] == "prefill" and now["cached"]:
             return

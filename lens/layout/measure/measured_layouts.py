@@ -1,7 +1,8 @@
 """Layouts from what the processor was measured to do, once per image size.
 
-Measuring repeats the processor call half a dozen times. What it finds depends on the sizes of the
-images and on nothing in them, so a thousand images of one size are measured once.
+Measuring repeats the processor call: six times for the first sizes of a processor, once for most
+later ones. What it finds depends on the sizes of the images and on nothing in them, so a thousand
+images of one size are measured once.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ from PIL.Image import Image
 from ..layout import Layout
 from ..layout_inputs import LayoutInputs, Layouts
 from ..rules.order import explain
+from .colour_levels import ColourLevels
 from .painted_images import MeasuredOrigins, RepeatCall
 
 _MOST_REMEMBERED = 512  # combinations of image sizes per processor
 
 Key = tuple[object, ...]
 Memory = dict[Key, Sequence[Layout]]
+Colours = dict[str, ColourLevels | None]
 _memories: weakref.WeakKeyDictionary[Any, Memory] = weakref.WeakKeyDictionary()
+# By the settings of a processor what was learned of its colours.
+_colours: weakref.WeakKeyDictionary[Any, dict[str, Colours]] = weakref.WeakKeyDictionary()
 
 
 def explain_measured(
@@ -49,7 +54,9 @@ def explain_measured(
     new = {key: i for i, key in enumerate(keys) if known[i] and key not in memory}
     if new:
         samples = sorted(new.values())
-        found = _measure(inputs, known, samples, repeat_call)
+        learned = {} if processor is None else _colours.setdefault(processor, {})
+        colours = learned.setdefault(settings, {})
+        found = _measure(inputs, known, samples, repeat_call, colours)
         if found is None:
             return None
         fresh = {keys[i]: layouts for i, layouts in zip(samples, found, strict=True)}
@@ -65,6 +72,7 @@ def _measure(
     images: Sequence[Sequence[Image]],
     samples: list[int],
     repeat_call: RepeatCall,
+    colours: Colours,
 ) -> Layouts | None:
     chosen = [list(images[i]) for i in samples]
     tensors = inputs.tensors
@@ -85,7 +93,7 @@ def _measure(
         positions=tuple(positions),
         counts=tuple(map(len, chosen)),
         tensors=tensors,
-        origins=MeasuredOrigins(repeat_call, chosen, samples),
+        origins=MeasuredOrigins(repeat_call, chosen, samples, colours),
     )
     return explain(measured)
 

@@ -10,7 +10,7 @@ that element shows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from einops import repeat
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from .colour_levels import SHOWN, ColourLevels, shows
 
 RepeatCall = Callable[[list[list[Image.Image]], Sequence[int]], Mapping[str, Tensor]]
 """Runs the processor call that made a batch once more, with other images of the same sizes.
@@ -45,58 +47,90 @@ class PixelOrigins:
 
 
 class MeasuredOrigins:
-    """The origins of a processor call's pixel tensors, measured when first asked for."""
+    """The origins of a processor call's pixel tensors, measured when first asked for.
+
+    Painted in grey it takes four calls, and more for several images. What is learned of the
+    processor's ``colours`` from these, by tensor, and one more call, makes one painting do for
+    other sizes. None there stands for a tensor whose colours are not so simple.
+    """
 
     def __init__(
         self,
         repeat_call: RepeatCall,
         images: Sequence[Sequence[Image.Image]],
         samples: Sequence[int],
+        colours: dict[str, ColourLevels | None] | None = None,
     ) -> None:
         self._repeat_call = repeat_call
         self._samples = samples
         self._sizes = [[image.size for image in row] for row in images]
+        self._colours = {} if colours is None else colours
         self._measured: dict[str, PixelOrigins] | None = None
 
     def __getitem__(self, name: str) -> PixelOrigins | None:
         """Those of one tensor, or None where it does not depend on the images."""
         if self._measured is None:
-            self._measured = self._measure()
+            known = self._in_colour() if self._colours and all(self._colours.values()) else None
+            self._measured = self._in_grey() if known is None else known
         return self._measured.get(name)
 
-    def _measure(self) -> dict[str, PixelOrigins]:
+    def _in_colour(self) -> dict[str, PixelOrigins] | None:
+        """By one painting; None where what comes back is not what was learned."""
+        painted = self._paint(lambda size, _: _coloured(size))
+        origins, owners = {}, self._digits(painted.keys())
+        for name, levels in self._colours.items():
+            values = painted.get(name)
+            if levels is None or values is None:
+                return None
+            told = levels.told(values)
+            if told is None:
+                # What was wrong once is not tried again.
+                self._colours[name] = None
+                return None
+            if any(of[name].shape != values.shape for of in owners):
+                return None
+            steep, flat, shown = told
+            zero, span = levels.everywhere(values.ndim)
+            digits = [(of[name] - zero) / span for of in owners]
+            origins[name] = _origins(steep, flat, shown, digits)
+        return origins
+
+    def _in_grey(self) -> dict[str, PixelOrigins]:
         dark = self._paint(lambda size, _: np.full(size[::-1], _DARK))
         light = self._paint(lambda size, _: np.full(size[::-1], _LIGHT))
         across = self._paint(lambda size, _: _ramp(size))
         down = self._paint(lambda size, _: _ramp(size[::-1]).T)
-        number = sum(map(len, self._sizes))
-        digits = []
-        for place in range(math.ceil(math.log(max(number, 2), _DIGIT)) if number > 1 else 0):
-            digits.append(self._paint(lambda size, i, p=place: _digit(size, i, p)))  # type: ignore[misc]
+        owners = self._digits(dark.keys())
+        coloured = {} if self._colours else self._paint(lambda size, _: _coloured(size))
         origins = {}
         for name, zero in dark.items():
-            if any(run[name].shape != zero.shape for run in (light, across, down, *digits)):
+            if any(run[name].shape != zero.shape for run in (light, across, down, *owners)):
+                self._colours[name] = None
                 continue  # its form depends on what the image shows: no places can be read off
             span = light[name] - zero
-            shown = np.abs(span) > 0.98 * np.abs(span).max(initial=0.0)
+            shown = shows(span)
             if not shown.any():
                 continue
             safe = np.where(shown, span, np.float32(1))
-            steep, flat = ((run[name] - zero) / safe for run in (across, down))
-            scale = 1 - 2 * _TILT
-            x = ((1 - _TILT) * steep - _TILT * flat) / scale
-            y = ((1 - _TILT) * flat - _TILT * steep) / scale
-            owner = np.zeros(zero.shape, dtype=np.int32)
-            for place, run in enumerate(digits):
-                level = (run[name] - zero) / safe * (_DIGIT - 1)
-                owner += np.rint(level).astype(np.int32) * _DIGIT**place
-            nowhere, nobody = np.float32(np.nan), np.int32(-1)
-            origins[name] = PixelOrigins(
-                np.where(shown, x, nowhere),
-                np.where(shown, y, nowhere),
-                np.where(shown, owner, nobody),
-            )
+            steep, flat, *digits = ((run[name] - zero) / safe for run in (across, down, *owners))
+            origins[name] = _origins(steep, flat, shown, digits)
+            if name in coloured:
+                told = np.stack([steep, flat, np.full_like(steep, SHOWN)])
+                self._colours[name] = (
+                    ColourLevels.learned(zero, span, shown, coloured[name], told)
+                    if coloured[name].shape == zero.shape
+                    else None
+                )
         return origins
+
+    def _digits(self, names: Collection[str]) -> list[dict[str, NDArray[np.float32]]]:
+        """Paintings in which each image has a brightness of its own; none for a single image."""
+        number = sum(map(len, self._sizes))
+        places = math.ceil(math.log(max(number, 2), _DIGIT)) if number > 1 else 0
+        return [
+            self._paint(lambda size, i, p=place: _digit(size, i, p))  # type: ignore[misc]
+            for place in range(places if names else 0)
+        ]
 
     def _paint(
         self, brightness: Callable[[tuple[int, int], int], NDArray[np.generic]]
@@ -105,8 +139,10 @@ class MeasuredOrigins:
         for row in self._sizes:
             painted = []
             for size in row:
-                grey = brightness(size, index).astype(np.uint8)
-                painted.append(Image.fromarray(repeat(grey, "y x -> y x rgb", rgb=3)))
+                made = brightness(size, index).astype(np.uint8)
+                if made.ndim == 2:
+                    made = repeat(made, "y x -> y x rgb", rgb=3)
+                painted.append(Image.fromarray(made))
                 index += 1
             nested.append(painted)
         found = self._repeat_call(nested, self._samples)
@@ -115,6 +151,31 @@ class MeasuredOrigins:
             for name, tensor in found.items()
             if tensor.is_floating_point()
         }
+
+
+def _origins(
+    steep: NDArray[np.float32],
+    flat: NDArray[np.float32],
+    shown: NDArray[np.bool_],
+    digits: Sequence[NDArray[np.float32]],
+) -> PixelOrigins:
+    """Places and owners by the levels that arrived of both ramps and of the images' digits."""
+    scale = 1 - 2 * _TILT
+    x = ((1 - _TILT) * steep - _TILT * flat) / scale
+    y = ((1 - _TILT) * flat - _TILT * steep) / scale
+    owner = np.zeros(shown.shape, dtype=np.int32)
+    for place, level in enumerate(digits):
+        owner += np.rint(level * (_DIGIT - 1)).astype(np.int32) * _DIGIT**place
+    nowhere, nobody = np.float32(np.nan), np.int32(-1)
+    return PixelOrigins(
+        np.where(shown, x, nowhere), np.where(shown, y, nowhere), np.where(shown, owner, nobody)
+    )
+
+
+def _coloured(size: tuple[int, int]) -> NDArray[np.float64]:
+    """Both ramps in red and green, and in blue what says that the image is shown."""
+    blue = np.full(size[::-1], _DARK + (_LIGHT - _DARK) * SHOWN)
+    return np.stack([_ramp(size), _ramp(size[::-1]).T, blue], axis=-1)
 
 
 def _ramp(size: tuple[int, int]) -> NDArray[np.float64]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from ...errors import InputError, Unsupported
 from ...inputs.batch import Batch
 from ..forward import Output, Request
-from ..plan_protocol import PARTS, Intervention, Program, Touch
+from ..plan_protocol import PARTS, Intervention, Program, Together, Touch
 from ..proof_record import is_same
 from .hooked_model import HookedModel
+
+# Sides of modules that are read in hooks; what goes on inside them is read in traces.
+SIDES = ("input", "output")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +25,7 @@ class Condition:
     Attributes:
         index: Its place among the plans; -1 for a pass that nobody asked for.
         program: What the plan does on the batch; None leaves the model untouched.
-        hooks: Whether all of its steps have a form in hooks.
+        hooks: Whether all of its steps, and what is read in it, have a form in hooks.
     """
 
     index: int
@@ -54,16 +57,19 @@ def compile_conditions(
         InputError, Unsupported: A plan that cannot be carried out, named by its number.
     """
     model.anatomy.check_ids(request.inputs, model.tokenizer)
+    during = replace(request.during, together=Together(tuple(plans)))
+    readable = all(site["side"] in SIDES for site in request.sites)
     conditions = []
     for index, plan in enumerate(plans):
         try:
-            program = None if plan is None else plan.compile(model, batch, request.during)
+            program = None if plan is None else plan.compile(model, batch, during)
         except (InputError, Unsupported) as error:
             if len(plans) == 1:
                 raise
             raise type(error)(f"plans.{index}: {error}") from None
         program = program or None
-        conditions.append(Condition(index, program, program is None or _hooks(model, program)))
+        hooks = readable and (program is None or _hooks(model, program))
+        conditions.append(Condition(index, program, hooks))
     return conditions
 
 

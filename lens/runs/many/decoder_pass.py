@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..plan_protocol import Touch
+from ..plan_protocol import PARTS, Touch
 from ..proof_record import EXACT, ROUNDED
 from .beginnings import (
     Beginning,
@@ -34,6 +34,7 @@ from .some_rows import Arguments, Forward, Keeping, cache_name
 
 # The key of comparisons of whole passes, where a layer has wrong rows that nobody reads.
 LOGITS = "logits"
+ENTRY, *INSIDE = range(len(PARTS))
 
 
 class DecoderPass:
@@ -126,11 +127,11 @@ class DecoderPass:
         if any(place[0] == index for place in self.keeps):
             self.kept["changed", index] = self.changed
             self.kept["store", index] = dict(self.host.store)
-        entered = self._with(self.changed, index, (0,))
+        entered = self._with(self.changed, index, (ENTRY,))
         behind = None
         if entered is not None:
             seen = self.decoder.seen_from(index, entered, kwargs)
-            behind = self._with(seen, index, (1, ATTENTION, FFN))
+            behind = self._with(seen, index, INSIDE)
         output = self._best(index, run, (args, kwargs), entered, behind)
         self.changed = behind
         following = {place[0] for place in self.keeps}

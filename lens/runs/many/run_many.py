@@ -12,10 +12,11 @@ from ...inputs.batch import Batch
 from ...opening.wrapping import need_processor
 from ...progress import Progress, silent
 from ...torch_settings import default_torch
-from ..forward import Kept, Layers, Output, Request, Tokens, as_run, run_request
+from ..captures import Tokens
+from ..forward import Kept, Layers, Output, Request, as_run, run_request
 from ..one_at_a_time import alone
 from ..plan_protocol import Intervention
-from ..run import Run, Scores, Site
+from ..run import Capture, Run, Scores
 from ..scoring import Answers, AnswerTokens, as_scores, score_request
 from .conditions import compile_conditions
 from .shared_passes import SharedPasses
@@ -32,9 +33,11 @@ def run_many(
     batch: Batch,
     plans: Plans,
     *,
-    capture: Site | Collection[Site] = (),
+    capture: Capture | Collection[Capture] = (),
     layers: Layers = "all",
     tokens: Tokens = "visual",
+    queries: Tokens = "last",
+    keys: Tokens = "all",
     logits: Kept = "last",
     at_once: int | None = None,
     max_memory: int | None = None,
@@ -54,9 +57,11 @@ def run_many(
         model: The VisualLM whose method this is.
         batch: The inputs.
         plans: What to change in each run; None leaves the model untouched.
-        capture: As for :meth:`run`, like ``layers``, ``tokens`` and ``logits``.
+        capture: As for :meth:`run`, like all down to ``logits``.
         layers: Layers to keep.
         tokens: Tokens to keep.
+        queries: Tokens whose attention weights to keep.
+        keys: Tokens to which.
         logits: Which positions' logits to keep.
         at_once: Most plans in one remote pass, which bounds the server's memory. None takes as
             many as have 16384 tokens, and at least one. Here every pass is of one plan.
@@ -69,7 +74,7 @@ def run_many(
         InputError: A site or layer that does not exist, a plan that cannot be carried out,
             ``at_once`` below 1, or ``max_memory`` below 0.
     """
-    request = run_request(model.anatomy, batch, capture, layers, tokens, logits, remote)
+    request = run_request(model, batch, capture, layers, tokens, queries, keys, logits, remote)
 
     def result(output: Output, index: int) -> Run:
         return as_run(model, batch, plans[index], request, output, logits)
@@ -86,6 +91,7 @@ def score_many(
     plans: Plans,
     *,
     end: bool = False,
+    first: bool = False,
     at_once: int | None = None,
     max_memory: int | None = None,
     remote: bool | str = False,
@@ -99,6 +105,7 @@ def score_many(
         answers: One per sample, as for :meth:`score`.
         plans: What to change in each run; None leaves the model untouched.
         end: Whether the end belongs to the answer, as for :meth:`score`.
+        first: Whether to keep what the model would say first, as for :meth:`score`.
         at_once: As for :meth:`run_many`, where the sharing of work is described.
         max_memory: As for :meth:`run_many`.
         remote: As in :meth:`trace`.
@@ -109,7 +116,7 @@ def score_many(
         Unsupported: The prompt's tokens would see the answer.
     """
     tokenizer = need_processor(model.processor).tokenizer
-    answered = AnswerTokens.of(tokenizer, answers, len(batch), end=end)
+    answered = AnswerTokens.of(tokenizer, answers, len(batch), end=end, first=first)
     request = score_request(model, batch, answered, remote)
 
     def result(output: Output, index: int) -> Scores:

@@ -25,7 +25,7 @@ from ...opening.placement import placed
 from ...opening.present_state import owners_hooks
 from ...opening.wrapping import envoy_path
 from ..forward import Output, Request, forward_pass
-from ..plan_protocol import Program, Touch
+from ..plan_protocol import PARTS, Program, Touch
 from ..proof_record import proven_of
 from .beginnings import Beginning, Memory, Untouched
 from .conditions import Condition, kind_of, same_output
@@ -44,7 +44,7 @@ LAYERS, TOWERS, STEPS, ALONE = "layers", "towers", "steps", "alone"
 # What may be wrong with a pass, in the order in which it is left out to find out.
 SUSPECTS = (LOGITS, LAYERS, TOWERS)
 # Tensors of a stream's size kept for those that differ in each part of a layer.
-STATES_KEPT = (1, 1, 3, 4)
+STATES_KEPT = {"entry": 1, "mixing": 1, "heads": 1, "attention": 3, "ffn": 4}
 # A condition of which at least this share of the rows is as in the untouched pass gains from it.
 UNTOUCHED_SHARE = 0.3
 
@@ -166,7 +166,7 @@ class SharedPasses:
         """Bytes of what is kept at a place."""
         states = self.request.samples * self.decoder.length * self.model.anatomy.hidden_size
         size: int = next(self.model.hf.parameters()).element_size()
-        room: int = STATES_KEPT[place[1]] * states * size
+        room: int = STATES_KEPT[PARTS[place[1]]] * states * size
         return room
 
     def _reserved(self, branch: Branch | None) -> list[Place]:

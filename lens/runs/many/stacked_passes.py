@@ -155,14 +155,20 @@ def _stacked(request: Request, copies: int) -> Request:
     starts = torch.arange(copies) * request.samples
     rows = rearrange(starts[:, None] + request.rows, "copy selected -> (copy selected)")
     columns = repeat(request.columns, "selected -> (copy selected)", copy=copies)
-    return replace(request, samples=copies * request.samples, rows=rows, columns=columns)
+    pairs = dict(request.pairs)
+    if pairs:
+        pairs["rows"] = rearrange(starts[:, None] + pairs["rows"], "copy query -> (copy query)")
+        pairs["columns"] = repeat(pairs["columns"], "query -> (copy query)", copy=copies)
+        pairs["keys"] = repeat(pairs["keys"], "sample key -> (copy sample) key", copy=copies)
+    samples = copies * request.samples
+    return replace(request, samples=samples, rows=rows, columns=columns, pairs=pairs)
 
 
 def _split(output: Output, copies: int) -> list[Output]:
     """Each copy's part of a stacked pass."""
     logits = rearrange(output.logits, "(copy sample) ... -> copy sample ...", copy=copies)
     states = {
-        key: rearrange(stacked, "(copy selected) d -> copy selected d", copy=copies)
+        key: rearrange(stacked, "(copy selected) ... -> copy selected ...", copy=copies)
         for key, stacked in output.states.items()
     }
     return [

@@ -205,7 +205,11 @@ FORMS: list[tuple[dict[str, Any], bool]] = [
     ({"op": "zero-ffn", "tokens": "visual &\n ~(dead)"}, True),
     ({"op": "zero-ffn", "tokens": "vit-sink|llm-sink"}, True),
     ({"op": "zero-ffn", "tokens": "random(like = bos)"}, True),
-    ({"op": "zero-ffn", "tokens": "deed"}, False),
+    ({"op": "zero-ffn", "tokens": "object & dilate(object, 1)"}, True),
+    ({"op": "zero-ffn", "tokens": 'words["what color?"] | row[-1] & ~sink@3'}, True),
+    ({"op": "zero-ffn", "tokens": "top(0.5, by=attention(last), layer=1)"}, True),
+    ({"op": "zero-ffn", "tokens": 'words["a # b"]'}, False),
+    ({"op": "zero-ffn", "tokens": "dead alive"}, False),
     ({"op": "zero-ffn", "tokens": "visual and text"}, False),
     ({"op": "zero-ffn", "tokens": "visual # dead"}, False),
     ({"op": "zero-ffn", "tokens": ""}, False),
@@ -232,6 +236,15 @@ def test_the_schema_takes_and_refuses_what_reading_does(item: dict[str, Any], go
         else:
             with pytest.raises(InputError, match=r"operations\.0"):
                 Plan.from_yaml(text)
+
+
+@pytest.mark.parametrize("text", ["deed", "vit-snk", "sink@x", "top(3)", "words[what]"])
+def test_what_a_selector_means_is_left_to_reading_it(text: str) -> None:
+    """Names are free, so that a schema takes what only the language itself can refuse."""
+    plan = {"operations": [{"op": "zero-ffn", "tokens": text}]}
+    assert validator().is_valid(plan)
+    with pytest.raises(InputError, match=r"operations\.0\.tokens"):
+        Plan.from_yaml(json.dumps(plan))
 
 
 @pytest.mark.parametrize("data", [[], {}, {"operations": {}}, {"operations": [], "name": "x"}])

@@ -172,7 +172,8 @@ def test_an_ffn_that_runs_on_fewer_rows_costs_so_much_less(
     saved = total(lambda: mlp(states)) - total(lambda: mlp(states[:, kept]))
     cost = Plan(ZeroFFN(layers=1)).cost(model, batch)
     assert of(cost, "saved", 1, "ffn") == saved == cost.total["saved"]
-    assert cost.total["skipped"] == cost.total["spent"] == 0
+    assert of(cost, "skipped", 1, "ffn") == saved == cost.total["skipped"]
+    assert cost.total["spent"] == 0
 
 
 def attention(mixer: Any, states: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
@@ -225,7 +226,7 @@ def traced(model: VisualLM, batch: Batch, plan: Plan) -> int:
     return total(lambda: model.run(batch, plan))
 
 
-def test_only_rows_that_are_taken_out_are_not_computed(model: VisualLM, padded: Batch) -> None:
+def test_rows_that_are_taken_out_or_zeroed_are_not_computed(model: VisualLM, padded: Batch) -> None:
     clean = traced(model, padded, Plan())
     removing = Plan(PruneTokens(tokens="box[0:2, 0:4]", method="remove"))
     cost = removing.cost(model, padded)
@@ -234,8 +235,10 @@ def test_only_rows_that_are_taken_out_are_not_computed(model: VisualLM, padded: 
     assert traced(model, padded, hiding) == clean
     assert hiding.cost(model, padded).total["skipped"] == 0
     assert hiding.cost(model, padded).total["saved"] == cost.total["saved"] > 0
-    freezing = Plan(AblateAttention(), ZeroFFN())
-    assert traced(model, padded, freezing) == clean
+    freezing = Plan(AblateAttention(layers="1-2"), ZeroFFN(layers="0,2"))
+    cost = freezing.cost(model, padded)
+    assert clean - traced(model, padded, freezing) == cost.total["skipped"] > 0
+    assert 0 == of(cost, "skipped", 1, "ffn") < of(cost, "skipped", 2, "ffn")
 
 
 def test_weights_zeroed_behind_the_softmax_are_paid_for(model: VisualLM, padded: Batch) -> None:

@@ -12,8 +12,8 @@ from torch.nn.functional import normalize
 
 from builders.planted_classes import Planting, labels, planted_model
 from embedlens import InputError, Markers, TokenClasses, VisualLM
-from embedlens.interventions.selectors.parser import parse_selector
 from embedlens.lens.markers.word_of_direction import WordOfDirection
+from embedlens.lens.selectors.parser import parse_selector
 from embedlens.lens.tensor_file import write_tensor_file
 from tolerances import EQUAL
 

@@ -95,7 +95,7 @@ def test_the_bank_holds_every_distinct_state_once(
 
 
 @pytest.mark.parametrize("at_once", [5, 4096])
-@pytest.mark.parametrize("layer", [0, 3, None])
+@pytest.mark.parametrize("layer", [0, 3, None, [3, 1]])
 @pytest.mark.parametrize("k", [1, 4, 10])
 def test_reading_equals_a_naive_search(
     twin: Callable[..., Any],
@@ -103,7 +103,7 @@ def test_reading_equals_a_naive_search(
     bank: TextBank,
     states: Tensor,
     monkeypatch: pytest.MonkeyPatch,
-    layer: int | None,
+    layer: int | list[int] | None,
     k: int,
     at_once: int,
 ) -> None:
@@ -111,7 +111,8 @@ def test_reading_equals_a_naive_search(
     monkeypatch.setattr(top_k, "STATES_AT_ONCE", at_once)
     found = ContextLens(model, bank).read(states, k, layer)
     rows, at, contexts = [], [], []
-    for one in LAYERS if layer is None else [layer]:
+    chosen = [layer] if isinstance(layer, int) else layer or LAYERS
+    for one in chosen:
         text, places = naive(twin().plain, one)
         rows.append(text)
         at += [one] * len(places)
@@ -248,6 +249,10 @@ def test_refusals_say_what_to_do(model: VisualLM, bank: TextBank, states: Tensor
     lens = ContextLens(model, bank)
     with pytest.raises(InputError, match="no layer 7 in this bank: it has 0, 1, 2, 3, 4"):
         lens.read(states, layer=7)
+    with pytest.raises(InputError, match="no layer 8 in this bank"):
+        lens.read(states, layer=[0, 8])
+    with pytest.raises(InputError, match=r"layer=\[\]: none is given"):
+        lens.read(states, layer=[])
     with pytest.raises(InputError, match=f"k=18: there are {len(KEPT)} entries"):
         lens.read(states, 18, layer=1)
     with pytest.raises(InputError, match="no direction"):

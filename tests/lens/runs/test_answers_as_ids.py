@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny
-from embedlens import VisualLM
+from embedlens import Plan, VisualLM, ZeroFFN
 from tolerances import EQUAL, RECOMPUTED
 
 
@@ -68,3 +68,19 @@ def test_an_answer_ends_at_any_of_the_models_end_tokens(twin: Any) -> None:
         logprobs = plain(**inputs).logits[0, -2:].log_softmax(-1)
     expected = logprobs[0, first] + torch.logaddexp(logprobs[1, other], logprobs[1, second])
     assert float(found.logprob) == pytest.approx(float(expected), abs=RECOMPUTED)
+
+
+def test_what_is_said_first_is_the_next_tokens_distribution(twin: Any) -> None:
+    """Of prompts and answers of different lengths, beside plans, and only where asked for."""
+    model = twin().model
+    prompts = [tiny.PROMPTS[name] for name in ("middle", "short", "end")]
+    batch = model.encode([tiny.image(i) for i in range(3)], prompts)
+    answers, plan = ["red star", "circle", "left top right"], Plan(ZeroFFN(layers=1))
+    with torch.no_grad():
+        wanted = twin().plain(**batch.inputs).logits[:, -1].log_softmax(-1)
+    clean, planned = model.score_many(batch, answers, [None, plan], end=True, first=True)
+    assert torch.allclose(clean.first, wanted, atol=EQUAL)
+    own = model.score(batch, answers, plan, first=True)
+    assert torch.allclose(planned.first, own.first, atol=EQUAL)
+    assert not torch.allclose(planned.first, wanted, atol=0.01)
+    assert model.score(batch, answers).first is None

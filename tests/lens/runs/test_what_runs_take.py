@@ -28,6 +28,18 @@ def test_layers_may_be_any_collection_of_whole_numbers(model: VisualLM, layers: 
     assert [*run.residual] == [1, 2]
 
 
+def test_layers_may_be_said_of_each_site(model: VisualLM) -> None:
+    batch = tiny_batch(model)
+    run = model.run(batch, capture={"ffn": [2, 0], "residual": [tiny.LAYERS], "attention": [2]})
+    kept = {"residual": [tiny.LAYERS], "attention": [2], "ffn": [0, 2]}
+    for site, layers in kept.items():
+        assert [*getattr(run, site)] == layers
+        alone = getattr(model.run(batch, capture=site, layers=layers), site)
+        assert all(torch.equal(getattr(run, site)[layer], alone[layer]) for layer in layers)
+    with pytest.raises(InputError, match="no layer 9"):
+        model.run(batch, capture={"ffn": [9]})
+
+
 def test_a_mask_may_be_a_tensor(model: VisualLM) -> None:
     batch = tiny_batch(model)
     mask = batch.inputs["attention_mask"].bool()

@@ -1,0 +1,133 @@
+"""What a comparison says: which conditions differ, and which more than their control."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from ..analysis import Analysis, Result, register
+from ..numbers_in_words import counted, difference, listing, number, p_value, percent
+from ..questions import OWN_ANSWER
+from ..rows import one, select
+from .figure import draw_comparison
+from .named_plans import UNTOUCHED
+from .outcomes import DOING
+
+_SURE = 0.05
+_WHAT = {
+    "accuracy": "accuracy",
+    "logprob": "the answer’s log-probability",
+    "kl": "the next token’s distribution",
+    "flips": "the greedy answer",
+}
+
+
+def _findings(result: Result) -> list[str]:
+    rows = select(result.frame, task="all")
+    said = [_untouched(result, rows)] if "accuracy" in result.meta["margins"] else []
+    for metric in result.meta["margins"]:
+        here = select(rows, metric=metric)
+        said.append(_verdicts(result, here[here["condition"] != UNTOUCHED], metric))
+    controlled = rows[rows["control"].notna()]
+    if not controlled.empty:
+        said.append(_beyond_control(controlled))
+    return said
+
+
+def _untouched(result: Result, rows: pd.DataFrame) -> str:
+    row = one(rows, metric="accuracy", condition=UNTOUCHED)
+    if result.meta["reference"] == OWN_ANSWER:
+        return (
+            "What counts as right is what the untouched model itself writes to the "
+            f"{counted(int(row['examples']), 'question')}, so that accuracy is agreement with it."
+        )
+    answers = counted(int(row["examples"]), "expected answer")
+    return f"The untouched model gives {percent(row['value'])} of the {answers}."
+
+
+def _verdicts(result: Result, rows: pd.DataFrame, metric: str) -> str:
+    margin = _amount(result.meta["margins"][metric], metric)
+    parts = []
+    for verdict, how in (("differs", "more"), ("agrees", "less")):
+        found = rows[rows["verdict"] == verdict].to_dict("records")
+        if found:
+            told = listing(f"{row['condition']} ({_change(row, metric)})" for row in found)
+            parts.append(f"by {how} than {margin} under {len(found)}: {told}")
+    if undecided := int((rows["verdict"] == "undecided").sum()):
+        parts.append(f"undecided under {undecided}")
+    n = counted(len(rows), "condition")
+    return f"Of {n}, {_WHAT[metric]} changes {'; '.join(parts)}."
+
+
+def _beyond_control(rows: pd.DataFrame) -> str:
+    told = []
+    for name, metric in rows[["condition", "metric"]].drop_duplicates().itertuples(index=False):
+        row = one(rows, condition=name, metric=metric)
+        if row["control_p_holm"] <= _SURE:
+            change = _amount(row["beyond"], metric, signed=True)
+            p = p_value(row["control_p_holm"])
+            told.append(f"{name} in {_WHAT[metric]} (by {change}, {p})")
+    if not told:
+        return "No condition is shown to do other than its control, corrected for all (Holm)."
+    return f"Other than its control, corrected for all (Holm): {listing(told)}."
+
+
+def _change(row: Mapping[Any, Any], metric: str) -> str:
+    if metric == "accuracy":
+        return difference(row)
+    low, high = row["difference_low"], row["difference_high"]
+    ends = f" ({_plain(low, metric)} to {_plain(high, metric)})" if low == low else ""
+    return _amount(row["difference"], metric, signed=metric == "logprob") + ends
+
+
+def _amount(value: float, metric: str, *, signed: bool = False) -> str:
+    """A change in the unit of its measure, with its sign where it can have either."""
+    plus = "+" if signed and value > 0 else ""
+    if metric in ("kl", "logprob"):
+        return f"{plus}{number(value)} nats"
+    unit = "points" if metric == "accuracy" or signed else "%"
+    return f"{plus}{number(100 * value, 1)} {unit}"
+
+
+def _plain(value: float, metric: str) -> str:
+    return number(value) if metric in ("kl", "logprob") else number(100 * value, 1)
+
+
+def _table(result: Result) -> pd.DataFrame:
+    """The table of the report: every condition and measure, by task."""
+    rows = result.frame[result.frame["condition"] != UNTOUCHED]
+    return pd.DataFrame(
+        {
+            "Condition": rows["condition"],
+            "Measure": rows["metric"],
+            "Task": rows["task"],
+            "Questions": rows["examples"],
+            "Images": rows["images"],
+            "Change": [_change(row, row["metric"]) for row in rows.to_dict("records")],
+            "p (Holm)": [_p(p) for p in rows["p_holm"]],
+            "Beyond control, p (Holm)": [_p(p) for p in rows["control_p_holm"]],
+            "Verdict": rows["verdict"],
+        }
+    )
+
+
+def _p(p: float) -> str:
+    return p_value(p).removeprefix("p = ") if p == p else "–"
+
+
+COMPARISON = Analysis(
+    name="comparison",
+    run=None,
+    figure=draw_comparison,
+    doing=DOING,
+    order=65,
+    heading="What does each plan change?",
+    method="Every plan and the untouched model answer the same questions. Changes are paired; "
+    "intervals are over images, and tests are corrected for all conditions and measures (Holm). "
+    "A condition differs when its whole interval lies beyond the margin, and agrees with the "
+    "untouched model when it lies within.",
+    caption="Change under each plan, with 95 % intervals over images; the strip is the margin.",
+    findings=_findings,
+    table=_table,
+)
+register(COMPARISON)

@@ -1,0 +1,136 @@
+"""Computing what a study lacks: which units, by which engine, into which store."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from ...lens.progress import Progress
+from .items import Item
+from .opened_models import OpenedModels
+from .study_folder import StudyFolder
+from .unit_store import DoneUnits, StoredUnit, UnitStore
+from .units import Unit, Units
+
+Add = Callable[[StoredUnit], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A study that is ready to be computed.
+
+    Attributes:
+        units: What there is to compute.
+        models: On what.
+        identity: What the study is, in plain values: its units are continued for the same only.
+    """
+
+    units: Units
+    models: OpenedModels
+    identity: dict[str, Any]
+
+    @property
+    def items(self) -> list[Item]:
+        """What is asked."""
+        return list(self.units.items)
+
+    def compute(self, unit: Unit) -> StoredUnit:
+        """A unit, as it goes into the store."""
+        cut, units = unit.cut, self.units
+        conditions = units.models[cut.model].conditions
+        return self.models.observer(cut.model).compute(
+            unit,
+            [units.items[i] for i in cut.items],
+            [conditions[i] for i in cut.conditions],
+            units.measures[cut.kind],
+        )
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Where units are computed."""
+
+    def compute(self, task: Task, units: Iterable[Unit], add: Add) -> None:
+        """Compute units, in any order, and hand each over when it is done."""
+
+
+class SerialEngine:
+    """One unit after the other, in this process."""
+
+    def compute(self, task: Task, units: Iterable[Unit], add: Add) -> None:
+        """See :class:`Engine`."""
+        for unit in units:
+            add(task.compute(unit))
+
+
+def drive(
+    task: Task,
+    text: str,
+    folder: StudyFolder,
+    shard: tuple[int, int],
+    engine: Engine,
+    command: str,
+    progress: Progress,
+) -> None:
+    """Compute the units of a shard that no file in the folder holds.
+
+    Units that failed are tried again. ``text`` is the study's file.
+    """
+    file = folder.units_file(*shard)
+    with UnitStore(file, task.identity) as store:
+        folder.write(text, task.items)
+        known = done_units(folder, task)
+        total = left = 0
+        for unit in task.units.shard(*shard):
+            total += 1
+            left += not known.has(unit.place, unit.key)
+        stored = total - left
+        store.begin_session(_now(), command or _command(), json.dumps(this_machine()), left)
+
+        def add(unit: StoredUnit) -> None:
+            nonlocal stored
+            store.add(unit)
+            stored += 1
+            progress("computing units", stored, total)
+
+        progress("computing units", stored, total)
+        units = task.units.shard(*shard)
+        engine.compute(task, (u for u in units if not known.has(u.place, u.key)), add)
+
+
+def done_units(folder: StudyFolder, task: Task) -> DoneUnits:
+    """The units that are done, in whatever file of the folder."""
+    done = DoneUnits(len(task.units))
+    for store in folder.open_stores(task.identity):
+        with store:
+            store.note_done(done)
+    return done
+
+
+def this_machine() -> dict[str, Any]:
+    """Where units are computed, for the report."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

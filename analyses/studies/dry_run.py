@@ -1,0 +1,121 @@
+"""What a study will take, before it runs: units, time, FLOPs and disk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...lens.errors import EmbedlensError
+from ...lens.progress import Progress, silent
+from .driver import Task
+from .measures import Kind
+from .units import Unit
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a study will take.
+
+    Attributes:
+        units: Units by what is observed.
+        models, items, conditions: How many of each; conditions of all models together.
+        seconds: Time, from one unit of each model and kind; of all units, whatever is done.
+        flops: Of the decoders' layers over the prompts, written tokens left out; None where a
+            plan's cost is not known.
+        bytes: Size of the stored units.
+    """
+
+    units: dict[str, int]
+    models: int
+    items: int
+    conditions: int
+    seconds: float
+    flops: float | None
+    bytes: int
+
+    def lines(self) -> Iterator[str]:
+        """What it says, line by line."""
+        said = ", ".join(f"{n} of {kind}" for kind, n in self.units.items())
+        yield (
+            f"{sum(self.units.values())} units ({said}): {self.models} model"
+            f"{'s' * (self.models > 1)}, {self.items} items, {self.conditions} conditions"
+        )
+        yield f"about {_duration(self.seconds)} on this machine, from one unit of each kind"
+        yield (
+            "FLOPs not known: a plan's cost cannot be counted on this model"
+            if self.flops is None
+            else f"{self.flops:.3g} FLOPs in the decoders' layers, over the prompts"
+        )
+        yield f"about {_size(self.bytes)} on disk"
+
+
+def forecast(task: Task, progress: Progress = silent) -> Forecast:
+    """Time one unit of each model and kind of observation; nothing is stored.
+
+    Args:
+        task: From `Study.task`.
+        progress: Called as units are timed.
+    """
+    counts: Counter[tuple[int, Kind]] = Counter()
+    work: Counter[tuple[int, Kind]] = Counter()
+    first: dict[tuple[int, Kind], Unit] = {}
+    for unit in task.units:
+        key = unit.cut.model, unit.cut.kind
+        counts[key] += 1
+        work[key] += _work(unit)
+        first.setdefault(key, unit)
+    seconds, size = 0.0, 0.0
+    for done, (key, unit) in enumerate(first.items()):
+        progress("timing units", done, len(first))
+        stored = task.compute(unit)
+        times = work[key] / _work(unit)
+        seconds += stored.seconds * times
+        size += len(stored.content or "") * times
+    kinds: dict[str, int] = {}
+    for (_, kind), number in counts.items():
+        kinds[kind] = kinds.get(kind, 0) + number
+    return Forecast(
+        kinds,
+        len(task.units.models),
+        len(task.units.items),
+        sum(len(part.conditions) for part in task.units.models),
+        seconds,
+        _flops(task),
+        int(size),
+    )
+
+
+def _work(unit: Unit) -> int:
+    return len(unit.cut.items) * len(unit.cut.conditions)
+
+
+def _flops(task: Task) -> float | None:
+    """Per condition the clean pass less what is really skipped, and what is spent beside it."""
+    total, items = 0.0, task.items
+    block = items[: task.units.batch_size]
+    for number, part in enumerate(task.units.models):
+        observer = task.models.observer(number)
+        for condition in part.conditions:
+            try:
+                spent = observer.flops(block, condition.plan)
+            except EmbedlensError:
+                return None
+            total += spent * len(items) / len(block)
+    choices = max((len(item.choices) for item in items), default=0)
+    return total * sum(choices if kind == "choices" else 1 for kind in task.units.measures)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def _size(n: int) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}"
+        n //= 1000
+    return f"{n} GB"

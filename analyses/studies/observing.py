@@ -1,0 +1,248 @@
+"""One unit on one model: what is observed of its items under its conditions.
+
+What goes wrong stays where it is. Memory that runs out halves the batch; a condition that cannot be
+carried out leaves the others of its unit as they are; so does an item that cannot be encoded. All
+of it depends on the unit alone, but for memory, which is counted.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ...interventions import Plan, paper
+from ...lens.inputs.batch import Batch
+from ...lens.markers.markers import Markers
+from ...lens.model import VisualLM
+from ...lens.runs.run import Scores
+from .condition_grid import StudyCondition
+from .items import Item
+from .measures import Kind, Measure, Observation
+from .unit_store import DONE, FAILED, StoredUnit
+from .units import Unit
+
+Seen = Observation | Exception
+"""What was observed of an item under a condition, or why it was not."""
+
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+@dataclass(eq=False)
+class Observer:
+    """A model with what a study says about observing it.
+
+    Attributes:
+        model: The model.
+        markers: Tell classes of tokens apart; None without classes.
+        nearest_words: How many nearest words are looked up; None for none.
+        max_new_tokens: Limit of written answers.
+        halvings: How often a batch was halved.
+    """
+
+    model: VisualLM
+    markers: Markers | None = None
+    nearest_words: int | None = None
+    max_new_tokens: int = 16
+    halvings: int = 0
+    _encoded: tuple[tuple[str, ...], Batch] | None = field(default=None, repr=False)
+
+    def compute(
+        self,
+        unit: Unit,
+        items: Sequence[Item],
+        conditions: Sequence[StudyCondition],
+        measures: Sequence[Measure],
+    ) -> StoredUnit:
+        """A unit as it goes into the store.
+
+        Args:
+            unit: Which one.
+            items: Its items.
+            conditions: Its conditions.
+            measures: Of its kind of observation.
+        """
+        start, self.halvings = time.perf_counter(), 0
+        rows, first = [], None
+        for seen in self.observe(unit.cut.kind, items, [c.plan for c in conditions]):
+            values, texts, errors = [], [], []
+            for item, one in zip(items, seen, strict=True):
+                scores, error = _scored(one, item, measures)
+                values.append(scores)
+                texts.append(None if isinstance(one, Exception) else one.get("text"))
+                errors.append(error)
+                first = first or error
+            row: dict[str, Any] = {"values": values}
+            row |= {"texts": texts} if any(text is not None for text in texts) else {}
+            row |= {"errors": errors} if any(errors) else {}
+            rows.append(row)
+        return StoredUnit(
+            unit.place,
+            unit.key,
+            FAILED if first else DONE,
+            time.perf_counter() - start,
+            self.halvings,
+            1,
+            first,
+            json.dumps(rows),
+        )
+
+    def flops(self, items: Sequence[Item], plan: Plan | None) -> int:
+        """FLOPs of the decoder's layers over the prompts; see `Plan.cost` for its refusals."""
+        cost = (plan or Plan()).cost(self.model, self._batch(items)).total
+        return cost["clean"] - cost["skipped"] + cost["spent"]
+
+    def observe(
+        self, kind: Kind, items: Sequence[Item], plans: Sequence[Plan | None]
+    ) -> list[list[Seen]]:
+        """Per plan what was observed of each item."""
+        try:
+            batch = self._batch(items)
+        except Exception as error:
+            return self._in_halves(kind, items, plans, error)
+        try:
+            return _OBSERVE[kind](self, items, batch, plans)
+        except Exception as error:
+            if _is_memory(error) and len(items) > 1:
+                return self._in_halves(kind, items, plans, error)
+            self._let_go(error)
+            if len(plans) == 1:
+                return [[error] * len(items)]
+            self.halvings += _is_memory(error)
+        half = len(plans) // 2
+        return [
+            *self.observe(kind, items, plans[:half]),
+            *self.observe(kind, items, plans[half:]),
+        ]
+
+    def _in_halves(
+        self, kind: Kind, items: Sequence[Item], plans: Sequence[Plan | None], error: Exception
+    ) -> list[list[Seen]]:
+        """The items in two halves, because together they do not fit or one of them is wrong."""
+        memory = _is_memory(error)
+        self._let_go(error)
+        if len(items) == 1:
+            return [[error] for _ in plans]
+        self.halvings += memory
+        half = len(items) // 2
+        parts = [self.observe(kind, part, plans) for part in (items[:half], items[half:])]
+        return [[*first, *second] for first, second in zip(*parts, strict=True)]
+
+    def _let_go(self, error: Exception) -> None:
+        """Free what the failed pass held; its frames hold tensors."""
+        error.__traceback__ = None
+        if _is_memory(error):
+            self._encoded = None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _batch(self, items: Sequence[Item]) -> Batch:
+        """The items as a batch, with what selectors need; the last one is kept."""
+        key = tuple(item.key for item in items)
+        if self._encoded is None or self._encoded[0] != key:
+            self._encoded = None
+            self._encoded = key, self._encode(items)
+        return self._encoded[1]
+
+    def _encode(self, items: Sequence[Item]) -> Batch:
+        images = [[picture.read() for picture in item.pictures] for item in items]
+        batch = self.model.encode(images, [item.question for item in items])
+        if self.markers is not None:
+            batch = batch.with_classes(self.markers.classify(self.model, batch))
+        if self.nearest_words is not None:
+            batch = paper.with_ids(self.model, batch, self.nearest_words)
+        return batch
+
+    def _answer(
+        self, items: Sequence[Item], batch: Batch, plans: Sequence[Plan | None]
+    ) -> list[list[Seen]]:
+        answers = [item.answer for item in items]
+        scores = self.model.score_many(batch, answers, plans, end=True)
+        return [
+            [
+                {"logprob": logprob, "greedy": greedy}
+                for logprob, greedy in zip(*_numbers(one), strict=True)
+            ]
+            for one in scores
+        ]
+
+    def _choices(
+        self, items: Sequence[Item], batch: Batch, plans: Sequence[Plan | None]
+    ) -> list[list[Seen]]:
+        found: list[list[dict[str, Any]]] = [
+            [{"logprob": [], "tokens": []} for _ in items] for _ in plans
+        ]
+        for choice in range(max(len(item.choices) for item in items)):
+            here = [i for i, item in enumerate(items) if choice < len(item.choices)]
+            # Encoded anew: not every model's batches can be taken apart.
+            asked = batch if len(here) == len(items) else self._encode([items[i] for i in here])
+            answers = [items[i].choices[choice] for i in here]
+            for row, scores in zip(
+                found, self.model.score_many(asked, answers, plans), strict=True
+            ):
+                tokens = scores.n_tokens.tolist()
+                for i, logprob, n in zip(here, scores.logprob.tolist(), tokens, strict=True):
+                    row[i]["logprob"].append(logprob)
+                    row[i]["tokens"].append(n)
+        return [[*row] for row in found]
+
+    def _written(
+        self, items: Sequence[Item], batch: Batch, plans: Sequence[Plan | None]
+    ) -> list[list[Seen]]:
+        limit = self.max_new_tokens
+        return [
+            [
+                {"text": text}
+                for text in self.model.generate(
+                    batch, plan, max_new_tokens=limit, do_sample=False, num_beams=1
+                )
+            ]
+            for plan in plans
+        ]
+
+
+_OBSERVE = {
+    "answer": Observer._answer,
+    "choices": Observer._choices,
+    "written": Observer._written,
+}
+
+
+def _numbers(scores: Scores) -> tuple[list[float], list[bool]]:
+    return scores.logprob.tolist(), scores.greedy.tolist()
+
+
+def _scored(
+    seen: Seen, item: Item, measures: Sequence[Measure]
+) -> tuple[list[float | None], str | None]:
+    """What each measure makes of an observation, None where it cannot; and the first error."""
+    if isinstance(seen, Exception):
+        return [None] * len(measures), _said(seen)
+    values: list[float | None] = []
+    error = None
+    for measure in measures:
+        try:
+            values.append(measure.score(seen, item))
+        # Whatever a function of the user's raises.
+        except Exception as wrong:
+            values.append(None)
+            error = error or f"{measure.name}: {_said(wrong)}"
+    return values, error
+
+
+def _is_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+
+
+def _said(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,83 @@
+"""What `encode` costs next to the processor alone, for images of new and of seen sizes.
+
+    python benchmarks/encode.py
+
+On tiny models of the tests, whose processors are the real ones. Beside calling the processor,
+`encode` reads the images, writes prompts, measures where the parts of an image of a new size go,
+and makes the table of visual tokens. Timings alternate; the median of the pairs' ratios in
+processor time is judged. Images are as large as photographs, so that a processor has work to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timing import alternate, ratios, write  # type: ignore[import-not-found]
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from families.zoo import built, visual_lm  # type: ignore[import-not-found]
+
+# Most that a new size, and a seen one, may cost in units of the processor alone.
+NEW, SEEN = 2.0, 1.3
+FAMILIES = ("qwen2_vl", "llava", "llava_next", "idefics3")
+WIDTH, HEIGHT = 640, 480
+
+
+def main() -> int:
+    """Measure, print one line per family, and compare with the limits."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    kept = True
+    for name in FAMILIES:
+        model, prompt = visual_lm(name), built(name).prompt
+        sizes = count(1)
+
+        def bare(image: Image.Image, model: Any = model, prompt: str = prompt) -> Any:
+            return model.processor(text=[prompt], images=[[image]], return_tensors="pt")
+
+        def new(do: Callable[[Image.Image], Any], sizes: Any = sizes) -> Any:
+            return do(_noise((WIDTH + 2 * next(sizes), HEIGHT)))
+
+        def encode(image: Image.Image, model: Any = model, prompt: str = prompt) -> Any:
+            return model.encode(image, prompt)
+
+        image = _noise((WIDTH, HEIGHT))
+        tasks: dict[str, Callable[[], Any]] = {
+            "bare": lambda do=bare: new(do),
+            "new": lambda do=encode: new(do),
+            "bare, seen": lambda do=bare, image=image: do(image),
+            "seen": lambda do=encode, image=image: do(image),
+        }
+        for task in tasks.values():
+            task()
+        taken = alternate(tasks, options.repeats)
+        for task, base, limit in (("new", "bare", NEW), ("seen", "bare, seen", SEEN)):
+            clock, processor = ratios(taken, task, base)
+            kept &= processor <= limit
+            verdict = "within" if processor <= limit else "OVER"
+            write(
+                f"{name}, {task} size: {processor:.2f} in processor time, {clock:.2f} by the "
+                f"clock: {verdict} {limit}"
+            )
+    return 0 if kept else 1
+
+
+def _noise(size: tuple[int, int]) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1] // 8, size[0] // 8, 3), np.uint8)
+    return Image.fromarray(pixels).resize(size)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Finding the one place where a token mixer calls the attention function.
+
+Who reads or edits there waits for the call by name. A call that only some passes reach would be
+waited for in vain, without a word while decoding; and of two calls, each for half of the heads, one
+would be seen and the other not. So the mixer's own code is read, and there has to be exactly one
+call which every pass reaches.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+from typing import Any
+
+from ..errors import Unsupported
+from ..opening.wrapping import envoy_path
+
+NAME = "attention_interface"
+_OPERATION = re.compile(rf"{NAME}_\d+")
+
+
+def call_in(model: Any, mixer: str) -> str:
+    """:func:`attention_call` for the mixer at a path of a model that has ``hf`` and ``nn``."""
+    names = model.nn.get(envoy_path(mixer)).source.names
+    return attention_call(model.hf.get_submodule(mixer), tuple(map(str, names)))
+
+
+def attention_call(mixer: Any, names: tuple[str, ...]) -> str:
+    """Nnsight's name for the call of the attention function in a mixer's forward.
+
+    ``names`` is what ``.source`` finds there, in the order of the code. Unsupported, with the
+    reason, unless there is exactly one such call and every pass reaches it.
+    """
+    # The name is bound first and called last.
+    found = [name for name in names if _OPERATION.fullmatch(name)]
+    body = _body(mixer)
+    calls = [statement for statement in body for _ in range(_calls(statement))]
+    if not (found and calls):
+        raise Unsupported("does not call an attention function of transformers")
+    if len(calls) > 1:
+        raise Unsupported(f"calls an attention function in {len(calls)} places")
+    before = body[: body.index(calls[0])]
+    leaves = any(isinstance(node, ast.Return) for s in before for node in ast.walk(s))
+    repeats = any(isinstance(node, ast.comprehension) for node in ast.walk(calls[0]))
+    simple = isinstance(calls[0], ast.Assign | ast.AnnAssign | ast.Expr | ast.Return)
+    if leaves or repeats or not simple:
+        raise Unsupported("does not call its attention function once in every pass")
+    return found[-1]
+
+
+def run_behind_the_call(mixer: Any) -> list[str]:
+    """Names of the mixer's own modules that its forward runs behind that call, in their order."""
+    body = _body(mixer)
+    first = next((n for n, statement in enumerate(body) if _calls(statement)), len(body))
+    children = dict(getattr(mixer, "original_component", mixer).named_children())
+    return [
+        node.func.attr
+        for statement in body[first + 1 :]
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) == "self"
+        and node.func.attr in children
+    ]
+
+
+def _body(mixer: Any) -> list[ast.stmt]:
+    """The statements of a module's forward; none where its source is not at hand."""
+    # A bridge of TransformerLens stands around the module whose code it runs.
+    mixer = getattr(mixer, "original_component", mixer)
+    try:
+        code = inspect.getsource(inspect.unwrap(type(mixer).forward))
+    except (OSError, TypeError):
+        return []
+    for node in ast.walk(ast.parse(textwrap.dedent(code))):
+        if isinstance(node, ast.FunctionDef):
+            return node.body
+    return []
+
+
+def _calls(statement: ast.stmt) -> int:
+    return sum(
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == NAME
+        for node in ast.walk(statement)
+    )
