@@ -58,9 +58,8 @@ class Hooks(Engine):
         if scope.during.kind == "generation":
             raise Unsupported("generation has no form in hooks")
         # Bound here, so that what has no form is refused before anything runs.
-        return _attached(
-            [(step.site.part, _side(step), *bound(step, scope)) for step in steps], host
-        )
+        found = [(step.site.part, _side(step), *bound(step, scope)) for step in steps]
+        return _attached(found, host)
 
 
 def _side(step: Step) -> str:
@@ -86,8 +85,10 @@ def _attached(
         yield
 
 
-def _changed(host: HookedModel, side: str, action: Action, step: dict[str, Any], value: Any) -> Any:
-    """A value after one step; the step is shown all rows, however many are there."""
+def _changed(
+    host: HookedModel, inside: bool, side: str, action: Action, step: dict[str, Any], value: Any
+) -> Any:
+    """A value after one step; inside a layer the step is shown all rows, however many are there."""
     rows = host.rows if inside else None
     whole = value if rows is None else rows.whole(value)
     changed = at_value(side, whole, action, host.store, step)
