@@ -39,7 +39,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference, relative to the largest number; words never said aside."""
     assert found.shape == expected.shape
     shown = expected.abs() < 1e30
-    size = float(expected[shown].abs().max())
+    size = max(float(expected[shown].abs().max()), 1e-30)
     return float((found - expected)[shown].abs().max()) / size
 
 

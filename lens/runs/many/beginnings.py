@@ -31,6 +31,7 @@ class Beginning:
         changed: Rows entering the layer that differ from the untouched pass; None if not known.
         store: What its steps left to one another.
         states: What was captured.
+        received: What the layer received; None where that is not needed any more.
     """
 
     place: Place
@@ -42,6 +43,7 @@ class Beginning:
     changed: Tensor | None
     store: Mapping[str, Any]
     states: Mapping[str, Tensor]
+    received: Any = None
 
 
 class Memory:

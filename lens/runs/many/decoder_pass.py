@@ -27,6 +27,7 @@ from .beginnings import (
     same_rows,
     with_first,
 )
+from .decoder_on_batch import DecoderOnBatch
 from .hooked_model import HookedModel
 from .layer_ways import ADDED, ATTENTION, FFN, LAST, LayerWays, Way
 from .prefix_tree import Place

@@ -25,16 +25,18 @@ from ...opening.placement import placed
 from ...opening.present_state import owners_hooks
 from ...opening.wrapping import envoy_path
 from ..forward import Output, Request, forward_pass
-from ..plan_protocol import PARTS, Program, Touch
+from ..plan_protocol import Program, Touch
 from ..proof_record import proven_of
 from .beginnings import Beginning, Memory, Untouched
 from .conditions import Condition, kind_of, same_output
 from .decoder_on_batch import DecoderOnBatch, place_of_site
 from .decoder_pass import LOGITS, DecoderPass
 from .hooked_model import HookedModel, hooked_pass
+from .kept_beginnings import KeptBeginnings
 from .kept_outputs import before_decoder, keep_outputs, return_kept, watch_layers
-from .prefix_tree import Branch, Place, branches, place_of
+from .prefix_tree import Branch, Place, branches
 from .replaced_forwards import replaced_forwards
+from .same_arguments import Received, ReceivedOtherwise, check_received, keep_received
 
 # Bytes that may be kept for later conditions, unless told otherwise.
 MAX_MEMORY = 2**31
@@ -43,18 +45,17 @@ MAX_MEMORY = 2**31
 LAYERS, TOWERS, STEPS, ALONE = "layers", "towers", "steps", "alone"
 # What may be wrong with a pass, in the order in which it is left out to find out.
 SUSPECTS = (LOGITS, LAYERS, TOWERS)
-# Tensors of a stream's size kept for those that differ in each part of a layer.
-STATES_KEPT = {"entry": 1, "mixing": 1, "heads": 1, "attention": 3, "ffn": 4}
 # A condition of which at least this share of the rows is as in the untouched pass gains from it.
 UNTOUCHED_SHARE = 0.3
 
 
 @dataclass(frozen=True, eq=False)
 class Done:
-    """A pass: its output, and what its layers left to others; None behind a trace."""
+    """A pass: its output, what its layers left to others (None behind a trace) and received."""
 
     output: Output
     layers: DecoderPass | None
+    received: Mapping[Any, Received]
 
 
 class SharedPasses:
@@ -72,8 +73,10 @@ class SharedPasses:
         self.kind = kind_of(model, request)
         self.memory = Memory(MAX_MEMORY if max_memory is None else max_memory)
         self.towers: dict[str, Any] | None = None
-        self.beginnings: dict[tuple[Branch, Place], Beginning] = {}
-        self.users: dict[tuple[Branch, Place], int] = {}
+        self.received: dict[Any, Received] = {}  # what the decoder received
+        size = next(model.hf.parameters()).element_size() * model.anatomy.hidden_size
+        stream = size * request.inputs["input_ids"].numel()
+        self.beginnings = KeptBeginnings(self.memory, stream)
         self.untouched: Untouched | None = None
 
     def run(
@@ -134,60 +137,22 @@ class SharedPasses:
     # ------------------------------------------------------------ where a pass starts
 
     def _branch(self, branch: Branch) -> Output:
-        condition = branch.conditions[0]
-        output = self._output(condition, self._beginning(branch), branch)
-        used = branch.origin, branch.place
-        if used in self.users:
-            self.users[used] -= 1
-            if not self.users[used]:
-                del self.users[used]
-                self.memory.free(self._room(self.beginnings.pop(used).place))
+        output = self._output(branch.conditions[0], self.beginnings.farthest(branch), branch)
+        self.beginnings.used(branch)
         return output
 
-    def _beginning(self, branch: Branch) -> Beginning | None:
-        """The farthest beginning kept among those that a branch agrees with."""
-        condition, at = branch.conditions[0], branch
-        limit = (len(self.decoder.layers) + 1, 0)
-        if not condition.hooks:
-            # What was read before it is in no store of a trace.
-            limit = min([limit, *(place_of(t) for t in condition.touches if t.reads)])
-        found: list[Beginning] = []
-        while at.origin is not None and at.place is not None:
-            limit = min(limit, at.place)
-            found += [
-                beginning
-                for (owner, place), beginning in self.beginnings.items()
-                if owner is at.origin and place <= limit
-            ]
-            at = at.origin
-        return max(found, key=lambda beginning: beginning.place, default=None)
-
-    def _room(self, place: Place) -> int:
-        """Bytes of what is kept at a place."""
-        states = self.request.samples * self.decoder.length * self.model.anatomy.hidden_size
-        size: int = next(self.model.hf.parameters()).element_size()
-        room: int = STATES_KEPT[PARTS[place[1]]] * states * size
-        return room
-
-    def _reserved(self, branch: Branch | None) -> list[Place]:
-        """Places at which others start from a branch, as far as there is room, the last first."""
-        if branch is None or self.right.get((self.kind, ALONE)) is False:
-            return []
-        places = sorted(branch.keeps, reverse=True)
-        return [place for place in places if self.memory.take(self._room(place))]
-
-    def _keep(self, branch: Branch | None, done: Done, reserved: Sequence[Place]) -> None:
+    def _keep(self, branch: Branch, done: Done, reserved: Sequence[Place]) -> None:
         """Leave what others start from."""
         alone = self.right.get((self.kind, ALONE)) is not False
         for place in reserved:
             beginning = None
             if alone and done.layers is not None:
                 beginning = done.layers.beginning_at(place, done.output.states)
-            if branch is None or beginning is None:
-                self.memory.free(self._room(place))
+            if beginning is None:
+                self.beginnings.release([place])
             else:
-                self.beginnings[branch, place] = beginning
-                self.users[branch, place] = branch.keeps[place]
+                beginning.received = done.received.get(place[0])
+                self.beginnings.keep(branch, beginning)
 
     # ------------------------------------------------------------ what is trusted
 
@@ -199,7 +164,10 @@ class SharedPasses:
         Where it comes out wrong, what was new in it is left out one after the other: what the pass
         comes out right without is not shared from now on.
         """
-        reserved, left_out = self._reserved(branch), list[set[Hashable]]()
+        reserved: list[Place] = []
+        if branch is not None and self.right.get((self.kind, ALONE)) is not False:
+            reserved = self.beginnings.reserve(branch)
+        left_out = list[set[Hashable]]()
         single: Output | None = None
         steps = {(self.kind, STEPS, t.kind) for t in condition.touches if condition.hooks}
         if any(self.right.get(key) is False for key in steps):
@@ -220,7 +188,8 @@ class SharedPasses:
             if done is not None and (single is None or self._same(done.output, single)):
                 self.right |= dict.fromkeys(new, True)
                 self._acquit(left_out[:-1])
-                self._keep(branch, done, reserved)
+                if branch is not None:
+                    self._keep(branch, done, reserved)
                 return done.output
         # Nothing that was left out is to blame: so what is left is.
         self._acquit(left_out)
@@ -231,8 +200,7 @@ class SharedPasses:
         self, condition: Condition, reserved: Sequence[Place], single: Output | None
     ) -> Output:
         """A condition's output by itself; nobody starts from its pass."""
-        for place in reserved:
-            self.memory.free(self._room(place))
+        self.beginnings.release(reserved)
         if self.untouched is not None and not condition.touches:
             self.untouched.clear()
         return single or self._single(condition)
@@ -246,9 +214,9 @@ class SharedPasses:
     def _same(self, found: Output, expected: Output) -> bool:
         return same_output(found, expected, self.request)
 
-    def _layers_key(self, beginning: Beginning, *, hooks: bool) -> Hashable:
+    def _layers_key(self, first: int, *, hooks: bool) -> Hashable:
         """What a comparison of a pass that starts in a layer covers."""
-        first, kinds = beginning.place[0], self.model.anatomy.mixer_kinds
+        kinds = self.model.anatomy.mixer_kinds
         around = (kinds[first : first + 1], frozenset(kinds[:first]), frozenset(kinds[first:]))
         return self.kind, LAYERS, hooks, *around
 
@@ -263,16 +231,19 @@ class SharedPasses:
     ) -> Done | None:
         """A condition's pass, and what has to be right for it; None if it failed."""
         given: Mapping[str, Any] = {}
-        towers, first = (self.kind, TOWERS, condition.hooks), self.towers is None
-        if self.towers and self.right.get(towers) is not False:
+        first, skips = self.towers is None, beginning is not None and beginning.place[0] > 0
+        # A trace shares only what was seen to be received alike.
+        towers, known = (self.kind, TOWERS, condition.hooks), (self.kind, TOWERS, True)
+        if self.towers and self._allowed(towers, known, "decoder" in self.received):
             relies.add(towers)
             given = self.towers
-        if beginning is not None:
-            layers = self._layers_key(beginning, hooks=condition.hooks)
-            if self.right.get(layers) is False:
-                beginning = None
-            else:
+        if beginning is not None and skips:
+            layers = self._layers_key(beginning.place[0], hooks=condition.hooks)
+            seen = self._layers_key(beginning.place[0], hooks=True)
+            if self._allowed(layers, seen, beginning.received is not None):
                 relies.add(layers)
+            else:
+                beginning = None
         anatomy, hf = self.model.anatomy, self.model.hf
         apart = (anatomy.embedding, anatomy.head)
         paths = before_decoder(hf, anatomy.decoder, apart) if first else []
@@ -281,13 +252,55 @@ class SharedPasses:
                 if condition.hooks:
                     done = self._hooked(condition, beginning, reserved, given, relies)
                 else:
-                    done = Done(self._traced(condition, beginning, given), None)
+                    done = Done(self._traced(condition, beginning, given), None, {})
+        except ReceivedOtherwise as wrong:
+            # From now on it is left out.
+            self.right[wrong.args[0]] = False
+            relies &= {key for key in relies if STEPS in key}  # type: ignore[operator]
+            return self._tried(condition, beginning, reserved, relies)
         # Whatever a plan refuses while it runs: a single pass names the right sample.
         except Exception:
             return None
         if first:
             self.towers = kept
         return done
+
+    def _allowed(self, key: Hashable, seen: Hashable, visible: bool) -> bool:
+        """Whether something may be shared: what is not wrong, and in hooks was or will be seen."""
+        if self.right.get(seen) is not True and (key != seen or not visible):
+            return False
+        return self.right.get(key) is not False
+
+    def _watch_received(
+        self,
+        stack: ExitStack,
+        beginning: Beginning | None,
+        reserved: Sequence[Place],
+        towers: Mapping[str, Any],
+    ) -> tuple[dict[Any, Received], set[Hashable]]:
+        """Compare what the decoder and the first layer receive, and keep what others start from.
+
+        What is kept is there once the pass has run; then the keys returned are shown to be right.
+        """
+        decoder = self.model.hf.get_submodule(self.model.anatomy.decoder)
+        norm, shown = self.model.hf.get_submodule(self.model.anatomy.norm), set[Hashable]()
+        layers = [*self.decoder.layers, norm]
+        kept: dict[Any, Received] = {}
+        key: Hashable = (self.kind, TOWERS, True)
+        if key not in self.right and towers:
+            stack.enter_context(check_received(decoder, self.received["decoder"], key))
+            shown.add(key)
+        elif key not in self.right:
+            stack.enter_context(keep_received(decoder, self.received, "decoder"))
+        for index in sorted({place[0] for place in reserved}):
+            if 0 < index < len(layers) and self._layers_key(index, hooks=True) not in self.right:
+                stack.enter_context(keep_received(layers[index], kept, index))
+        first = 0 if beginning is None else beginning.place[0]
+        key = self._layers_key(first, hooks=True)
+        if beginning is not None and 0 < first < len(layers) and key not in self.right:
+            stack.enter_context(check_received(layers[first], beginning.received, key))
+            shown.add(key)
+        return kept, shown
 
     def _hooked(
         self,
@@ -315,6 +328,7 @@ class SharedPasses:
         with ExitStack() as stack:
             watched = () if alone in self.right else self.model.anatomy.layers
             written = stack.enter_context(watch_layers(hf, watched))
+            received, shown = self._watch_received(stack, beginning, reserved, towers)
             if program:
                 stack.enter_context(program.apply(host))
             again = {hf.get_submodule(path): partial(_again, towers[path]) for path in towers}
@@ -323,7 +337,8 @@ class SharedPasses:
         relies |= layers.relies_on
         if watched:
             self.right[alone] = not written
-        return Done(self._joined(output, beginning), layers)
+        self.right |= dict.fromkeys(shown, True)
+        return Done(self._joined(output, beginning), layers, received)
 
     def _traced(
         self,

@@ -44,7 +44,7 @@ PLANS = (
 
 def hooked(model: VisualLM, batch: Any, plan: Plan) -> Any:
     """The numbers of a pass with hooks."""
-    request = run_request(model.anatomy, batch, ("residual",), [1], "all", "all", False)
+    request = run_request(model, batch, "residual", [1], "all", "last", "all", "all", False)
     host = HookedModel(model.hf)
     in_force = plan.compile(model, batch, Pass("forward")).apply(host)
     with torch.no_grad(), in_force:

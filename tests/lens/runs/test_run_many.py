@@ -118,7 +118,7 @@ def allowed(name: str, attn: str) -> tuple[Plan | None, ...]:
 
 def stacked_outputs(model: VisualLM, batch: Batch, plans: Sequence[Plan | None]) -> list[Output]:
     """The outputs of passes as a server makes them, made here: each of up to four plans."""
-    request = run_request(model.anatomy, batch, (), "all", "visual", "last", False)
+    request = run_request(model, batch, (), "all", "visual", "last", "all", "last", False)
     conditions = compile_conditions(model, batch, plans, request)
     found = {}
     for group, outputs in StackedPasses(model, request, 4).run(conditions):

@@ -66,6 +66,10 @@ def test_only_what_is_not_known_is_computed(counted: VisualLM) -> None:
         Plan(BlockAttention(queries="last", keys="visual", layers=1)),
     ]
     assert computed(counted, batch, knockout) == [tokens, tokens + 1, tokens + 1, 2]
+    # From the next layer on, everything behind it may see what was changed.
+    late: list[Plan | None] = [None, Plan(ZeroFFN(layers=0, tokens="box[3:4, 3:4]"))]
+    behind = tokens - int(batch.visual.position[-1])
+    assert computed(counted, batch, late) == [tokens, tokens + behind, tokens + behind, 2]
 
 
 def test_nested_sweeps_start_from_one_another(counted: VisualLM) -> None:
