@@ -179,6 +179,7 @@ def score_request(model: Any, batch: Batch, answered: AnswerTokens, remote: bool
         sites=[],
         rows=torch.zeros(0, dtype=torch.long),
         columns=torch.zeros(0, dtype=torch.long),
+        said=answered.length + 1,
     )
 
 
