@@ -143,12 +143,16 @@ def _check(mode: Mode) -> None:
         name = kind.value.replace("_", " ")
         raise Unsupported(f"generate_details with {name}: {ALONE}, or use generate_ids and score")
     ends = mode.settings.eos_token_id
-    own = mode.settings.stop_strings or mode.arguments.get("stopping_criteria")
-    if own and mode.settings.pad_token_id in (ends if isinstance(ends, list) else [ends]):
+    if _stops(mode) and mode.settings.pad_token_id in (ends if isinstance(ends, list) else [ends]):
         raise Unsupported(
             "generate_details with stop_strings or stopping_criteria: the token that fills up also "
             "ends a text, so that its last token is not known; give another pad_token_id"
         )
+
+
+def _stops(mode: Mode) -> bool:
+    """Whether a text may end without a token that says so."""
+    return bool(mode.settings.stop_strings or mode.arguments.get("stopping_criteria"))
 
 
 def _copies(mode: Mode) -> int:
@@ -189,7 +193,7 @@ def _written(ids: Int[Tensor, "text new"], mode: Mode) -> Bool[Tensor, "text new
     known = torch.tensor([] if ends is None else ends, dtype=torch.long, device=ids.device)
     ended = torch.isin(ids, known.flatten())
     written = ended.cumsum(1) - ended.long() == 0
-    if pad is not None and pad not in known.flatten().tolist():
+    if pad is not None and _stops(mode):
         filled = (ids == pad).flip(1).cumprod(1).flip(1).bool()
         # The first token of a text is written, whatever it is.
         filled[:, :1] = False
