@@ -178,7 +178,7 @@ def main() -> int:
             times = {name: [processor for _, processor in taken[name]] for name in tasks}
             scale = len(some) / len(plans)
             ratio = scale * min(times["run_many"]) / min(times["hooks"])
-            with Operations() as counter:  # type: ignore[no-untyped-call] as torch has it
+            with Operations() as counter:  # type: ignore[no-untyped-call]  # torch
                 made.model.run_many(made.batch, plans)
             counted = counter.count / (len(plans) * work.forward)
             limit = work.limit(edits)
@@ -191,7 +191,7 @@ def main() -> int:
     return 0 if kept else 1
 
 
-class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call] as torch has it
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
     """Counts floating-point operations; no hooks on modules, which would be the owner's."""
 
     count = 0
