@@ -355,7 +355,7 @@ print(json.dumps([n for n, a, b in zip(names, before, after) if a != b]))
 """
 
 
-HEAVY = "torch", "transformers", "nnsight", "numpy", "scipy", "pandas", "matplotlib", "seaborn"
+HEAVY = "torch transformers nnsight numpy scipy pandas matplotlib seaborn anywidget".split()
 LIGHT = """
 import json, sys
 import embedlens, embedlens.__main__

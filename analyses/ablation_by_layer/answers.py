@@ -14,7 +14,7 @@ from ...lens.model import VisualLM
 from ...lens.opening.wrapping import need_processor
 from ...lens.progress import Progress
 from ...lens.selectors.selectors import Selector
-from ..questions import Questions
+from ..asked_questions import Questions
 from .layer_sets import WRONG_IMAGE, Zeroing
 
 DOING = "zeroing attention and FFN"

@@ -14,9 +14,9 @@ from ...lens.progress import Progress, silent
 from ...lens.selectors.selectors import Selector
 from ...lens.torch_settings import default_torch
 from ..analysis import Result
+from ..asked_questions import Questions, check_examples
 from ..example import Example
 from ..provenance import provenance
-from ..questions import Questions, check_examples
 from ..statistics import (
     Estimate,
     Interval,

@@ -107,11 +107,6 @@ def _addend_site(anatomy: Anatomy, kind: Site, layer: int) -> dict[str, Any]:
     return {"key": key, "path": path, "side": "output", "scale": scale}
 
 
-def lowest_layer(wanted: list[dict[str, Any]], n_layers: int) -> int:
-    """The first layer that is read, of sites as :func:`capture_sites` returns them."""
-    return min((int(site["key"].split(".")[1]) for site in wanted), default=n_layers)
-
-
 def capture_positions(
     batch: Batch, tokens: Tokens, layer: int | None = None
 ) -> tuple[Int[Tensor, " selected"], Int[Tensor, " selected"]]:
