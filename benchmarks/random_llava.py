@@ -51,9 +51,9 @@ class Setup:
         return torch.tensor(self.batch.visual.position[self.batch.classes.mask("dead")])
 
 
-def setup(*, tower_width: int = 64, tower_layers: int = 2) -> Setup:
-    """The model and its batch; the vision tower is small unless asked for otherwise."""
-    made = _model(tower_width, tower_layers)
+def setup(*, tower_width: int = 64, tower_layers: int = 2, layers: int = 12) -> Setup:
+    """The model and its batch; 12 layers and a small vision tower unless asked for otherwise."""
+    made = _model(tower_width, tower_layers, layers)
     plain = copy.deepcopy(made)
     inputs = _inputs()
     model = VisualLM(made)
@@ -66,7 +66,7 @@ def setup(*, tower_width: int = 64, tower_layers: int = 2) -> Setup:
     return Setup(model, plain, inputs, batch)
 
 
-def _model(tower_width: int, tower_layers: int) -> Any:
+def _model(tower_width: int, tower_layers: int, layers: int) -> Any:
     vision = CLIPVisionConfig(
         hidden_size=tower_width,
         intermediate_size=2 * tower_width if tower_width < 512 else 4 * tower_width,
@@ -79,7 +79,7 @@ def _model(tower_width: int, tower_layers: int) -> Any:
         vocab_size=WORDS,
         hidden_size=512,
         intermediate_size=1376,
-        num_hidden_layers=12,
+        num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=8,
     )

@@ -11,19 +11,18 @@ from ..terminal import Interrupted, progress_bar, quiet, show_lines
 
 NOT_ALL = 1
 
-app = typer.Typer(help="Studies: conditions × data × measures, resumable.", no_args_is_help=True)
+app = typer.Typer(
+    rich_markup_mode=None,  # as the commands that these stand beside
+    help="Studies: conditions × data × measures, resumable.",
+)
 
 File = Annotated[
     Path,
-    typer.Argument(
-        metavar="FILE", help="The study's YAML.", exists=True, dir_okay=False, readable=True
-    ),
+    typer.Argument(metavar="FILE", help="The study's YAML.", exists=True, dir_okay=False),
 ]
 Folder = Annotated[
     Path,
-    typer.Argument(
-        metavar="FOLDER", help="The study's folder.", exists=True, file_okay=False, readable=True
-    ),
+    typer.Argument(metavar="FOLDER", help="The study's folder.", exists=True, file_okay=False),
 ]
 
 
@@ -39,15 +38,11 @@ def run(
     file: File,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", help="The study's folder; FILE.study beside FILE without it."
-        ),
+        typer.Option(metavar="FOLDER", help="The study's folder; FILE.study without it."),
     ] = None,
     shard: Annotated[
         str,
-        typer.Option(
-            metavar="I/N", help="Compute a share only, such as 3/16, for jobs side by side."
-        ),
+        typer.Option(metavar="SHARE", help="Compute a part only, such as 3/16, beside others."),
     ] = "1/1",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it takes, and store nothing.")
@@ -96,7 +91,7 @@ def write_report(folder: Folder) -> None:
 @app.command("merge")
 def merge_folders(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="FOLDER...", help="Folders of one study.", exists=True)
+        list[Path], typer.Argument(metavar="FOLDER…", help="Folders of one study.", exists=True)
     ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where all of it goes.")],
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any
 
 from ...lens.anatomy.heads_and_neurons import heads_of
@@ -63,6 +64,23 @@ def module_of(site: Site, model: Subject) -> str:
     if path is None:
         raise Unsupported(f"layer {site.layer} of this model has no {site.part}")
     return path
+
+
+def at_value(
+    side: str,
+    value: Any,
+    action: Action,
+    store: dict[str, Any],
+    step: dict[str, Any],
+    decoded: int = 0,
+) -> Any:
+    """What becomes of a value that a hook is given, which stands for one side of the traced module.
+
+    ``side`` is ``input``, ``inputs`` or ``output``; whatever path the function asks for is this.
+    """
+    module = SimpleNamespace(**{side: value})
+    action(SimpleNamespace(get=lambda _: module), store, step, decoded)
+    return getattr(module, side)
 
 
 def plain(step: Step, scope: Scope) -> dict[str, Any]:

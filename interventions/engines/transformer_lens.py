@@ -14,18 +14,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial, singledispatch
-from types import SimpleNamespace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from nnsight.intervention.envoy import Envoy
 from torch import Tensor, nn
 
 from ...lens.anatomy import Anatomy
 from ...lens.errors import InputError, Unsupported
 from ...lens.inputs.batch import Batch
-from ...lens.opening.wrapping import envoy_path
+from ...lens.opening.wrapping import envoy_path, module_path
 from ...lens.runs.captures import Tokens, by_layer, capture_positions, capture_sites
 from ...lens.runs.plan_protocol import Intervention, Pass
 from ...lens.runs.reading import by_sample
@@ -33,7 +31,7 @@ from ...lens.runs.run import Run
 from ...lens.runs.run import Site as Capture
 from ..program.scope import Scope, Subject
 from ..program.steps import Step
-from .binding import ACTIONS, BEFORE, Action, module_of, plain
+from .binding import ACTIONS, BEFORE, Action, at_value, module_of, plain
 from .engine import Engine, engine
 from .mask_kinds import mask_kind
 from .payload.generation_passes import parts_of
@@ -134,10 +132,7 @@ class BridgeModel:
                 return states
 
             side: Side = "hook_in" if site["side"] == "input" else "hook_out"
-            # Nnsight moves modules with a name of its own aside.
-            path = site["path"].split(".")
-            path = ".".join(name.removeprefix(Envoy.OVERLOAD_PREFIX) for name in path)
-            return self.hook_name(path, side), keep
+            return self.hook_name(module_path(site["path"]), side), keep
 
         hooks = [reader(site) for site in capture_sites(self, capture, layers)]
         with in_force(plan, self.bridge, batch), torch.no_grad():
@@ -260,10 +255,9 @@ def _edit(step: Step, store: dict[str, Any], scope: Scope) -> Callable[[int, str
         nonlocal seen
         now = _pass_over(tokens, seen, scope)
         seen = now["end"]
-        module = SimpleNamespace(**{side: value})
         for part, decoded in parts_of(given, now):
-            action(SimpleNamespace(get=lambda _: module), store, part, decoded)
-        return getattr(module, side)
+            value = at_value(side, value, action, store, part, decoded)
+        return value
 
     return edit
 

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from ...lens.inputs.batch import Batch
-from ...lens.runs.plan_protocol import Pass
+from ...lens.runs.plan_protocol import PARTS, Pass
 from ...lens.runs.scored_tokens import how, looking
 from ...lens.selectors.scores import AttentionFrom, Scored
 from ..engines.engine import engine_of
 from ..operations.dropping import DroppedTokens
 from ..operations.operation import Operation, TokenOperation
 from .scope import Scope, Subject
-from .site import PARTS, Part, Site
+from .site import Part, Site
 from .steps import Add, Choose, Drop, Hide, Noise, Scale, Step, Write, Zero
 
 _SLOT = "chosen"

@@ -20,10 +20,11 @@ from typing import TypeVar
 import numpy as np
 from einops import rearrange
 
+from ...lens.runs.plan_protocol import PARTS
 from ..operations.needs import StatesOf
 from ..operations.operation import Operation
 from .scope import Scope
-from .site import PARTS, Site
+from .site import Site
 from .steps import Mask, PairStep, Step, wide
 
 Key = TypeVar("Key")

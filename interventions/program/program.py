@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
+from ...lens.runs.plan_protocol import Touch
 from ..engines.engine import engine_of
+from .content_key import content_key
 from .scope import Scope
 from .site import Site
 from .stacking import stacked
@@ -24,30 +27,36 @@ class Program:
         return len(self.steps)
 
     @property
-    def first_layer(self) -> int:
-        """First layer that is read or changed: ``n_layers`` behind all, -1 before the decoder."""
-        return min((step.site.layer for step in self.steps), default=self.scope.model.n_layers)
-
-    @property
     def changes_length(self) -> bool:
         """Whether it changes the length of the sequence, which other programs could not share."""
         return any(step.length_after is not None for step in self.steps)
 
-    @property
-    def kinds(self) -> frozenset[Hashable]:
-        """Of every step: what it is, where in which kind of layer, and what of it is set."""
-        layers = (*self.scope.model.anatomy.mixer_kinds, "behind all layers")
-        return frozenset(
-            (
-                type(step),
-                step.site.part,
-                layers[step.site.layer],
-                step.when,
-                step.merges,
-                *_set(step),
+    @cached_property
+    def touches(self) -> tuple[Touch, ...]:
+        """What each step touches."""
+        known: dict[int, Hashable] = {}
+        return tuple(
+            Touch(
+                layer=step.site.layer,
+                part=step.site.part,
+                key=content_key(step, known),
+                kind=self._kind(step),
+                columns=step.positions(),
+                reads=step.reads,
+                looks_around=step.looks_at() is not None,
             )
             for step in self.steps
         )
+
+    def _kind(self, step: Step) -> Hashable:
+        """What a step is, where in which kind of layer, and what of it is set."""
+        layers = (*self.scope.model.anatomy.mixer_kinds, "behind all layers")
+        place = step.site.part, layers[step.site.layer]
+        return (type(step), *place, step.when, step.merges, *_set(step))
+
+    def some(self, chosen: Sequence[int]) -> Program:
+        """This program with some of its steps only, by their numbers."""
+        return Program(tuple(self.steps[number] for number in chosen), self.scope)
 
     def stack(self, others: Sequence[Any]) -> Program:
         """This program and others as one, for the batch repeated once per program."""
@@ -58,8 +67,8 @@ class Program:
     def apply(self, host: Any) -> Any:
         """The host with the program in force; the host itself if the program is empty.
 
-        What that is, the engine of the host says: a copy of an nnsight model, or for a bridge of
-        TransformerLens a context inside which the program is in force.
+        What that is, the engine of the host says: a copy of an nnsight model, or for hooks and for
+        a bridge of TransformerLens a context inside which the program is in force.
         """
         return engine_of(host).apply(self.steps, self.scope, host) if self.steps else host
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 Part = Literal["decoder", "entry", "mixing", "heads", "attention", "ffn"]
-# What happens in a layer, in this order.
-PARTS: tuple[Part, ...] = ("entry", "mixing", "heads", "attention", "ffn")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -67,6 +68,10 @@ class Step(ABC):
     def tokens(self, samples: int, length: int) -> Mask | None:
         """Tokens read or changed, of a mask its queries, ``[sample, token + 1]``; None for all."""
 
+    def positions(self) -> Tensor | None:
+        """Sequence positions read or changed in any sample, in order; None for all."""
+        return None
+
     def looks_at(self) -> Mask | None:
         """Other tokens on whose states it depends, ``[sample, token]``."""
         return None
@@ -86,6 +91,10 @@ class TokenStep(Step):
     rows: Tensor = field(metadata=ROW)  # sample of each token, ``[selected]``
     # Its position, ``[selected]``; None while decoding, where there is one token
     columns: Tensor | None = field(default=None, metadata=TOKEN)
+
+    def positions(self) -> Tensor | None:
+        """The tokens' positions, those behind the prompt in the same pass among them."""
+        return None if self.columns is None else torch.unique(self.columns)
 
     def tokens(self, samples: int, length: int) -> Mask:
         """The tokens; those behind the prompt are the last column."""
@@ -108,7 +117,6 @@ class Zero(TokenStep):
 class ZeroHeads(TokenStep):
     """Make what some heads gathered zero, before it is projected back to the stream."""
 
-    idempotent = True
     merges = True  # in any rows alike
 
     heads: tuple[int, ...]
@@ -232,6 +240,11 @@ class PairStep(Step):
     def skippable(self) -> bool:
         """Whether the pairs need not be computed."""
         return False
+
+    def positions(self) -> Tensor:
+        """The queries' positions, those behind the prompt in the same pass among them."""
+        later = self.later_queries.any().expand(self.behind)
+        return torch.cat([self.queries.any(0), later]).nonzero()[:, 0]
 
     def tokens(self, samples: int, length: int) -> Mask:
         """The queries, where the step acts."""

@@ -108,6 +108,11 @@ def envoy_path(path: str) -> str:
     )
 
 
+def module_path(path: str) -> str:
+    """Where a module is that nnsight keeps at a path: the opposite of :func:`envoy_path`."""
+    return ".".join(name.removeprefix(Envoy.OVERLOAD_PREFIX) for name in path.split("."))
+
+
 def origin_of(hf: Any) -> str:
     """Hub id or folder that a transformers model was loaded from, or nothing."""
     return str(getattr(hf.config, "_name_or_path", "") or "")

@@ -17,12 +17,12 @@ from torch import Tensor
 from ..anatomy.embedded_ids import failed_lookup, lookups
 from ..errors import InputError, NotFinite
 from ..inputs.batch import Batch
+from ..selectors.parser import as_selector
 from ..selectors.scores import scored_in
 from ..selectors.selectors import Selector
 from ..torch_settings import default_torch
 from .captures import (
     Tokens,
-    as_selector,
     by_layer,
     capture_positions,
     capture_sites,
@@ -55,6 +55,7 @@ class Request:
     sites: list[dict[str, Any]]  # to read, as :func:`.reading.read_sites` takes them
     rows: Int[Tensor, " selected"]  # batch rows of the tokens to read there
     columns: Int[Tensor, " selected"]  # their sequence positions
+    said: int | None  # of how many last positions logits are wanted; None for all
     # Whose attention weights to read, as :func:`.weights_in_force.read_weights` takes it
     pairs: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -139,7 +140,8 @@ def run_request(
     positions = bool(sites) or logits == "all"
     during = Pass("forward", remote=remote, positions=positions, weights=weights)
     arguments = {} if logits == "all" else model.anatomy.last_logits(1)
-    return Request(batch.inputs, during, arguments, len(batch), sites, rows, columns, pairs)
+    said = None if logits == "all" else 1
+    return Request(batch.inputs, during, arguments, len(batch), sites, rows, columns, said, pairs)
 
 
 @torch.no_grad()

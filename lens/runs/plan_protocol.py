@@ -1,7 +1,7 @@
 """What a run asks of a plan: compile to a program, which is then applied to a host.
 
-A run knows a program by four things: where it starts, whether it changes the length of the
-sequence, how it stacks with others, and how it is applied. It knows nothing of plans.
+A run knows a program by what its steps touch, whether it changes the length of the sequence, how it
+stacks with others, which part of it is left, and how it is applied. It knows nothing of plans.
 """
 
 from __future__ import annotations
@@ -10,7 +10,13 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
+from torch import Tensor
+
 from ..inputs.batch import Batch
+
+# What happens in a layer, in this order: the stream enters, the token mixer gets its arguments, its
+# heads gather, and each sublayer returns what it adds.
+PARTS = ("entry", "mixing", "heads", "attention", "ffn")
 
 T = TypeVar("T")
 
@@ -49,22 +55,44 @@ class Pass:
         return found
 
 
+@dataclass(frozen=True, eq=False)
+class Touch:
+    """What one step reads or changes, as far as sharing work with other programs goes.
+
+    Attributes:
+        layer: The layer; the number of layers for the stream behind the last one.
+        part: One of :data:`PARTS`, or ``decoder``.
+        key: Equal for two steps that do the same there.
+        kind: Equal for two steps of which one speaks for how the other is shared.
+        columns: Sequence positions touched in any sample, in order; None for all.
+        reads: Whether it only reads.
+        looks_around: Whether what it does depends on other tokens' states there.
+    """
+
+    layer: int
+    part: str
+    key: Hashable
+    kind: Hashable
+    columns: Tensor | None
+    reads: bool
+    looks_around: bool
+
+
 @runtime_checkable
 class Program(Protocol):
     """What a plan compiled to, for one model, one batch and one kind of pass."""
-
-    @property
-    def first_layer(self) -> int:
-        """First layer that is read or changed: ``n_layers`` behind all, -1 before the decoder."""
 
     @property
     def changes_length(self) -> bool:
         """Whether it changes the length of the sequence, which other programs could not share."""
 
     @property
-    def kinds(self) -> frozenset[Hashable]:
-        """The kinds of its steps: of two that are equal, one speaks for how the other is shared."""
+    def touches(self) -> tuple[Touch, ...]:
+        """What each of its steps touches."""
         ...
+
+    def some(self, chosen: Sequence[int]) -> Program:
+        """The program with some of its steps only, by their numbers."""
 
     def __len__(self) -> int:
         """How many steps it has; an empty program changes nothing."""

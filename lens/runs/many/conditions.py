@@ -1,16 +1,21 @@
-"""A condition: one compiled plan on the batch, and what it can share with others."""
+"""A condition: one compiled plan on the batch, and how its output is compared."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from ...errors import InputError, Unsupported
 from ...inputs.batch import Batch
-from ..captures import lowest_layer
-from ..forward import Request
-from ..plan_protocol import Intervention, Program, Together
+from ..forward import Output, Request
+from ..plan_protocol import PARTS, Intervention, Program, Together, Touch
+from ..proof_record import is_same
+from .hooked_model import HookedModel
+
+# Sides of modules that are read in hooks; what goes on inside them is read in traces.
+SIDES = ("input", "output")
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,18 +23,29 @@ class Condition:
     """One plan on the batch.
 
     Attributes:
-        index: Its place among the plans.
+        index: Its place among the plans; -1 for a pass that nobody asked for.
         program: What the plan does on the batch; None leaves the model untouched.
-        first: First layer that it touches, or in which something is read.
-        own_pass: Whether no other condition fits into its pass.
-        shares_nothing: Whether it changes what lies in front of the decoder, too.
+        hooks: Whether all of its steps, and what is read in it, have a form in hooks.
     """
 
     index: int
     program: Program | None
-    first: int
-    own_pass: bool = False
-    shares_nothing: bool = False
+    hooks: bool = True
+
+    @cached_property
+    def touches(self) -> tuple[Touch, ...]:
+        """What its steps touch."""
+        return () if self.program is None else self.program.touches
+
+    @property
+    def own_pass(self) -> bool:
+        """Whether no other condition fits into its pass."""
+        return self.program is not None and self.program.changes_length
+
+    @property
+    def in_front(self) -> bool:
+        """Whether it changes what lies in front of the layers, too."""
+        return any(touch.part not in PARTS for touch in self.touches)
 
 
 def compile_conditions(
@@ -41,8 +57,8 @@ def compile_conditions(
         InputError, Unsupported: A plan that cannot be carried out, named by its number.
     """
     model.anatomy.check_ids(request.inputs, model.tokenizer)
-    lowest = lowest_layer(request.sites, model.n_layers)
     during = replace(request.during, together=Together(tuple(plans)))
+    readable = all(site["side"] in SIDES for site in request.sites)
     conditions = []
     for index, plan in enumerate(plans):
         try:
@@ -51,11 +67,38 @@ def compile_conditions(
             if len(plans) == 1:
                 raise
             raise type(error)(f"plans.{index}: {error}") from None
-        if program:
-            early = program.first_layer < 0
-            first = max(min(program.first_layer, lowest), 0)
-            own_pass = program.changes_length or early
-            conditions.append(Condition(index, program, first, own_pass, shares_nothing=early))
-        else:
-            conditions.append(Condition(index, None, lowest))
+        program = program or None
+        hooks = readable and (program is None or _hooks(model, program))
+        conditions.append(Condition(index, program, hooks))
     return conditions
+
+
+def _hooks(model: Any, program: Program) -> bool:
+    try:
+        program.apply(HookedModel(model.hf))
+    except Unsupported:
+        return False
+    return True
+
+
+def kind_of(model: Any, request: Request) -> Hashable:
+    """What passes have in common of which one comparison can speak for the others."""
+    mask, d = request.inputs["attention_mask"], model.anatomy.hidden_size
+    samples, tokens = mask.shape
+    shapes = [(n, t.ndim, str(t.dtype), len(t) == samples) for n, t in request.inputs.items()]
+    sites = {site["key"].partition(".")[0] for site in request.sites}
+    return (
+        *sorted(shapes),
+        *(request.during.kind, request.during.remote, request.during.continuation > 0),
+        *(samples, int(tokens).bit_length(), tokens == d, bool(mask.all())),
+        *(model.attn_implementation, tuple(request.arguments), *sorted(sites)),
+    )
+
+
+def same_output(found: Output, expected: Output, request: Request) -> bool:
+    """Whether two passes returned the same but for rounding."""
+    # Behind the prompt's last token there may be padding, whose logits mean nothing.
+    last = -1 - request.during.continuation
+    return is_same(found.logits[:, last], expected.logits[:, last]) and all(
+        is_same(found.states[key], states) for key, states in expected.states.items()
+    )

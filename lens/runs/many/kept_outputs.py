@@ -1,8 +1,7 @@
-"""What modules returned in one pass, kept so that later passes need not compute it again.
+"""What stands in front of the decoder, and what it returned; and layers that share no such thing.
 
-Models write into what their modules return (a tower's output gets its features filled in later),
-and add to states in place. So what is kept and what is handed back are copies, and of a module that
-runs several times nothing is kept.
+Models write into what their modules return (a tower's output gets its features filled in later).
+So what is kept is a copy, and of a module that runs several times nothing is kept.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-
-from .repeated_batch import repeat_output
 
 # How far into what a layer is given is looked: a cache has layers, which have tensors.
 DEEPEST = 6
@@ -46,10 +43,9 @@ def before_decoder(model: nn.Module, decoder: str, apart: Iterable[str]) -> list
 
 @contextmanager
 def keep_outputs(model: nn.Module, decoder: str, paths: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Keep what modules return while inside, by path, if they run exactly once.
+    """Keep what modules beside the decoder return while inside, by path, if they run exactly once.
 
-    Modules that stand beside the decoder are kept up to the moment when the decoder starts: what
-    runs behind it depends on it.
+    And up to the moment when the decoder starts: what runs behind it depends on it.
     """
     kept: dict[str, Any] = {}
     several: set[str] = set()
@@ -60,7 +56,7 @@ def keep_outputs(model: nn.Module, decoder: str, paths: Iterable[str]) -> Iterat
         started = True
 
     def keep(path: str, output: Any) -> None:
-        if started and not path.startswith(f"{decoder}."):
+        if started:
             several.add(path)
         if path in kept or path in several:
             several.add(path)
@@ -142,30 +138,9 @@ def return_kept(host: Any, outputs: Mapping[str, Any]) -> None:
         _return_again(host, path, output)
 
 
-def skip_layers(host: Any, paths: Iterable[str], output: Any, samples: int, copies: int) -> None:
-    """Let decoder layers return what the last of them returned, once per copy of the batch.
-
-    Args:
-        host: A copy of the nnsight model, on which this is stored.
-        paths: The layers, by nnsight path: only what the last one returns will matter.
-        output: What it returned.
-        samples: Rows of the batch.
-        copies: How many times the batch stands in the pass.
-    """
-    for path in paths:
-        _skip_layer(host, path, output, samples, copies)
-
-
 def _return_again(host: Any, path: str, output: Any) -> None:
     with host.edit(inplace=True):
         site = host.get(path)
         # Copied when the module is reached: not all copies are alive at once.
         _ = site.inputs
         site.skip(copy.deepcopy(output))
-
-
-def _skip_layer(host: Any, path: str, output: Any, samples: int, copies: int) -> None:
-    with host.edit(inplace=True):
-        site = host.get(path)
-        _ = site.inputs
-        site.skip(repeat_output(output, samples, copies))

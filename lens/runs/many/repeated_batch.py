@@ -63,13 +63,3 @@ def sample_axis(value: torch.Tensor, step: dict[str, Any]) -> int | None:
             return axis  # the sequence, or positions [axis, sample, token]
     # Features with a row for each token that a mask marks.
     return 0 if value.ndim == 2 and shape[0] in step["marked"] else None
-
-
-def repeat_output(value: Any, samples: int, copies: int) -> Any:
-    """What a decoder layer returned, its states ``[sample, token, d]`` repeated; always a copy."""
-    if isinstance(value, torch.Tensor):
-        is_stream = value.ndim == 3 and value.shape[0] == samples
-        return value.repeat(copies, 1, 1) if is_stream else value.clone()
-    if isinstance(value, tuple):
-        return tuple(repeat_output(part, samples, copies) for part in value)
-    return value

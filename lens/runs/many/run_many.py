@@ -20,6 +20,7 @@ from ..run import Capture, Run, Scores
 from ..scoring import Answers, AnswerTokens, as_scores, score_request
 from .conditions import compile_conditions
 from .shared_passes import SharedPasses
+from .stacked_passes import StackedPasses
 
 T = TypeVar("T")
 Plans = Sequence[Intervention | None]
@@ -39,16 +40,18 @@ def run_many(
     keys: Tokens = "all",
     logits: Kept = "last",
     at_once: int | None = None,
+    max_memory: int | None = None,
     remote: bool | str = False,
     progress: Progress = silent,
 ) -> list[Run]:
     """One run per plan on the same batch, each with the numbers of its own :meth:`run`.
 
     What the runs have in common is computed once: the vision tower and all else in front of
-    the decoder, and, where it pays, the layers below the first one that a plan touches or
-    that is captured. Several plans go through the model in one pass, stacked along the batch;
-    plans that shorten the sequence have a pass of their own. All of this is compared with a
-    single run when a model does it for the first time, and left out where the numbers differ.
+    the decoder; every beginning that several plans share; of the layer in which they part what
+    stands before that; of a pass that differs from the untouched one in a few rows all other
+    rows; and of the last layer only the rows that are read. Remote passes take several plans
+    at once, stacked along the batch. All of this is compared with whole layers and single runs
+    when a model does it for the first time, and left out where the numbers differ.
 
     Args:
         model: The VisualLM whose method this is.
@@ -60,21 +63,23 @@ def run_many(
         queries: Tokens whose attention weights to keep.
         keys: Tokens to which.
         logits: Which positions' logits to keep.
-        at_once: Most plans in one pass, which bounds the memory. None takes as many as have
-            1024 tokens on a CPU, 16384 elsewhere, and at least one.
+        at_once: Most plans in one remote pass, which bounds the server's memory. None takes as
+            many as have 16384 tokens, and at least one. Here every pass is of one plan.
+        max_memory: Most bytes of states kept for later plans; what does not fit is computed
+            again. None is 2 GiB.
         remote: As in :meth:`trace`; the tower then runs once per pass.
         progress: Called with what is being done, the plans done, and the plans in all.
 
     Raises:
-        InputError: A site or layer that does not exist, a plan that cannot be carried out, or
-            ``at_once`` below 1.
+        InputError: A site or layer that does not exist, a plan that cannot be carried out,
+            ``at_once`` below 1, or ``max_memory`` below 0.
     """
     request = run_request(model, batch, capture, layers, tokens, queries, keys, logits, remote)
 
     def result(output: Output, index: int) -> Run:
         return as_run(model, batch, plans[index], request, output, logits)
 
-    return _results(model, batch, plans, request, result, at_once, progress)
+    return _results(model, batch, plans, request, result, at_once, max_memory, progress)
 
 
 @default_torch()
@@ -88,6 +93,7 @@ def score_many(
     end: bool = False,
     first: bool = False,
     at_once: int | None = None,
+    max_memory: int | None = None,
     remote: bool | str = False,
     progress: Progress = silent,
 ) -> list[Scores]:
@@ -101,6 +107,7 @@ def score_many(
         end: Whether the end belongs to the answer, as for :meth:`score`.
         first: Whether to keep what the model would say first, as for :meth:`score`.
         at_once: As for :meth:`run_many`, where the sharing of work is described.
+        max_memory: As for :meth:`run_many`.
         remote: As in :meth:`trace`.
         progress: Called with what is being done, the plans done, and the plans in all.
 
@@ -115,7 +122,7 @@ def score_many(
     def result(output: Output, index: int) -> Scores:
         return as_scores(model, batch, answered, plans[index], request, output)
 
-    return _results(model, batch, plans, request, result, at_once, progress)
+    return _results(model, batch, plans, request, result, at_once, max_memory, progress)
 
 
 def _results(
@@ -125,15 +132,23 @@ def _results(
     request: Request,
     result: Callable[[Output, int], T],
     at_once: int | None,
+    max_memory: int | None,
     progress: Progress,
 ) -> list[T]:
     """The result of every plan, in their order; made as passes end, so that outputs are let go."""
     if at_once is not None and at_once < 1:
         raise InputError(f"at_once={at_once}: at least one condition per pass")
+    if max_memory is not None and max_memory < 0:
+        raise InputError(f"max_memory={max_memory}: a number of bytes")
     results: dict[int, T] = {}
     with alone(model.hf):
         conditions = compile_conditions(model, batch, plans, request)
-        for group, outputs in SharedPasses(model, request, at_once).run(conditions):
+        passes: StackedPasses | SharedPasses
+        if request.during.remote is False:
+            passes = SharedPasses(model, request, max_memory)
+        else:
+            passes = StackedPasses(model, request, at_once)
+        for group, outputs in passes.run(conditions):
             for condition, output in zip(group, outputs, strict=True):
                 results[condition.index] = result(output, condition.index)
             progress("running conditions", len(results), len(plans))

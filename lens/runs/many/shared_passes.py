@@ -1,48 +1,61 @@
-"""The passes over one batch: which are made, and what they share.
+"""The passes over one batch: which are made, where each starts, and what is trusted.
 
-1. The untouched model runs once, for all conditions that change nothing, and for the states at
-   which other conditions start.
-2. Conditions are grouped by the layer they start in; a group goes through the model in one pass,
-   stacked along the batch. Conditions that change the sequence's length have passes of their own.
-3. A pass skips the towers in front of the decoder and the layers below its first condition, and
-   returns there what an earlier pass returned.
-4. Each of these is tried first on the untouched model, where nothing can hide a difference, and
-   every kind of step on a condition that has it; what differs from a single pass is not shared.
+1. Conditions are the leaves of a tree of what their programs have in common from the beginning
+   (:mod:`.prefix_tree`). Each runs from where an earlier one agrees with it longest, and computes
+   from there what is not known (:mod:`.decoder_pass`).
+2. The towers in front of the decoder run once.
+3. A condition with a step that has no form in hooks runs in a trace of nnsight, from the same
+   beginnings. One that changes what lies in front of the layers shares the towers.
+4. The first time that a kind of step, a beginning or the towers are shared, the condition is run by
+   itself too; what comes out different is not shared on this model.
 5. Where hooks or forwards of the owner's are on the model, nothing is shared: what they do may
    depend on the row, the call or the day.
-
-Many conditions at once take as much memory as there is, and are no faster where one of them keeps
-the machine busy: so the conditions of a pass are bounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import replace
+import copy
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import nnsight
-import torch
-from einops import rearrange, repeat
-
-from ...errors import RemoteRunFailed
+from ...opening.placement import placed
 from ...opening.present_state import owners_hooks
 from ...opening.wrapping import envoy_path
 from ..forward import Output, Request, forward_pass
-from ..plan_protocol import Program
-from ..proof_record import is_same, proven_of
-from .conditions import Condition
-from .kept_outputs import before_decoder, keep_outputs, return_kept, skip_layers, watch_layers
-from .repeated_batch import repeat_batch
+from ..plan_protocol import Program, Touch
+from ..proof_record import proven_of
+from .beginnings import Beginning, Memory, Untouched
+from .conditions import Condition, kind_of, same_output
+from .decoder_on_batch import DecoderOnBatch, place_of_site
+from .decoder_pass import LOGITS, DecoderPass
+from .hooked_model import HookedModel, hooked_pass
+from .kept_beginnings import KeptBeginnings
+from .kept_outputs import before_decoder, keep_outputs, return_kept, watch_layers
+from .prefix_tree import Branch, Place, branches
+from .replaced_forwards import replaced_forwards
+from .same_arguments import Received, ReceivedOtherwise, check_received, keep_received
 
-nnsight.register(repeat_batch.__module__)
+# Bytes that may be kept for later conditions, unless told otherwise.
+MAX_MEMORY = 2**31
+# What the layers before a beginning return; what the towers and all else in front of the decoder
+# return; steps in hooks; whether layers hand on nothing beside the stream.
+LAYERS, TOWERS, STEPS, ALONE = "layers", "towers", "steps", "alone"
+# What may be wrong with a pass, in the order in which it is left out to find out.
+SUSPECTS = (LOGITS, LAYERS, TOWERS)
+# A condition of which at least this share of the rows is as in the untouched pass gains from it.
+UNTOUCHED_SHARE = 0.3
 
-# Tokens in one pass. On a CPU more of them are no faster (benchmarks/README.md); elsewhere it is a
-# guess that keeps memory bounded.
-TOKENS_AT_ONCE = {"cpu": 1024, "elsewhere": 16384}
-# One pass for several conditions, stacked along the batch; what the layers below the first one
-# touched return; what the towers and all else in front of the decoder return.
-STACK, LAYERS, TOWERS = "stack", "layers", "towers"
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """A pass: its output, what its layers left to others (None behind a trace) and received."""
+
+    output: Output
+    layers: DecoderPass | None
+    received: Mapping[Any, Received]
 
 
 class SharedPasses:
@@ -51,242 +64,336 @@ class SharedPasses:
     Args:
         model: The VisualLM.
         request: What goes into every condition's pass, and what is read in it.
-        at_once: Most conditions in one pass; None takes what is fast.
+        max_memory: Most bytes kept for later conditions; what does not fit is computed again.
     """
 
-    def __init__(self, model: Any, request: Request, at_once: int | None) -> None:
-        self.model = model
-        self.request = request
-        self.tokens = request.inputs["input_ids"].shape[1]
-        self.here = request.during.remote is False
-        place = "cpu" if self.here and model.device.type == "cpu" else "elsewhere"
-        usual = max(1, TOKENS_AT_ONCE[place] // (request.samples * self.tokens))
-        self.at_once = usual if at_once is None else at_once
-        self.proven = proven_of(model.hf)
-        self.kind = _kind_of(model, request)
-        # None until a pass has made them.
-        self.plain: Output | None = None
+    def __init__(self, model: Any, request: Request, max_memory: int | None) -> None:
+        self.model, self.request = model, request
+        self.right = proven_of(model.hf).right
+        self.kind = kind_of(model, request)
+        self.memory = Memory(MAX_MEMORY if max_memory is None else max_memory)
         self.towers: dict[str, Any] | None = None
-        self.streams: dict[int, Any] = {}
-        self.starts: set[int] = set()
-        self.shares = False
+        self.received: dict[Any, Received] = {}  # what the decoder received
+        size = next(model.hf.parameters()).element_size() * model.anatomy.hidden_size
+        stream = size * request.inputs["input_ids"].numel()
+        self.beginnings = KeptBeginnings(self.memory, stream)
+        self.untouched: Untouched | None = None
 
     def run(
         self, conditions: Sequence[Condition]
     ) -> Iterator[tuple[Sequence[Condition], list[Output]]]:
         """Some of the conditions and their outputs, in whatever order is best."""
-        untouched = [c for c in conditions if not c.program]
-        touched = [c for c in conditions if c.program]
-        several = len(touched) + bool(untouched) > 1
-        self.shares = several and not owners_hooks(self.model.hf)
-        groups = self._groups(touched)
-        spared = sum(len(group) * group[0].first for group in groups) / self.model.n_layers
-        # Whether layers are skipped depends on the conditions alone, not on what is known by now:
-        # the same call gives the same numbers, to the last bit.
-        if self.shares and self.here and (untouched or spared > 1):
-            self.starts = {g[0].first for g in groups if not g[0].shares_nothing} - {0}
-        if untouched:
-            yield untouched, [self._untouched()] * len(untouched)
-        elif self.starts:
-            self._untouched()
-        # The deepest first: what is tried on it is tried with all that it shares.
-        for group in sorted(groups, key=lambda group: (group[0].own_pass, -group[0].first)):
-            yield group, self._outputs(group)
-
-    def _groups(self, conditions: Sequence[Condition]) -> list[list[Condition]]:
-        """Conditions that go through the model in one pass, by where they start."""
-        fitting = sorted((c for c in conditions if not c.own_pass), key=lambda c: c.first)
-        stacks = self.shares and self.proven.right.get((self.kind, STACK)) is not False
-        width = self.at_once if stacks else 1
-        groups = [fitting[i : i + width] for i in range(0, len(fitting), width)]
-        return groups + [[condition] for condition in conditions if condition.own_pass]
-
-    def _outputs(self, group: Sequence[Condition]) -> list[Output]:
-        """Each condition's output, sharing what is right."""
-        if len(group) > 1 and not (all(map(self._may_share, group)) and self._stacks(len(group))):
-            return [output for condition in group for output in self._outputs([condition])]
-        towers, depth = self._towers_skip(), self._depth(group)
-        nothing = group[0].shares_nothing or not self._may_share(group[0])
-        if nothing or not (towers or depth or len(group) > 1):
-            return [self._single_pass(condition) for condition in group]
-        stacked, tried = len(group) > 1, set[Hashable]()
-        singles: dict[int, tuple[set[Hashable], Output]] = {}
-        # The first copy of a batch is where a single pass has it: the last is the harder one.
-        for place, condition in reversed(list(enumerate(group))):
-            keys = set(self._keys(condition, stacked)) - self.proven.right.keys() - tried
-            if keys:
-                singles[place] = keys, self._single_pass(condition)
-                tried |= keys
-        try:
-            outputs = self._shared_pass([condition.program for condition in group], depth, towers)
-        except RemoteRunFailed:
-            raise
-        # Whatever a plan refuses while it runs: a single pass names the right sample.
-        except Exception:
-            return [self._single_pass(condition) for condition in group]
-        for place, (keys, single) in singles.items():
-            equal = self._is_same(outputs[place], single)
-            self.proven.right.update(dict.fromkeys(keys, equal))
-        if all(map(self._may_share, group)):
-            return outputs
-        return [
-            singles[i][1] if i in singles else self._single_pass(c) for i, c in enumerate(group)
-        ]
-
-    def _keys(self, condition: Condition, stacked: bool) -> list[Hashable]:
-        """What a comparison of a condition covers, beside what was tried on the untouched model."""
-        assert condition.program is not None
-        return [(self.kind, stacked, kind) for kind in condition.program.kinds]
-
-    def _may_share(self, condition: Condition) -> bool:
-        """Whether no kind of its steps is known to come out wrong."""
-        right = self.proven.right
-        return all(
-            right.get(key) is not False
-            for stacked in (True, False)
-            for key in self._keys(condition, stacked)
+        touched = [condition for condition in conditions if condition.touches]
+        untouched = [condition for condition in conditions if not condition.touches]
+        if len(touched) + bool(untouched) < 2 or owners_hooks(self.model.hf):
+            if untouched:
+                yield untouched, [self._single(untouched[0])] * len(untouched)
+            for condition in touched:
+                yield [condition], [self._single(condition)]
+            return
+        self.decoder = DecoderOnBatch(
+            self.model.hf,
+            self.model.anatomy,
+            self.request,
+            self.model.attn_implementation,
+            [touch for condition in conditions for touch in condition.touches],
         )
+        # Weights come and go with whole calls of these modules.
+        self.offloaded = any("_hf_hook" in vars(module) for module in self.model.hf.modules())
+        self.inputs = placed(self.model.hf, self.request.inputs)
+        inside = [condition for condition in conditions if not condition.in_front]
+        inside += self._untouched_pass(inside)
+        for branch in branches(inside):
+            output = self._branch(branch)
+            asked = [condition for condition in branch.conditions if condition.index >= 0]
+            if asked:
+                yield asked, [output] * len(asked)
+        for condition in conditions:
+            if condition.in_front:
+                yield [condition], [self._output(condition, None, None)]
 
-    def _stacks(self, copies: int) -> bool:
-        """Whether the batch can stand in a pass several times."""
-        return self.shares and self._holds(
-            STACK, lambda: self._shared_pass([None] * copies, 0, self._towers_skip())
-        )
+    def _untouched_pass(self, conditions: Sequence[Condition]) -> list[Condition]:
+        """The untouched model as one more condition, where enough others gain from its pass."""
+        layers, length = len(self.decoder.layers), self.decoder.length
+        gains, first = 0.0, layers
+        for condition in conditions:
+            changing = [touch for touch in condition.touches if not touch.reads]
+            if not (condition.hooks and changing):
+                continue
+            flags = self.decoder.none()
+            for touch in changing:
+                flags |= self.decoder.flags(touch)
+            before = int(flags.int().argmax()) / length
+            if before >= UNTOUCHED_SHARE:
+                start = min(touch.layer for touch in changing)
+                gains += before * (layers - start) / layers
+                first = min(first, start)
+        there = any(not condition.touches for condition in conditions)
+        if gains <= (0 if there else 1):
+            return []
+        self.untouched = Untouched(range(first, layers), self.memory)
+        return [] if there else [Condition(-1, None)]
 
-    def _towers_skip(self) -> bool:
-        """Whether what stands in front of the decoder need not run."""
-        if not (self.shares and self.here and self.towers):
-            return False
-        return self._holds(TOWERS, lambda: self._shared_pass([None], 0, True))
+    # ------------------------------------------------------------ where a pass starts
 
-    def _depth(self, group: Sequence[Condition]) -> int:
-        """How many layers need not run."""
-        first = min(condition.first for condition in group)
-        depth = max((depth for depth in self.streams if depth <= first), default=0)
-        kinds = self.model.anatomy.mixer_kinds
-        around = (kinds[depth : depth + 1], frozenset(kinds[:depth]), frozenset(kinds[depth:]))
-        towers = self._towers_skip()
-        right = depth and self._holds(
-            (LAYERS, *around), lambda: self._shared_pass([None], depth, towers)
-        )
-        return depth if right else 0
-
-    def _holds(self, what: Hashable, shared: Callable[[], list[Output]]) -> bool:
-        """Whether the untouched model gives the same when it shares this; tried once."""
-        key = self.kind, what
-        if key not in self.proven.right:
-            plain = self._untouched()
-            try:
-                right = all(self._is_same(output, plain) for output in shared())
-            except RemoteRunFailed:
-                raise
-            # Whatever a model raises that cannot share this.
-            except Exception:
-                right = False
-            self.proven.right[key] = right
-        return self.proven.right[key]
-
-    def _untouched(self) -> Output:
-        """The untouched model's output; the states at which conditions start are kept."""
-        if self.plain is None:
-            anatomy, hf = self.model.anatomy, self.model.hf
-            layers = {first: anatomy.layers[first - 1] for first in self.starts}
-            watched = anatomy.layers if layers else ()
-            with (
-                keep_outputs(hf, anatomy.decoder, layers.values()) as kept,
-                watch_layers(hf, watched) as written,
-            ):
-                self.plain = self._single_pass(None)
-            if not written:
-                self.streams = {first: kept[path] for first, path in layers.items() if path in kept}
-        return self.plain
-
-    def _shared_pass(
-        self, programs: Sequence[Program | None], depth: int, towers: bool
-    ) -> list[Output]:
-        """One pass of several programs, which skips towers and the first layers."""
-        copies, anatomy, samples = len(programs), self.model.anatomy, self.request.samples
-        host = self.model.nn._shallow_copy()
-        if towers and self.towers:
-            return_kept(host, self.towers)
-        if depth:
-            skipped = [envoy_path(path) for path in anatomy.layers[:depth]]
-            skip_layers(host, skipped, self.streams[depth], samples, copies)
-        if copies > 1:
-            sizes = {"copies": copies, "samples": samples, "tokens": self.tokens}
-            _store_repeated(host, {"path": envoy_path(anatomy.decoder), **sizes})
-        there = [program for program in programs if program is not None]
-        if there:
-            host = (there[0].stack(there[1:]) if len(there) > 1 else there[0]).apply(host)
-        return _split(self._pass(host, _stacked(self.request, copies)), copies)
-
-    def _single_pass(self, condition: Condition | None) -> Output:
-        """The output of a pass that shares nothing."""
-        program = None if condition is None else condition.program
-        nn = self.model.nn
-        return self._pass(nn if program is None else program.apply(nn), self.request)
-
-    def _pass(self, host: Any, request: Request) -> Output:
-        """A pass; the first of several keeps what the towers returned."""
-        anatomy, hf = self.model.anatomy, self.model.hf
-        paths: list[str] = []
-        if self.shares and self.here and self.towers is None:
-            paths = before_decoder(hf, anatomy.decoder, (anatomy.embedding, anatomy.head))
-        with keep_outputs(hf, anatomy.decoder, paths) as kept:
-            output = forward_pass(self.model, host, request)
-        if paths:
-            self.towers = {envoy_path(path): returned for path, returned in kept.items()}
+    def _branch(self, branch: Branch) -> Output:
+        output = self._output(branch.conditions[0], self.beginnings.farthest(branch), branch)
+        self.beginnings.used(branch)
         return output
 
-    def _is_same(self, found: Output, expected: Output) -> bool:
-        # Behind the prompt's last token there may be padding, whose logits mean nothing.
-        last = -1 - self.request.during.continuation
-        return is_same(found.logits[:, last], expected.logits[:, last]) and all(
-            is_same(found.states[key], states) for key, states in expected.states.items()
+    def _keep(self, branch: Branch, done: Done, reserved: Sequence[Place]) -> None:
+        """Leave what others start from."""
+        alone = self.right.get((self.kind, ALONE)) is not False
+        for place in reserved:
+            beginning = None
+            if alone and done.layers is not None:
+                beginning = done.layers.beginning_at(place, done.output.states)
+            if beginning is None:
+                self.beginnings.release([place])
+            else:
+                beginning.received = done.received.get(place[0])
+                self.beginnings.keep(branch, beginning)
+
+    # ------------------------------------------------------------ what is trusted
+
+    def _output(
+        self, condition: Condition, beginning: Beginning | None, branch: Branch | None
+    ) -> Output:
+        """A condition's output, which shares what is known, or now shown, to be right.
+
+        Where it comes out wrong, what was new in it is left out one after the other: what the pass
+        comes out right without is not shared from now on.
+        """
+        reserved: list[Place] = []
+        if branch is not None and self.right.get((self.kind, ALONE)) is not False:
+            reserved = self.beginnings.reserve(branch)
+        left_out = list[set[Hashable]]()
+        single: Output | None = None
+        steps = {(self.kind, STEPS, t.kind) for t in condition.touches if condition.hooks}
+        if any(self.right.get(key) is False for key in steps):
+            return self._given_up(condition, reserved, None)
+        new = set[Hashable]()
+        for suspect in (None, *SUSPECTS):
+            if suspect is not None:
+                suspected = {key for key in new if suspect in key}  # type: ignore[operator]
+                if not suspected:
+                    continue
+                left_out.append(suspected)
+                self.right |= dict.fromkeys(suspected, False)
+            relies = set[Hashable](steps)
+            done = self._tried(condition, beginning, reserved, relies)
+            new = relies - self.right.keys()
+            if new or done is None:
+                single = single or self._single(condition)
+            if done is not None and (single is None or self._same(done.output, single)):
+                self.right |= dict.fromkeys(new, True)
+                self._acquit(left_out[:-1])
+                if branch is not None:
+                    self._keep(branch, done, reserved)
+                return done.output
+        # Nothing that was left out is to blame: so what is left is.
+        self._acquit(left_out)
+        self.right |= dict.fromkeys(new, False)
+        return self._given_up(condition, reserved, single)
+
+    def _given_up(
+        self, condition: Condition, reserved: Sequence[Place], single: Output | None
+    ) -> Output:
+        """A condition's output by itself; nobody starts from its pass."""
+        self.beginnings.release(reserved)
+        if self.untouched is not None and not condition.touches:
+            self.untouched.clear()
+        return single or self._single(condition)
+
+    def _acquit(self, suspected: Sequence[set[Hashable]]) -> None:
+        """What was left out in vain is as unknown as it was."""
+        for keys in suspected:
+            for key in keys:
+                self.right.pop(key, None)
+
+    def _same(self, found: Output, expected: Output) -> bool:
+        return same_output(found, expected, self.request)
+
+    def _layers_key(self, first: int, *, hooks: bool) -> Hashable:
+        """What a comparison of a pass that starts in a layer covers."""
+        kinds = self.model.anatomy.mixer_kinds
+        around = (kinds[first : first + 1], frozenset(kinds[:first]), frozenset(kinds[first:]))
+        return self.kind, LAYERS, hooks, *around
+
+    # ------------------------------------------------------------ passes
+
+    def _tried(
+        self,
+        condition: Condition,
+        beginning: Beginning | None,
+        reserved: Sequence[Place],
+        relies: set[Hashable],
+    ) -> Done | None:
+        """A condition's pass, and what has to be right for it; None if it failed."""
+        given: Mapping[str, Any] = {}
+        first, skips = self.towers is None, beginning is not None and beginning.place[0] > 0
+        # A trace shares only what was seen to be received alike.
+        towers, known = (self.kind, TOWERS, condition.hooks), (self.kind, TOWERS, True)
+        if self.towers and self._allowed(towers, known, "decoder" in self.received):
+            relies.add(towers)
+            given = self.towers
+        if beginning is not None and skips:
+            layers = self._layers_key(beginning.place[0], hooks=condition.hooks)
+            seen = self._layers_key(beginning.place[0], hooks=True)
+            if self._allowed(layers, seen, beginning.received is not None):
+                relies.add(layers)
+            else:
+                beginning = None
+        anatomy, hf = self.model.anatomy, self.model.hf
+        apart = (anatomy.embedding, anatomy.head)
+        paths = before_decoder(hf, anatomy.decoder, apart) if first else []
+        try:
+            with keep_outputs(hf, anatomy.decoder, paths) as kept:
+                if condition.hooks:
+                    done = self._hooked(condition, beginning, reserved, given, relies)
+                else:
+                    done = Done(self._traced(condition, beginning, given), None, {})
+        except ReceivedOtherwise as wrong:
+            # From now on it is left out.
+            self.right[wrong.args[0]] = False
+            relies &= {key for key in relies if STEPS in key}  # type: ignore[operator]
+            return self._tried(condition, beginning, reserved, relies)
+        # Whatever a plan refuses while it runs: a single pass names the right sample.
+        except Exception:
+            return None
+        if first:
+            self.towers = kept
+        return done
+
+    def _allowed(self, key: Hashable, seen: Hashable, visible: bool) -> bool:
+        """Whether something may be shared: what is not wrong, and in hooks was or will be seen."""
+        if self.right.get(seen) is not True and (key != seen or not visible):
+            return False
+        return self.right.get(key) is not False
+
+    def _watch_received(
+        self,
+        stack: ExitStack,
+        beginning: Beginning | None,
+        reserved: Sequence[Place],
+        towers: Mapping[str, Any],
+    ) -> tuple[dict[Any, Received], set[Hashable]]:
+        """Compare what the decoder and the first layer receive, and keep what others start from.
+
+        What is kept is there once the pass has run; then the keys returned are shown to be right.
+        """
+        decoder = self.model.hf.get_submodule(self.model.anatomy.decoder)
+        norm, shown = self.model.hf.get_submodule(self.model.anatomy.norm), set[Hashable]()
+        layers = [*self.decoder.layers, norm]
+        kept: dict[Any, Received] = {}
+        key: Hashable = (self.kind, TOWERS, True)
+        if key not in self.right and towers:
+            stack.enter_context(check_received(decoder, self.received["decoder"], key))
+            shown.add(key)
+        elif key not in self.right:
+            stack.enter_context(keep_received(decoder, self.received, "decoder"))
+        for index in sorted({place[0] for place in reserved}):
+            if 0 < index < len(layers) and self._layers_key(index, hooks=True) not in self.right:
+                stack.enter_context(keep_received(layers[index], kept, index))
+        first = 0 if beginning is None else beginning.place[0]
+        key = self._layers_key(first, hooks=True)
+        if beginning is not None and 0 < first < len(layers) and key not in self.right:
+            stack.enter_context(check_received(layers[first], beginning.received, key))
+            shown.add(key)
+        return kept, shown
+
+    def _hooked(
+        self,
+        condition: Condition,
+        beginning: Beginning | None,
+        reserved: Sequence[Place],
+        towers: Mapping[str, Any],
+        relies: set[Hashable],
+    ) -> Done:
+        """A pass with hooks, which computes only what is not known."""
+        hf, alone = self.model.hf, (self.kind, ALONE)
+        program, touches = self._left(condition, beginning)
+        host = HookedModel(hf, {} if beginning is None else dict(beginning.store))
+        writes = self.untouched is not None and not condition.touches
+        if writes and self.untouched is not None:
+            self.untouched.clear()
+        layers = DecoderPass(
+            *(self.decoder, touches, host, self.right, self.kind),
+            beginning=beginning,
+            untouched=self.untouched,
+            writes=writes,
+            keeps=reserved,
+            whole=self.right.get(alone) is False or self.offloaded,
         )
+        with ExitStack() as stack:
+            watched = () if alone in self.right else self.model.anatomy.layers
+            written = stack.enter_context(watch_layers(hf, watched))
+            received, shown = self._watch_received(stack, beginning, reserved, towers)
+            if program:
+                stack.enter_context(program.apply(host))
+            again = {hf.get_submodule(path): partial(_again, towers[path]) for path in towers}
+            stack.enter_context(replaced_forwards({**again, **layers.forwards()}))
+            output = hooked_pass(host, self.inputs, self._later(beginning))
+        relies |= layers.relies_on
+        if watched:
+            self.right[alone] = not written
+        self.right |= dict.fromkeys(shown, True)
+        return Done(self._joined(output, beginning), layers, received)
+
+    def _traced(
+        self,
+        condition: Condition,
+        beginning: Beginning | None,
+        towers: Mapping[str, Any],
+    ) -> Output:
+        """A trace of nnsight, which starts in some layer."""
+        program, _ = self._left(condition, beginning)
+        returned = dict(towers)
+        if beginning is not None:
+            # Only what the last of them returns will matter.
+            skipped = self.model.anatomy.layers[: beginning.place[0]]
+            returned |= dict.fromkeys(skipped, beginning.entering)
+        host = self.model.nn
+        if returned:
+            host = host._shallow_copy()
+            return_kept(host, {envoy_path(path): output for path, output in returned.items()})
+        if program:
+            host = program.apply(host)
+        output = forward_pass(self.model, host, self._later(beginning))
+        return self._joined(output, beginning)
+
+    def _left(
+        self, condition: Condition, beginning: Beginning | None
+    ) -> tuple[Program | None, list[Touch]]:
+        """What a program does from a beginning on."""
+        first = -1 if beginning is None else beginning.place[0]
+        numbers = [n for n, touch in enumerate(condition.touches) if touch.layer >= first]
+        program = condition.program
+        left = None if program is None else program.some(numbers)
+        return left, [condition.touches[number] for number in numbers]
+
+    def _later(self, beginning: Beginning | None) -> Request:
+        """What is still to be read."""
+        if beginning is None:
+            return self.request
+        sites = self.request.sites
+        later = [site for site in sites if place_of_site(site["key"]) >= beginning.place]
+        return replace(self.request, sites=later)
+
+    def _joined(self, output: Output, beginning: Beginning | None) -> Output:
+        """An output with what was read before the beginning, in the order in which it was made."""
+        if beginning is None:
+            return output
+        read = {**beginning.states, **output.states}
+        keys = [site["key"] for site in self.request.sites]
+        return Output(output.logits, {key: read[key] for key in keys})
+
+    def _single(self, condition: Condition) -> Output:
+        """The output of a pass that shares nothing."""
+        nn, program = self.model.nn, condition.program
+        return forward_pass(self.model, nn if program is None else program.apply(nn), self.request)
 
 
-def _kind_of(model: Any, request: Request) -> Hashable:
-    """What passes have in common of which one comparison can speak for the others."""
-    mask, d = request.inputs["attention_mask"], model.anatomy.hidden_size
-    samples, tokens = mask.shape
-    shapes = [(n, t.ndim, str(t.dtype), len(t) == samples) for n, t in request.inputs.items()]
-    sites = {site["key"].partition(".")[0] for site in request.sites}
-    return (
-        *sorted(shapes),
-        *(request.during.kind, request.during.remote, request.during.continuation > 0),
-        *(samples, int(tokens).bit_length(), tokens == d, bool(mask.all())),
-        *(model.attn_implementation, tuple(request.arguments), *sorted(sites)),
-    )
-
-
-def _stacked(request: Request, copies: int) -> Request:
-    """The request for the batch repeated, one copy behind the other."""
-    starts = torch.arange(copies) * request.samples
-    rows = rearrange(starts[:, None] + request.rows, "copy selected -> (copy selected)")
-    columns = repeat(request.columns, "selected -> (copy selected)", copy=copies)
-    pairs = dict(request.pairs)
-    if pairs:
-        pairs["rows"] = rearrange(starts[:, None] + pairs["rows"], "copy query -> (copy query)")
-        pairs["columns"] = repeat(pairs["columns"], "query -> (copy query)", copy=copies)
-        pairs["keys"] = repeat(pairs["keys"], "sample key -> (copy sample) key", copy=copies)
-    samples = copies * request.samples
-    return replace(request, samples=samples, rows=rows, columns=columns, pairs=pairs)
-
-
-def _split(output: Output, copies: int) -> list[Output]:
-    """Each copy's part of a stacked pass."""
-    logits = rearrange(output.logits, "(copy sample) ... -> copy sample ...", copy=copies)
-    states = {
-        key: rearrange(stacked, "(copy selected) ... -> copy selected ...", copy=copies)
-        for key, stacked in output.states.items()
-    }
-    return [
-        Output(logits[copy], {key: parts[copy] for key, parts in states.items()})
-        for copy in range(copies)
-    ]
-
-
-def _store_repeated(host: Any, step: dict[str, Any]) -> None:
-    with host.edit(inplace=True):
-        repeat_batch(host, step)
+def _again(returned: Any, *_: Any, **__: Any) -> Any:
+    """What a module returned, for whoever may write into it."""
+    return copy.deepcopy(returned)

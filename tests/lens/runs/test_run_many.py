@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import tiny
+from builders.plans_that_share import ways
 from embedlens import (
     AblateAttention,
     Batch,
@@ -36,8 +37,10 @@ from embedlens.interventions.program.site import Site
 from embedlens.interventions.program.stacking import stacked
 from embedlens.interventions.program.steps import Write, Zero
 from embedlens.lens.runs import proof_record
-from embedlens.lens.runs.many.shared_passes import LAYERS, STACK, TOWERS
-from embedlens.lens.runs.proof_record import proven_of
+from embedlens.lens.runs.forward import Output, run_request
+from embedlens.lens.runs.many.conditions import compile_conditions
+from embedlens.lens.runs.many.shared_passes import LAYERS, STEPS, TOWERS
+from embedlens.lens.runs.many.stacked_passes import STACK, StackedPasses
 from families.family import noise
 from families.zoo import built
 from tolerances import EQUAL, MOVED_A_LITTLE
@@ -113,13 +116,14 @@ def allowed(name: str, attn: str) -> tuple[Plan | None, ...]:
     return tuple(found)
 
 
-def what_shares(model: VisualLM) -> dict[str, set[bool]]:
-    """How comparisons came out: of the three ways on the untouched model, and of kinds of steps."""
-    found: dict[str, set[bool]] = {}
-    for (_, *what), right in proven_of(model.hf).right.items():
-        name = "steps" if len(what) > 1 else what[0] if isinstance(what[0], str) else LAYERS
-        found.setdefault(name, set()).add(right)
-    return found
+def stacked_outputs(model: VisualLM, batch: Batch, plans: Sequence[Plan | None]) -> list[Output]:
+    """The outputs of passes as a server makes them, made here: each of up to four plans."""
+    request = run_request(model, batch, (), "all", "visual", "last", "all", "last", False)
+    conditions = compile_conditions(model, batch, plans, request)
+    found = {}
+    for group, outputs in StackedPasses(model, request, 4).run(conditions):
+        found |= dict(zip([condition.index for condition in group], outputs, strict=True))
+    return [found[index] for index in range(len(plans))]
 
 
 def near(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -161,16 +165,12 @@ def test_every_plan_of_many_equals_its_own_run(name: str, attn: str, samples: in
     kept = {"capture": ("residual", "ffn"), "logits": "all"}
     captured = [model.run(batch, plan, **kept) for plan in plans]
     real = batch.inputs["attention_mask"].bool()
-    for at_once in (1, 5):
-        for found, single in zip(
-            model.run_many(batch, plans, at_once=at_once), expected, strict=True
-        ):
-            assert_equal(found, single)
-    for found, single in zip(
-        model.run_many(batch, plans, **kept, at_once=5), captured, strict=True
-    ):
+    for found, single in zip(model.run_many(batch, plans), expected, strict=True):
+        assert_equal(found, single)
+    for found, single in zip(model.run_many(batch, plans, **kept), captured, strict=True):
         assert_equal(found, single, real)
-    assert what_shares(model) == {STACK: {True}, LAYERS: {True}, TOWERS: {True}, "steps": {True}}
+    found_ways = ways(model)
+    assert {found_ways.get(name, {False}) == {True} for name in (LAYERS, TOWERS, STEPS)} == {True}
 
 
 @pytest.mark.quick("llava", "qwen3_vl")
@@ -183,12 +183,12 @@ def test_every_score_of_many_equals_its_own_score(name: str) -> None:
         Plan(BlockAttention(queries="generated", keys="visual", layers=1, phase="all")),
     ]
     expected = [model.score(batch, answers, plan, end=True) for plan in plans]
-    many = model.score_many(batch, answers, plans, end=True, at_once=4)
+    many = model.score_many(batch, answers, plans, end=True)
     for found, single in zip(many, expected, strict=True):
         near(found.logprob, single.logprob)
         assert torch.equal(found.greedy, single.greedy)
         assert torch.equal(found.n_tokens, single.n_tokens)
-    assert False not in set().union(*what_shares(model).values())
+    assert False not in set().union(*ways(model).values())
 
 
 # Rows that went through the tower and through each layer.
@@ -230,19 +230,15 @@ SWEEP = [Plan(ZeroFFN(layers=layer)) for layer in range(tiny.LAYERS)]
 
 
 def test_the_tower_runs_once_and_layers_only_where_a_plan_differs(fresh: VisualLM) -> None:
-    """The first time the untouched model runs without its tower, and without layers: two more
-    rows; and one condition by itself, which the step is compared with."""
-    assert ran(fresh, [None, *SWEEP], at_once=1) == [2, 4, 5, 6, 8]
-    assert ran(fresh, [None, *SWEEP], at_once=1) == [1, 2, 3, 4, 5]
-    # Untouched, then layers 0 and 1 together, then 2 and 3; the first time it is stacked, too.
-    assert ran(fresh, [None, *SWEEP], at_once=2) == [2, 6, 6, 8, 8]
-    assert ran(fresh, [None, *SWEEP], at_once=2) == [1, 3, 3, 5, 5]
+    """An FFN that is zeroed is not computed either, nor what is left behind the last one."""
+    ran(fresh, [None, *SWEEP])
+    assert ran(fresh, [None, *SWEEP]) == [1, 1, 2, 3, 4]
 
 
-def test_what_is_captured_is_computed(fresh: VisualLM) -> None:
-    ran(fresh, [None, *SWEEP], at_once=1, capture="residual", layers=[1])
-    rows = ran(fresh, [None, *SWEEP], at_once=1, capture="residual", layers=[1])
-    assert rows == [1, 2, 5, 5, 5]
+def test_what_was_captured_before_plans_part_is_not_computed_again(fresh: VisualLM) -> None:
+    kept: dict[str, Any] = {"capture": "residual", "layers": [1]}
+    ran(fresh, [None, *SWEEP], **kept)
+    assert ran(fresh, [None, *SWEEP], **kept) == [1, 1, 2, 3, 4]
 
 
 def test_a_single_run_shares_nothing(fresh: VisualLM) -> None:
@@ -253,14 +249,14 @@ def test_a_single_run_shares_nothing(fresh: VisualLM) -> None:
 def test_a_plan_that_removes_rows_has_its_own_pass_and_the_tower_of_all(fresh: VisualLM) -> None:
     removing = Plan(PruneTokens(tokens="box[0:2, 0:2]", method="remove"))
     plans = [SWEEP[0], removing, SWEEP[1]]
-    ran(fresh, plans, at_once=3)
-    assert ran(fresh, plans, at_once=3)[0] == 1
+    ran(fresh, plans)
+    assert ran(fresh, plans)[0] == 1
     batch = fresh.encode(tiny.image(0), tiny.PROMPTS["middle"])
-    for found, plan in zip(fresh.run_many(batch, plans, at_once=3), plans, strict=True):
+    for found, plan in zip(fresh.run_many(batch, plans), plans, strict=True):
         assert_equal(found, fresh.run(batch, plan))
 
 
-def test_what_does_not_come_out_equal_is_not_shared(
+def test_what_does_not_come_out_equal_is_not_stacked(
     fresh: VisualLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A decoder whose arguments are repeated wrongly, and one that cannot be run like that."""
@@ -278,12 +274,10 @@ def test_what_does_not_come_out_equal_is_not_shared(
     expected = [fresh.run(batch, plan) for plan in SWEEP]
     for broken in (swapped, failing):
         proof_record._PROVEN.pop(fresh.hf, None)
-        monkeypatch.setattr("embedlens.lens.runs.many.shared_passes.repeat_batch", broken)
-        for found, single in zip(fresh.run_many(batch, SWEEP, at_once=4), expected, strict=True):
-            assert_equal(found, single)
-        assert what_shares(fresh)[STACK] == {False}
-        ran(fresh, SWEEP, at_once=4)
-        assert ran(fresh, SWEEP, at_once=4) == [1, 2, 3, 4, 5]
+        monkeypatch.setattr("embedlens.lens.runs.many.stacked_passes.repeat_batch", broken)
+        for found, single in zip(stacked_outputs(fresh, batch, SWEEP), expected, strict=True):
+            near(found.logits[:, -1], single.logits)
+        assert ways(fresh)[STACK] == {False}
 
 
 def test_layers_that_share_more_than_the_stream_all_run() -> None:
@@ -291,22 +285,24 @@ def test_layers_that_share_more_than_the_stream_all_run() -> None:
     name = "gemma4"
     model, batch = model_of(name, "sdpa"), batch_of(name, "sdpa", 1)
     plans = [None, *(Plan(ZeroFFN(layers=layer)) for layer in range(model.n_layers))]
-    for at_once in (1, 2):
-        many = model.run_many(batch, plans, at_once=at_once)
-        for found, plan in zip(many, plans, strict=True):
-            assert_equal(found, model.run(batch, plan))
-    assert what_shares(model)[TOWERS] == {True}
+    for found, plan in zip(model.run_many(batch, plans), plans, strict=True):
+        assert_equal(found, model.run(batch, plan))
+    assert ways(model)[TOWERS] == {True}
     # That a layer writes into what it is given was seen before anything was tried.
-    assert LAYERS not in what_shares(model)
+    assert LAYERS not in ways(model)
 
 
 @pytest.mark.parametrize("name", ["chameleon", "phi4_multimodal", "granite4_vision"])
-def test_a_decoder_that_takes_the_image_itself_runs_the_plans_one_by_one(name: str) -> None:
+def test_a_decoder_that_takes_the_image_itself_is_not_stacked(name: str) -> None:
     model, batch = model_of(name, "sdpa"), batch_of(name, "sdpa", 2)
     plans = [Plan(ZeroFFN(layers=layer, tokens="dead")) for layer in range(model.n_layers)] * 2
-    for found, plan in zip(model.run_many(batch, plans, at_once=2), plans, strict=True):
-        assert_equal(found, model.run(batch, plan))
-    assert what_shares(model)[STACK] == {False}
+    outputs = stacked_outputs(model, batch, plans)
+    many = model.run_many(batch, plans)
+    for found, output, plan in zip(many, outputs, plans, strict=True):
+        single = model.run(batch, plan)
+        assert_equal(found, single)
+        near(output.logits[:, -1], single.logits)
+    assert ways(model)[STACK] == {False}
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma3"])
@@ -316,18 +312,18 @@ def test_plans_share_a_remote_pass(name: str) -> None:
     many = model.run_many(batch, plans, capture="residual", at_once=6, remote="local")
     for found, plan in zip(many, plans, strict=True):
         assert_equal(found, model.run(batch, plan, capture="residual"))
-    assert what_shares(model)[STACK] == {True}
-    assert False not in set().union(*what_shares(model).values())
+    assert ways(model)[STACK] == {True}
+    assert False not in set().union(*ways(model).values())
 
 
 def test_a_refusal_names_the_sample_of_the_batch(fresh: VisualLM) -> None:
     batch = fresh.encode([tiny.image(0), tiny.image(1)], ["<image> a", "<image> a red star ?"])
     blind = Plan(BlockAttention(queries="visual", keys="visual | bos", layers=1))
-    assert len(fresh.run_many(batch, [*SWEEP, SWEEP[0]], at_once=5)) == 5
+    assert len(fresh.run_many(batch, [*SWEEP, SWEEP[0]])) == 5
     with pytest.raises(InputError, match=r"of sample 0 is left without any key") as single:
         fresh.run(batch, blind)
     with pytest.raises(InputError) as several:
-        fresh.run_many(batch, [*SWEEP, blind], at_once=5)
+        fresh.run_many(batch, [*SWEEP, blind])
     assert str(several.value) == str(single.value)
 
 
@@ -335,10 +331,8 @@ def test_progress_counts_plans_and_results_keep_their_order(fresh: VisualLM) -> 
     batch = fresh.encode(tiny.image(0), tiny.PROMPTS["middle"])
     told: list[tuple[int, int]] = []
     plans = [SWEEP[3], None, SWEEP[0], SWEEP[2], Plan()]
-    fresh.run_many(
-        batch, plans, at_once=2, progress=lambda _, done, total: told.append((done, total))
-    )
-    assert told == [(2, 5), (3, 5), (5, 5)]
+    fresh.run_many(batch, plans, progress=lambda _, done, total: told.append((done, total)))
+    assert told == [(2, 5), (3, 5), (4, 5), (5, 5)]
     assert fresh.run_many(batch, []) == []
     with pytest.raises(InputError, match="at least one condition"):
         fresh.run_many(batch, plans, at_once=0)

@@ -1,0 +1,74 @@
+"""A transformers model as a host of programs: what hooks on it share in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...errors import InputError
+from ...opening.wrapping import module_path
+from ..forward import Output, Request
+from ..reading import by_sample, tensor_of
+from ..tracing import without_cache
+from ..undisturbed import undisturbed
+from .some_rows import SomeRows
+
+
+@dataclass(eq=False)
+class HookedModel:
+    """One pass of a transformers model with hooks on it.
+
+    Attributes:
+        model: The transformers model.
+        store: What steps leave to one another.
+        rows: The rows that the layer which is running is computed for; None for all.
+    """
+
+    model: nn.Module
+    store: dict[str, Any] = field(default_factory=dict)
+    rows: SomeRows | None = None
+
+    def show(self, rows: SomeRows | None) -> None:
+        """Say for which rows the layer is computed that runs next."""
+        self.rows = rows
+
+
+def hooked_pass(host: HookedModel, inputs: Mapping[str, Tensor], request: Request) -> Output:
+    """A forward of the model as it is now, with all hooks on it; what is read has them in it."""
+    model: Any = host.model
+    states: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for site in request.sites:
+            module = model.get_submodule(module_path(site["path"]))
+            keep = partial(_keep, host, request, states, site)
+            stack.enter_context(
+                module.register_forward_pre_hook(
+                    lambda _, args, kwargs, keep=keep: keep(
+                        args[0] if args else next(iter(kwargs.values()))
+                    ),
+                    with_kwargs=True,
+                )
+                if site["side"] == "input"
+                else module.register_forward_hook(lambda _, __, output, keep=keep: keep(output))
+            )
+        stack.enter_context(undisturbed(model))
+        logits = model(**inputs, **without_cache(model), **request.arguments).logits
+    if len(logits) != request.samples:
+        raise InputError(f"{len(logits)} rows of logits came back for {request.samples}")
+    return Output(logits, {site["key"]: states[site["key"]] for site in request.sites})
+
+
+def _keep(
+    host: HookedModel, request: Request, states: dict[str, Tensor], site: dict[str, Any], value: Any
+) -> None:
+    """Read a site, as :func:`~embedlens.lens.runs.reading.read_sites` does in a trace."""
+    rows = host.rows if site["side"] == "output" else None
+    value = tensor_of(value if rows is None else rows.whole(value))
+    value = by_sample(value, request.samples)
+    kept = value[request.rows.to(value.device), request.columns.to(value.device)]
+    states[site["key"]] = kept if site["scale"] == 1.0 else kept * site["scale"]

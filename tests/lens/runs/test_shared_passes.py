@@ -1,0 +1,170 @@
+"""Passes that share work: any set of plans gives the numbers of single runs, on every family."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from builders.plans_that_share import BROKEN, RELATIVE, ROWS, SWEEP, relative, singles, ways
+from embedlens import (
+    AblateAttention,
+    Batch,
+    BlockAttention,
+    InputError,
+    PatchTokens,
+    Plan,
+    PruneTokens,
+    ReplaceTokens,
+    ScaleTokens,
+    TokenClasses,
+    VisualLM,
+    WithdrawTokens,
+    ZeroFFN,
+)
+from embedlens.lens.runs import proof_record
+from embedlens.lens.runs.many import shared_passes
+from families.family import noise
+from families.zoo import READABLE, WITH_PROCESSOR, built
+
+CASES = [(name, attn, 1) for name in READABLE for attn in ("sdpa", "eager")]
+CASES += [(name, attn, 2) for name in WITH_PROCESSOR for attn in ("sdpa", "eager")]
+
+
+@functools.cache
+def model_of(name: str, attn: str) -> VisualLM | None:
+    """A copy of a family with an attention implementation; None where it has none such."""
+    family = built(name)
+    model = copy.deepcopy(family.model)
+    try:
+        model.set_attn_implementation(attn)
+    except ValueError:
+        return None
+    opened = VisualLM(model, family.processor)
+    opened.batch(family.inputs)
+    return opened
+
+
+def opened(name: str, attn: str = "sdpa", samples: int = 1) -> tuple[VisualLM, Batch]:
+    """A family and one prompt, or two of different length; some tokens are called dead."""
+    family, model = built(name), model_of(name, attn)
+    if model is None:
+        pytest.skip(f"no {attn} attention")
+    if samples == 1:
+        batch = model.batch(family.inputs)
+    else:
+        prompts = [family.prompt, f"{family.prompt} red star ?"]
+        batch = model.encode([noise(family.size, i) for i in range(2)], prompts)
+    dead = np.random.default_rng(5).random(len(batch.visual)) < 0.4
+    dead[[0, -1]] = True
+    none = np.zeros(len(dead), bool)
+    classes = TokenClasses({"vit-sink": none, "llm-sink": none, "dead": dead})
+    return model, batch.with_classes(classes)
+
+
+TOKENS = st.sampled_from(["visual", "dead", "alive", "last", "text & ~bos"])
+LAYERS = st.sampled_from(["0", "1", "last", "all"])
+OPERATION = st.one_of(
+    st.builds(ZeroFFN, layers=LAYERS, tokens=TOKENS),
+    st.builds(AblateAttention, layers=LAYERS, tokens=TOKENS),
+    st.builds(
+        BlockAttention,
+        queries=st.sampled_from(["last", "text & ~bos"]),
+        keys=st.sampled_from(["visual", "dead"]),
+        layers=LAYERS,
+    ),
+    st.builds(ScaleTokens, factor=st.just(0.5), layers=LAYERS, tokens=TOKENS),
+    st.builds(ReplaceTokens, by=st.just("noise"), layers=LAYERS, tokens=TOKENS, seed=st.just(3)),
+    st.builds(
+        PatchTokens,
+        source=st.just(0),
+        target=st.just(1),
+        tokens=TOKENS,
+        site=st.sampled_from(["residual", "ffn", "attention"]),
+    ),
+    st.just(WithdrawTokens(tokens="dead", layer=1, method="mask")),
+    st.just(PruneTokens(tokens="dead", layer=1)),
+    st.just(BlockAttention(queries="last", keys="dead", layers=0, renormalise=False)),
+)
+
+
+def plan_of(operations: list[Any]) -> Plan | None:
+    """A plan of them; of the first alone where two contradict each other."""
+    try:
+        return Plan(*operations)
+    except InputError:
+        return Plan(operations[0])
+
+
+PLAN = st.one_of(st.none(), st.lists(OPERATION, min_size=1, max_size=2).map(plan_of))
+
+
+# The same examples every time, and none thrown away for being slow on a busy machine.
+REPEATABLE: dict[str, Any] = {
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "suppress_health_check": list(HealthCheck),
+}
+
+
+@pytest.mark.quick("llava")
+@pytest.mark.parametrize(("name", "attn", "samples"), CASES)
+@settings(max_examples=3, **REPEATABLE)
+@given(plans=st.lists(PLAN, min_size=3, max_size=7), captured=st.booleans())
+def test_any_set_of_plans_equals_single_runs(
+    name: str, attn: str, samples: int, plans: list[Plan | None], captured: bool
+) -> None:
+    model, batch = opened(name, attn, samples)
+    kept: dict[str, Any] = {}
+    if captured and "sublayers" not in model.anatomy.refusals:
+        kept = {"capture": ("residual", "ffn"), "tokens": "visual"}
+    own = singles(model, batch, plans, **kept)
+    many = model.run_many(batch, [plan for plan, _ in own], **kept)
+    for found, (plan, expected) in zip(many, own, strict=True):
+        assert relative(found.logits, expected.logits) <= RELATIVE, plan
+        for site in kept.get("capture", ()):
+            for layer, states in getattr(expected, site).items():
+                assert relative(getattr(found, site)[layer], states) <= RELATIVE, (plan, layer)
+
+
+@pytest.mark.quick("llava", "gemma3")
+@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize("name", READABLE)
+def test_a_broken_shortcut_is_seen_and_not_used(
+    name: str, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = opened(name)
+    own = singles(model, batch, SWEEP)
+    proof_record._PROVEN.pop(model.hf, None)
+    plans = [plan for plan, _ in own]
+    model.run_many(batch, plans)
+    applies = ways(model)
+    breaks, named = BROKEN[broken]
+    touched = {way for way in named if True in applies.get(way, ())}
+    proof_record._PROVEN.pop(model.hf, None)
+    breaks(monkeypatch)
+    for found, (plan, expected) in zip(model.run_many(batch, plans), own, strict=True):
+        assert relative(found.logits, expected.logits) <= RELATIVE, plan
+    seen = ways(model)
+    assert {way for way in touched if True in seen.get(way, ())} == set()
+    # What is not broken is not blamed.
+    for innocent in {shared_passes.LAYERS, shared_passes.TOWERS} - set(named):
+        assert seen.get(innocent, applies.get(innocent)) == applies.get(innocent)
+    proof_record._PROVEN.pop(model.hf, None)
+
+
+@pytest.mark.quick("llava")
+@pytest.mark.parametrize("name", ["llava", "gemma3", "internvl", "qwen2_5_vl", "idefics3"])
+def test_all_shortcuts_hold_here(name: str) -> None:
+    model, batch = opened(name)
+    proof_record._PROVEN.pop(model.hf, None)
+    model.run_many(batch, SWEEP)
+    found = ways(model)
+    assert set(found) >= {*ROWS, "ffn known", "layers", "towers", "steps", "alone"}
+    assert set().union(*found.values()) == {True}
