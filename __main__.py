@@ -189,7 +189,7 @@ def run(
     markers: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Saved markers, for plans that name classes.", exists=True
+            metavar="FILE", help="Saved markers, for plans that name classes.", exists=True
         ),
     ] = None,
     max_new_tokens: Annotated[

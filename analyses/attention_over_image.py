@@ -169,7 +169,7 @@ def _drawn(
             ScalarMappable(scale, _COLORS), ax=axes, location="bottom", shrink=0.6, aspect=40
         )
         bar.set_label("share of the token's attention per cell; above a panel: on the whole image")
-        bar.outline.set_edgecolor(MUTED)  # type: ignore[operator]
+        bar.outline.set_edgecolor(MUTED)
     return figure
 
 

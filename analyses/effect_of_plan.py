@@ -10,13 +10,13 @@ from typing import Any
 import pandas as pd
 
 from ..interventions import Plan, paper
-from ..interventions.selectors.selectors import CLASSES
 from ..lens.errors import EmbedlensError, InputError
 from ..lens.inputs.batch import Batch
 from ..lens.inputs.read_image import ImageLike, read_image
 from ..lens.markers.markers import Markers
 from ..lens.model import VisualLM
 from ..lens.progress import Progress, silent
+from ..lens.token_names import CLASSES
 from .statistics import MIN_IMAGES
 
 _SHARES = ("saved", "skipped", "spent")

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..lens.errors import InputError
 from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
-from ..lens.selectors import Selector, parse_selector
+from ..lens.selectors.parser import as_selector
+from ..lens.selectors.selectors import Selector
 
 
 def directions(
@@ -45,7 +46,7 @@ def directions(
     Raises:
         InputError: A sample without any such token.
     """
-    chosen = parse_selector(tokens) if isinstance(tokens, str) else tokens
+    chosen = as_selector(tokens)
     with_it, without = (_samples(model, batch, chosen) for batch in (positive, negative))
     gap = with_it.mean(1) - without.mean(1)
     if by == "means":

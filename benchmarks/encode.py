@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,26 +42,16 @@ def main() -> int:
     kept = True
     for name in FAMILIES:
         model, prompt = visual_lm(name), built(name).prompt
-        sizes = count(1)
-
-        def bare(image: Image.Image, model: Any = model, prompt: str = prompt) -> Any:
-            return model.processor(text=[prompt], images=[[image]], return_tensors="pt")
-
-        def new(do: Callable[[Image.Image], Any], sizes: Any = sizes) -> Any:
-            return do(_noise((WIDTH + 2 * next(sizes), HEIGHT)))
-
-        def encode(image: Image.Image, model: Any = model, prompt: str = prompt) -> Any:
-            return model.encode(image, prompt)
-
-        image = _noise((WIDTH, HEIGHT))
+        images = [_noise((WIDTH + 2 * i, HEIGHT)) for i in range(2 * options.repeats + 4)]
+        encode, bare = partial(_encoded, model, prompt), partial(_bare, model, prompt)
         tasks: dict[str, Callable[[], Any]] = {
-            "bare": lambda do=bare: new(do),
-            "new": lambda do=encode: new(do),
-            "bare, seen": lambda do=bare, image=image: do(image),
-            "seen": lambda do=encode, image=image: do(image),
+            "bare": partial(_next, bare, images),
+            "new": partial(_next, encode, images),
+            "bare, seen": partial(bare, images[0]),
+            "seen": partial(encode, images[0]),
         }
-        for task in tasks.values():
-            task()
+        for do in tasks.values():
+            do()
         taken = alternate(tasks, options.repeats)
         for task, base, limit in (("new", "bare", NEW), ("seen", "bare, seen", SEEN)):
             clock, processor = ratios(taken, task, base)
@@ -72,6 +62,19 @@ def main() -> int:
                 f"clock: {verdict} {limit}"
             )
     return 0 if kept else 1
+
+
+def _bare(model: Any, prompt: str, image: Image.Image) -> object:
+    return model.processor(text=[prompt], images=[[image]], return_tensors="pt")
+
+
+def _encoded(model: Any, prompt: str, image: Image.Image) -> object:
+    return model.encode(image, prompt)
+
+
+def _next(do: Callable[[Image.Image], object], images: list[Image.Image]) -> object:
+    """The same for an image of a size that has not been before."""
+    return do(images.pop())
 
 
 def _noise(size: tuple[int, int]) -> Image.Image:

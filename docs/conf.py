@@ -15,8 +15,6 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.domains.python import PyClasslike
 
-from embedlens.interventions import Operation
-
 project = "embedlens"
 author = "The embedlens contributors"
 release = version = metadata.version("embedlens")
@@ -25,6 +23,8 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 include_patterns = [
     "docs/**.md",
     "examples/notebooks/*.ipynb",
+    "examples/experiments/README.md",
+    "examples/studies/README.md",
     "examples/train_shipped_model/README.md",
     "lens/shipped/README.md",
     "benchmarks/README.md",
@@ -56,27 +56,12 @@ autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 
 
-def operation_signature(
-    _: Sphinx, what: str, __: str, obj: Any, *rest: Any
-) -> tuple[str, None] | None:
-    """The fields of an operation as one would write them, in place of pydantic's annotations."""
-    if what != "class" or not issubclass(obj, Operation):
-        return None
-    fields = {name: field for name, field in obj.model_fields.items() if name != "op"}
-    own = [name for name in fields if name not in Operation.model_fields]
-    written = []
-    for name in (*own, *(name for name in fields if name not in own)):
-        required = fields[name].is_required()
-        value = fields[name].default
-        plain = value if value is None or isinstance(value, bool | int | float) else str(value)
-        written.append(name if required else f"{name}={plain!r}")
-    return f"({', '.join(written)})", None
-
-
 def whole_first_line(_: Sphinx, what: str, __: str, ___: Any, ____: Any, lines: list[str]) -> None:
     """The first line of a property is a sentence: what stands before a colon is no type."""
-    if what == "property":
-        lines.insert(0, "")
+    taken = [line for line in lines if line.startswith(":type: ")]
+    if what == "property" and taken:
+        lines[:] = [line for line in lines if line not in taken]
+        lines[0] = f"{taken[0].removeprefix(':type: ')}: {lines[0]}"
 
 
 def dollars_as_math(_: Sphinx, __: str, ___: str, ____: Any, _____: Any, lines: list[str]) -> None:
@@ -106,7 +91,6 @@ def setup(app: Sphinx) -> None:
     for field in PyClasslike.doc_field_types:
         if field.name == "variable":
             field.label = "Attributes"
-    app.connect("autodoc-process-signature", operation_signature)
-    app.connect("autodoc-process-docstring", whole_first_line, priority=100)  # before napoleon
+    app.connect("autodoc-process-docstring", whole_first_line, priority=900)  # after napoleon
     app.connect("autodoc-process-docstring", dollars_as_math)
     app.add_html_math_renderer("mathml", (inline_mathml, None), (block_mathml, None))

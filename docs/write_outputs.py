@@ -43,7 +43,8 @@ def lines_with_outputs(block: str, names: dict[str, object]) -> Iterator[str]:
         yield f">>> {first}"
         yield from (f"... {line}".rstrip() for line in more)
         told = _Told()
-        test = doctest.DocTest([example], names, "page", None, 0, None)
+        fresh = doctest.Example(example.source, want="")
+        test = doctest.DocTest([fresh], names, "page", None, 0, None)
         told.run(test, clear_globs=False, out=lambda _: None)
         names.update(test.globs)
         if told.got.strip():

@@ -20,11 +20,17 @@ import pytest
 import torch
 import typechecking  # noqa: F401 (before nnsight, see there)
 
+import amounts
 import tiny
 from embedlens import VisualLM
 from families.family import FAMILIES, REPRESENTATIVE
 
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Whether this is the full matrix, as what tests draw depends on it."""
+    amounts.FULL["matrix"] = config.option.markexpr != "not full"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import embedlens
-from builders.results import ablation, all_results
+from builders.results import ablation
 from embedlens import VisualLM
 from embedlens.__main__ import main
 from embedlens.analyses import Result, find
@@ -164,6 +164,7 @@ def test_wrong_usage(run: Any, tmp_path: Path, arguments: list[str]) -> None:
     refused(run, tmp_path, arguments, "embedlens --help")
 
 
+@pytest.mark.full
 def test_an_interrupt_leaves_nothing(
     run: Any, tmp_path: Path, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +206,7 @@ def test_the_demo_says_what_it_does_names_its_stages_and_shows_its_page(
         looked_at.append(sizes)
         for step in range(3):
             progress("counting sheep", step, 3)
-        return all_results()
+        return [ablation()]
 
     monkeypatch.setattr("embedlens.analyses.report.demo.demo", short)
     monkeypatch.setattr("webbrowser.open", opened.append)
@@ -254,6 +255,7 @@ def test_check_prints_a_table_and_passes(run: Any, tmp_path: Path, picture: str)
     assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]
 
 
+@pytest.mark.full
 def test_check_as_json(run: Any) -> None:
     code, out, err = run("check", MODEL, "--json", "--device", "cpu", "--attention", "eager")
     assert (code, err) == (0, "")
@@ -274,6 +276,7 @@ def test_check_of_a_model_that_cannot_be_read_says_why(run: Any, tmp_path: Path)
     assert "transformers" in out
 
 
+@pytest.mark.full
 def test_check_of_a_model_that_fails(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VisualLM, "generate", lambda *_, **__: ["something else"])
     code, out, err = run("check", MODEL, "--device", "cpu")

@@ -19,6 +19,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPVisionConfig,
+    GptOssConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -120,7 +121,10 @@ def build(kind: str = "llama", attn_implementation: str = "sdpa", seed: int = 0)
         "pad_token_id": VOCABULARY.index("<pad>"),
         "tie_word_embeddings": False,
     }
-    decoders = {"qwen2": Qwen2Config, "mistral": MistralConfig}
+    decoders = {"qwen2": Qwen2Config, "mistral": MistralConfig, "gpt_oss": GptOssConfig}
+    if kind == "gpt_oss":  # learned sinks beside the keys, and windows; computes eagerly only
+        text |= {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8}
+        text |= {"sliding_window": 12}
     vision = CLIPVisionConfig(
         hidden_size=24,
         intermediate_size=32,

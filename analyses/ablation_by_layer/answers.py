@@ -13,7 +13,8 @@ from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.opening.wrapping import need_processor
 from ...lens.progress import Progress
-from ..questions import Questions
+from ...lens.selectors.selectors import Selector
+from ..asked_questions import Questions
 from .layer_sets import WRONG_IMAGE, Zeroing
 
 DOING = "zeroing attention and FFN"
@@ -33,7 +34,7 @@ def score_all(
     questions: Questions,
     wrong: Sequence[int | None],
     conditions: Sequence[Zeroing],
-    tokens: str,
+    tokens: str | Selector,
     markers: Markers | None,
     batch_size: int,
     max_new_tokens: int,

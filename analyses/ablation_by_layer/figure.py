@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from ..analysis import Result
+from ..asked_questions import OWN_ANSWER
 from ..figures.curves import curve, layer_axis, percent_axis
 from ..figures.style import ACCENT, CHANCE, INK, MUTED, SECOND, new_figure, style, tidy
-from ..questions import OWN_ANSWER
 from ..rows import one, select
 from .layer_sets import in_all_layers
 

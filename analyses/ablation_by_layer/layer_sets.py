@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ...interventions import AblateAttention, Plan, ZeroFFN
+from ...lens.selectors.selectors import Selector
 from ..rows import select
 
 OperationName = Literal["attention", "ffn"]
@@ -34,7 +35,7 @@ class Zeroing(NamedTuple):
         first, last = self.layers[:1], self.layers[1:][-1:]
         return "-".join(map(str, (*first, *last)))
 
-    def plan(self, tokens: str) -> Plan | None:
+    def plan(self, tokens: str | Selector) -> Plan | None:
         """What has to be done to the model."""
         if not self.layers:
             return None

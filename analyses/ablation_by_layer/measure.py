@@ -11,11 +11,12 @@ from ...lens.errors import InputError
 from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.progress import Progress, silent
+from ...lens.selectors.selectors import Selector
 from ...lens.torch_settings import default_torch
 from ..analysis import Result
+from ..asked_questions import Questions, check_examples
 from ..example import Example
 from ..provenance import provenance
-from ..questions import Questions, check_examples
 from ..statistics import (
     Estimate,
     Interval,
@@ -47,7 +48,7 @@ def ablation(
     *,
     operations: Sequence[OperationName] = ("attention", "ffn"),
     scopes: Sequence[Scope] = ("single", "below", "above"),
-    tokens: str = "visual",
+    tokens: str | Selector = "visual",
     markers: Markers | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 12,
@@ -110,7 +111,7 @@ def ablation(
         model,
         seed=seed,
         plan=" | ".join(f"{name} at {tokens}" for name in operations),
-        tokens=tokens,
+        tokens=str(tokens),
         batch_size=batch_size,
         examples=len(set(questions.asked)),
         images=questions.images(questions.first("all")),

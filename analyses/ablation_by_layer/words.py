@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from ..analysis import Analysis, Result, register
+from ..asked_questions import OWN_ANSWER
 from ..claim import ABSTRACT, Claim
 from ..numbers_in_words import counted, difference, listing, p_value, percent, points, share
-from ..questions import OWN_ANSWER
 from ..rows import one, select
 from ..statistics import Evidence, holm
 from .answers import DOING

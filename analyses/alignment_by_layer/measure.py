@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
+from ...lens.selectors.parser import as_selector
+from ...lens.selectors.selectors import Selector
 from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..provenance import provenance
@@ -42,7 +44,7 @@ def alignment(
     batch: Batch | Sequence[Batch],
     texts: Sequence[str],
     *,
-    tokens: str = "alive",
+    tokens: str | Selector = "alive",
     seed: int = 0,
 ) -> Result:
     """Compare visual tokens with text-token states of every layer, and say which layer it is.
@@ -72,7 +74,8 @@ def alignment(
         model: The model.
         batch: One or several batches; images count by content.
         texts: Sentences for the bank, two or more for references; run without images.
-        tokens: A class such as ``alive`` (the batches must be classified), or ``visual``: all.
+        tokens: Which visual tokens, in the selector language: a class such as ``alive`` (the
+            batches must be classified), ``visual`` for all, or any other.
         seed: Of the random orders and the bootstrap.
 
     Returns:
@@ -90,15 +93,16 @@ def alignment(
         InputError: Unknown or empty class, no classes on the batch, or no usable text.
     """
     batches = as_batches(batch)
-    masks = [_chosen(part, tokens) for part in batches]
+    chosen = as_selector(tokens)
+    masks = [_chosen(part, chosen) for part in batches]
     if not any(mask.any() for mask in masks):
-        raise InputError(f"no visual token is {tokens!r}: there is nothing to align")
+        raise InputError(f"no visual token is {str(chosen)!r}: there is nothing to align")
     bank = text_states(model, texts)
     visual = visual_states(model, batches, masks)
     if not len(visual):
         raise InputError(
-            f"all {visual.left_out} tokens that are {tokens!r} have massive norms, as sinks have: "
-            "there is nothing to align"
+            f"all {visual.left_out} tokens that are {str(chosen)!r} have massive norms, as sinks "
+            "have: there is nothing to align"
         )
     found = visual_curves(bank, visual, seed)
     text = text_curves(bank, int(np.median(np.bincount(found.images))), seed)
@@ -120,7 +124,7 @@ def alignment(
     meta = provenance(
         model,
         seed=seed,
-        tokens=tokens,
+        tokens=str(chosen),
         visual_tokens=len(visual),
         visual_sinks=visual.left_out,
         images=len(np.unique(found.images)),
@@ -131,15 +135,16 @@ def alignment(
     return Result("alignment", frame, tensors, meta)
 
 
-def _chosen(batch: Batch, tokens: str) -> NDArray[np.bool_]:
-    if tokens == "visual":
-        return np.ones(len(batch.visual), dtype=bool)
-    if batch.classes is None:
+def _chosen(batch: Batch, tokens: Selector) -> NDArray[np.bool_]:
+    """The visual tokens that are meant, ``[token]``; refused where others are meant too."""
+    meant = tokens.select(batch).prompt
+    chosen: NDArray[np.bool_] = meant[batch.visual.sample, batch.visual.position]
+    if chosen.sum() != meant.sum():
         raise InputError(
-            f"tokens={tokens!r} needs a classified batch: batch.with_classes(markers.classify("
-            "model, batch)), or tokens='visual' for all of them"
+            f"tokens={str(tokens)!r}: some of these are no visual tokens, which alone are aligned "
+            f"with text: write ({tokens}) & visual"
         )
-    return batch.classes.mask(tokens)
+    return chosen
 
 
 def _measured(found: VisualCurves, text: TextCurves, seed: int) -> Iterator[dict[str, object]]:

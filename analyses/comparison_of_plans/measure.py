@@ -11,9 +11,9 @@ from ...lens.model import VisualLM
 from ...lens.progress import Progress, silent
 from ...lens.torch_settings import default_torch
 from ..analysis import Result
+from ..asked_questions import Questions, check_examples
 from ..example import Example
 from ..provenance import provenance
-from ..questions import Questions, check_examples
 from .named_plans import Controls, NamedPlans
 from .outcomes import Label, outcomes
 from .paired_table import METRICS, paired_table

@@ -52,7 +52,7 @@ class NamedPlans:
 
     def name(self, number: int) -> str:
         """What a plan is called: its condition, or whose control it is."""
-        known = {plan: name for name, plan in reversed(self.of.items())}
+        known: dict[int, str] = {plan: name for name, plan in reversed([*self.of.items()])}
         known |= {
             plan: f"the control of {name}"
             for name, plans in self.controls.items()

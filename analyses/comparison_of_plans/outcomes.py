@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.opening.wrapping import need_processor
 from ...lens.progress import Progress
-from ..questions import Questions
+from ..asked_questions import Questions
 from .named_plans import NamedPlans
+
+T = TypeVar("T")
 
 DOING = "comparing plans"
 Label = Callable[[Batch, Sequence[int]], Batch]
@@ -84,7 +87,7 @@ class _Asked:
         size, n = max(1, _DISTRIBUTIONS // each), len(self.named.plans)
         return [range(i, min(i + size, n)) for i in range(0, n, size)]
 
-    def _named(self, run: Callable[..., list], part: range) -> list:  # type: ignore[type-arg]
+    def _named(self, run: Callable[[Sequence[Plan | None]], list[T]], part: range) -> list[T]:
         """Run some plans; one that cannot be carried out is named by its condition."""
         try:
             return run([self.named.plans[i] for i in part])

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from ..questions import Questions
+from ..asked_questions import Questions
 from ..statistics import (
     Estimate,
     Evidence,
@@ -102,11 +102,12 @@ def paired_table(
     for p in ("p", "verdict_p", "control_p"):
         for family in (overall, ~overall):
             frame.loc[family, f"{p}_holm"] = holm(frame.loc[family, p].tolist())
+    records: list[dict[Any, Any]] = frame.to_dict("records")
     frame["verdict"] = [
         None
         if row["condition"] == UNTOUCHED
         else Evidence.from_row(row).verdict(float(row["verdict_p_holm"]))
-        for row in frame.to_dict("records")
+        for row in records
     ]
     return frame.drop(columns=["verdict_p"])
 

@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 
 from ..analysis import Analysis, Result, register
+from ..asked_questions import OWN_ANSWER
 from ..numbers_in_words import counted, difference, listing, number, p_value, percent
-from ..questions import OWN_ANSWER
 from ..rows import one, select
 from .figure import draw_comparison
 from .named_plans import UNTOUCHED

@@ -1,5 +1,7 @@
 """The picture of integrated gradients: each token's share at its place in the image."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,7 +17,7 @@ def draw_integrated_gradients(result: Result) -> Figure:
     """A panel for each image, rows of the grid from above; what has no place is not drawn."""
     frame = result.frame
     placed = frame[frame["row"].notna() & (frame["row"] >= 0)]
-    views = list(placed.groupby(["sample", "image", "tile"]))[:_MOST]
+    views: list[Any] = list(placed.groupby(["sample", "image", "tile"]))[:_MOST]
     columns = min(3, max(1, len(views)))
     rows = -(-max(1, len(views)) // columns)
     with style():
@@ -24,12 +26,12 @@ def draw_integrated_gradients(result: Result) -> Figure:
         for axes in panels[len(views) :]:
             axes.remove()
         for letter, axes, (key, tokens) in zip("abcdef", panels, views, strict=False):
-            (sample, image, tile) = key  # type: ignore[misc]
+            sample, image, tile = map(int, key)
             heatmap(
                 axes, _grid(tokens), unit=_UNIT[result.meta["of"]], rows="row", columns="column"
             )
             axes.invert_yaxis()
-            word = printable(result.meta["targets"][int(sample)])
+            word = printable(result.meta["targets"][sample])
             more = "" if image == tile == 0 else f" ({image}, {tile})"
             axes.set_title(f"{letter}  “{word}”{more}")
     return figure

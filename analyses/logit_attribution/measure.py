@@ -11,7 +11,7 @@ from ...interventions import Plan, Selector, parse_selector
 from ...lens.errors import Unsupported
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
-from ...lens.runs.run import Run
+from ...lens.runs.run import Capture, Run
 from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..provenance import provenance
@@ -72,7 +72,9 @@ def logit_attribution(
     chosen = (parse_selector(tokens) if isinstance(tokens, str) else tokens).select(batch).prompt
     ids = target_ids(model, targets, int(chosen.sum()))
     heads = by == "head"
-    capture = ["residual", "attention", "ffn", *["attention_weights"] * heads]
+    capture: list[Capture] = ["residual", "attention", "ffn"]
+    if heads:
+        capture.append("attention_weights")
     run = model.run(
         batch, plan, capture=capture, tokens=chosen, queries=chosen, keys="all", logits=None
     )

@@ -1,5 +1,7 @@
 """What a logit's parts say: which heads and layers add most to it."""
 
+from typing import Any
+
 import pandas as pd
 
 from ..analysis import Analysis, Result, register
@@ -38,11 +40,11 @@ def _findings(result: Result) -> list[str]:
     return said
 
 
-def _name(key: tuple[str, object, object]) -> str:
+def _name(key: Any) -> str:
     part, layer, head = key
     return _NAMES[part].format(
-        layer="" if pd.isna(layer) else int(layer),  # type: ignore[call-overload]
-        head="" if pd.isna(head) else int(head),  # type: ignore[call-overload]
+        layer="" if pd.isna(layer) else int(layer),
+        head="" if pd.isna(head) else int(head),
     )
 
 

@@ -4,7 +4,7 @@ from math import isnan
 
 from ..analysis import Analysis, Result, register
 from ..numbers_in_words import listing, number
-from ..rows import one, select
+from ..rows import select
 from .figure import draw_patching
 from .measure import DOING
 
@@ -13,7 +13,7 @@ def _findings(result: Result) -> list[str]:
     told = []
     for name in dict.fromkeys(result.frame["tokens"]):
         rows = select(result.frame, tokens=name)
-        best = one(rows, layer=int(rows.loc[rows["effect"].idxmax(), "layer"]))
+        best = max(rows.to_dict("records"), key=lambda row: float(row["effect"]))
         low, high = best["effect_low"], best["effect_high"]
         ends = "" if isnan(low) else f" ({number(low)} to {number(high)})"
         told.append(f"{name} {number(best['effect'])}{ends} at layer {int(best['layer'])}")

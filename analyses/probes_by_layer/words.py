@@ -4,7 +4,6 @@ from math import isnan
 
 from ..analysis import Analysis, Result, register
 from ..numbers_in_words import counted, listing, p_value, percent, points
-from ..rows import one
 from .figure import draw_probes
 from .measure import DOING
 
@@ -13,7 +12,7 @@ _SURE = 0.05
 
 def _findings(result: Result) -> list[str]:
     frame = result.frame
-    best = one(frame, layer=int(frame.loc[frame["selectivity"].idxmax(), "layer"]))
+    best = max(frame.to_dict("records"), key=lambda row: float(row["selectivity"]))
     ends = ""
     if not isnan(best["selectivity_low"]):
         low, high = (100 * best[f"selectivity_{end}"] for end in ("low", "high"))

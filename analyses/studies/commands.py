@@ -11,13 +11,18 @@ from ..terminal import Interrupted, progress_bar, quiet, show_lines
 
 NOT_ALL = 1
 
-app = typer.Typer(help="Studies: conditions × data × measures, resumable.", no_args_is_help=True)
+app = typer.Typer(
+    rich_markup_mode=None,  # as the commands that these stand beside
+    help="Studies: conditions × data × measures, resumable.",
+)
 
 File = Annotated[
-    Path, typer.Argument(help="The study's YAML.", exists=True, dir_okay=False, readable=True)
+    Path,
+    typer.Argument(metavar="FILE", help="The study's YAML.", exists=True, dir_okay=False),
 ]
 Folder = Annotated[
-    Path, typer.Argument(help="The study's folder.", exists=True, file_okay=False, readable=True)
+    Path,
+    typer.Argument(metavar="FOLDER", help="The study's folder.", exists=True, file_okay=False),
 ]
 
 
@@ -32,10 +37,12 @@ def _shard(text: str) -> tuple[int, int]:
 def run(
     file: File,
     out: Annotated[
-        Path | None, typer.Option(help="The study's folder; FILE.study beside FILE without it.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The study's folder; FILE.study without it."),
     ] = None,
     shard: Annotated[
-        str, typer.Option(help="Compute a share only, such as 3/16, for jobs side by side.")
+        str,
+        typer.Option(metavar="SHARE", help="Compute a part only, such as 3/16, beside others."),
     ] = "1/1",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it takes, and store nothing.")
@@ -83,8 +90,10 @@ def write_report(folder: Folder) -> None:
 
 @app.command("merge")
 def merge_folders(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of one study.", exists=True)],
-    out: Annotated[Path, typer.Option(help="Where all of it goes.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER…", help="Folders of one study.", exists=True)
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where all of it goes.")],
 ) -> None:
     """Put what several machines computed into one folder."""
     quiet()

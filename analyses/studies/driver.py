@@ -57,7 +57,7 @@ class Task:
 
 
 @runtime_checkable
-class Engine(Protocol):
+class StudyEngine(Protocol):
     """Where units are computed."""
 
     def compute(self, task: Task, units: Iterable[Unit], add: Add) -> None:
@@ -68,7 +68,7 @@ class SerialEngine:
     """One unit after the other, in this process."""
 
     def compute(self, task: Task, units: Iterable[Unit], add: Add) -> None:
-        """See :class:`Engine`."""
+        """See :class:`StudyEngine`."""
         for unit in units:
             add(task.compute(unit))
 
@@ -78,7 +78,7 @@ def drive(
     text: str,
     folder: StudyFolder,
     shard: tuple[int, int],
-    engine: Engine,
+    engine: StudyEngine,
     command: str,
     progress: Progress,
 ) -> None:

@@ -25,7 +25,7 @@ from ...lens.inputs.read_image import read_image
 from ...lens.scenes import TASKS, scenes
 from ..image_files import image_files
 from .hub_rows import hub_rows
-from .study_file import Columns, HubData, ImagesData, ScenesData, TableData
+from .study_file import HubData, ImagesData, ScenesData, TableColumns, TableData
 from .table_rows import table_rows
 
 DeclaredData = ScenesData | ImagesData | TableData | HubData
@@ -133,7 +133,7 @@ def _declared(data: DeclaredData, folder: Path, keep: Path | None) -> Iterable[I
         for file in image_files(data.path, folder):
             row = {"image": file, "question": data.question, "answer": list(answers)}
             row |= {} if data.choices is None else {"choices": data.choices}
-            yield _item(row, Columns(), None, file.name, Picture.of)
+            yield _item(row, TableColumns(), None, file.name, Picture.of)
     elif isinstance(data, TableData):
         file = folder / Path(data.path).expanduser()
         read = _relative_to(file.parent, keep)
@@ -163,7 +163,7 @@ def _relative_to(folder: Path, keep: Path | None) -> Callable[[Any], Picture]:
 
 def _item(
     row: dict[str, Any],
-    columns: Columns,
+    columns: TableColumns,
     question: str | None,
     where: str,
     read: Callable[[Any], Picture],

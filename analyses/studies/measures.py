@@ -30,7 +30,7 @@ Observation = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Measure:
+class AnswerMeasure:
     """What is measured of one answer.
 
     Attributes:
@@ -86,7 +86,7 @@ def _of_text(score: Callable[[str, Sequence[str]], float]) -> Callable[[Observat
 
 _UNIT = (0.0, 1.0)
 _KNOWN = (
-    Measure(
+    AnswerMeasure(
         "accuracy",
         "answer",
         lambda seen, _: float(seen["greedy"]),
@@ -94,20 +94,20 @@ _KNOWN = (
         share=True,
         bounds=_UNIT,
     ),
-    Measure(
+    AnswerMeasure(
         "logprob",
         "answer",
         lambda seen, _: float(seen["logprob"]),
         "Log-probability of the right answer with its end, in nats.",
     ),
-    Measure(
+    AnswerMeasure(
         "probability",
         "answer",
         lambda seen, _: exp(seen["logprob"]),
         "Probability of the right answer with its end.",
         bounds=_UNIT,
     ),
-    Measure(
+    AnswerMeasure(
         "choice",
         "choices",
         _right_choice("sum"),
@@ -115,7 +115,7 @@ _KNOWN = (
         share=True,
         bounds=_UNIT,
     ),
-    Measure(
+    AnswerMeasure(
         "choice_per_token",
         "choices",
         _right_choice("token"),
@@ -123,7 +123,7 @@ _KNOWN = (
         share=True,
         bounds=_UNIT,
     ),
-    Measure(
+    AnswerMeasure(
         "exact_match",
         "written",
         _of_text(exact_match),
@@ -131,21 +131,21 @@ _KNOWN = (
         share=True,
         bounds=_UNIT,
     ),
-    Measure(
+    AnswerMeasure(
         "vqa",
         "written",
         _of_text(vqa_accuracy),
         "VQA accuracy of the written answer.",
         bounds=_UNIT,
     ),
-    Measure(
+    AnswerMeasure(
         "anls",
         "written",
         _of_text(anls),
         "Normalised Levenshtein similarity of the written answer, 0 below one half.",
         bounds=_UNIT,
     ),
-    Measure(
+    AnswerMeasure(
         "iou",
         "written",
         _of_text(box_overlap),
@@ -153,10 +153,10 @@ _KNOWN = (
         bounds=_UNIT,
     ),
 )
-MEASURES: dict[str, Measure] = {measure.name: measure for measure in _KNOWN}
+MEASURES: dict[str, AnswerMeasure] = {measure.name: measure for measure in _KNOWN}
 
 
-def measure_of(spec: MeasureSpec, folder: Path) -> Measure:
+def measure_of(spec: MeasureSpec, folder: Path) -> AnswerMeasure:
     """The measure of a name, or made from a function of the user's.
 
     A function takes the written answer and the list of right ones, and returns a number.
@@ -192,7 +192,7 @@ def measure_of(spec: MeasureSpec, folder: Path) -> Measure:
             raise InputError(f"{spec.function} returned {value!r}, which is no number")
         return float(value)
 
-    return Measure(
+    return AnswerMeasure(
         spec.measure,
         "written",
         score,

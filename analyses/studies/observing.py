@@ -23,7 +23,7 @@ from ...lens.model import VisualLM
 from ...lens.runs.run import Scores
 from .condition_grid import StudyCondition
 from .items import Item
-from .measures import Kind, Measure, Observation
+from .measures import AnswerMeasure, Kind, Observation
 from .unit_store import DONE, FAILED, StoredUnit
 from .units import Unit
 
@@ -57,7 +57,7 @@ class Observer:
         unit: Unit,
         items: Sequence[Item],
         conditions: Sequence[StudyCondition],
-        measures: Sequence[Measure],
+        measures: Sequence[AnswerMeasure],
     ) -> StoredUnit:
         """A unit as it goes into the store.
 
@@ -219,7 +219,7 @@ def _numbers(scores: Scores) -> tuple[list[float], list[bool]]:
 
 
 def _scored(
-    seen: Seen, item: Item, measures: Sequence[Measure]
+    seen: Seen, item: Item, measures: Sequence[AnswerMeasure]
 ) -> tuple[list[float | None], str | None]:
     """What each measure makes of an observation, None where it cannot; and the first error."""
     if isinstance(seen, Exception):

@@ -15,9 +15,9 @@ from ...lens.model import VisualLM
 from ...lens.progress import Progress, silent
 from ..provenance import machine
 from .condition_grid import PlanText, conditions_of
-from .driver import Engine, SerialEngine, Task, drive
+from .driver import SerialEngine, StudyEngine, Task, drive
 from .items import Item, declared_items
-from .measures import KINDS, Measure, measure_of
+from .measures import KINDS, AnswerMeasure, measure_of
 from .opened_models import OpenedModels, markers_identity, model_identity
 from .study_file import StudyFile, read_study
 from .study_folder import IMAGES, StudyFolder
@@ -29,11 +29,7 @@ Shard = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """A declared study.
-
-    Example:
-        >>> result = Study.from_yaml(Path("dead-tokens.yaml")).run("dead-tokens")
-        >>> result.summary
+    """A declared study: `Study.from_yaml(Path("study.yaml")).run("out").summary`.
 
     Attributes:
         file: What it says.
@@ -80,7 +76,7 @@ class Study:
         return made
 
     @cached_property
-    def measures(self) -> tuple[Measure, ...]:
+    def measures(self) -> tuple[AnswerMeasure, ...]:
         """What is measured."""
         return tuple(measure_of(spec, self.folder) for spec in self.file.measures)
 
@@ -89,7 +85,7 @@ class Study:
         out: str | Path,
         *,
         shard: Shard = (1, 1),
-        engine: Engine | None = None,
+        engine: StudyEngine | None = None,
         models: Mapping[str, VisualLM] | None = None,
         command: str = "",
         progress: Progress = silent,

@@ -79,7 +79,7 @@ class ImagesData(_Part):
     choices: list[str] | None = None
 
 
-class Columns(_Part):
+class TableColumns(_Part):
     """Which column of a table is what; None where there is none."""
 
     image: str | None = "image"
@@ -94,7 +94,7 @@ class TableData(_Part):
 
     kind: Literal["table"]
     path: str
-    columns: Columns = Columns()
+    columns: TableColumns = TableColumns()
     question: str | None = None
     limit: int | None = Field(default=None, ge=1)
 
@@ -108,7 +108,7 @@ class HubData(_Part):
     split: str = "test"
     revision: str | None = None
     streaming: bool = False
-    columns: Columns = Columns()
+    columns: TableColumns = TableColumns()
     question: str | None = None
     limit: int | None = Field(default=None, ge=1)
 

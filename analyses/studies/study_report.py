@@ -137,7 +137,8 @@ def _cells(row: Mapping[str, Any], told: Mapping[str, Any]) -> list[str]:
     if isnan(row["difference"]):
         return [row["condition"], _value(row, told), n, "", "", "", ""]
     ps = (p_value(row[name]) for name in ("p", "p_corrected"))
-    p, corrected = (text.removeprefix("p ").removeprefix("= ") for text in ps)
+    cells = (text.removeprefix("p ").removeprefix("= ") for text in ps)
+    p, corrected = (cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in cells)
     pairs = f"{row['against']}, {counted(row['pairs'], 'pair')}"
     return [row["condition"], _value(row, told), n, pairs, _difference(row, told), p, corrected]
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from .condition_grid import StudyCondition
 from .items import Item
-from .measures import Kind, Measure
+from .measures import AnswerMeasure, Kind
 
 _FORMAT = "embedlens unit 1"
 
@@ -105,7 +105,7 @@ class Units:
 
     models: Sequence[ModelPart]
     items: Sequence[Item]
-    measures: Mapping[Kind, Sequence[Measure]]
+    measures: Mapping[Kind, Sequence[AnswerMeasure]]
     settings: str
     batch_size: int
     conditions_at_once: int

@@ -56,7 +56,8 @@ def view(
         A :class:`View`: shows itself in a notebook, ``save("view.html")`` writes one file.
 
     Raises:
-        InputError: A layer that does not exist, numbers that are not one per token, or no batch.
+        InputError: A layer that does not exist, numbers that are not one per token, no visual
+            token, no lens or no condition.
         Unsupported: No lens can read this model.
 
     Example:
@@ -66,17 +67,20 @@ def view(
         >>> model = VisualLM.load(device="cpu")
         >>> batch = model.encode(Scene.sample(0).image(), "describe the image .")
         >>> view(model, batch, layers=[0, 4])
-        View(64 tokens in 1 pictures, 2 lenses at 2 layers; selected, save())
+        View(64 tokens in 1 picture, 2 lenses at 2 layers; selected, save())
     """
     batches = as_batches(batch)
-    if not batches:
-        raise InputError("there is no batch to look at")
+    count = sum(len(part.visual) for part in batches)
+    if not count:
+        raise InputError("there is no visual token to look at: give a batch with images")
     if plan is None or isinstance(plan, Plan):
         conditions = {CLEAN: None, **({} if plan is None else {"with the plan": plan})}
     else:
         conditions = dict(plan)
+    if not conditions:
+        raise InputError("there is no condition to look at: leave plan out for the untouched model")
     notes: list[str] = []
-    asked = _lenses(model, notes) if lenses is None else list(lenses)
+    asked = _named(_lenses(model, notes) if lenses is None else lenses)
     runs = [
         model.run_many(
             part, list(conditions.values()), capture="residual", layers=layers, logits=None
@@ -94,9 +98,9 @@ def view(
             absent = torch.cat([each[layer] for each in dropped])
             states[layer] = whole.masked_fill(absent.to(whole.device)[:, None], 0)
             norms.append(whole.float().norm(dim=-1).cpu().masked_fill(absent, torch.nan))
-        readings += [reading for lens in asked for reading in _read(lens, states, name, k)]
+        for called, lens in asked.items():
+            readings += _read(lens, called, states, name, k)
         found.append(TokenNumbers("norm", name, list(states), torch.stack(norms).numpy()))
-    count = sum(len(part.visual) for part in batches)
     return _made(batches, readings, found + measures_of(measures or {}, count), title, notes)
 
 
@@ -150,11 +154,27 @@ def _lenses(model: VisualLM, notes: list[str]) -> list[Lens]:
     return made
 
 
+def _named(lenses: Sequence[Lens]) -> dict[str, Lens]:
+    """The lenses by the names of their classes; a second of one class is numbered."""
+    if not lenses:
+        raise InputError("there is no lens to read with: leave lenses out for all that there are")
+    named: dict[str, Lens] = {}
+    for lens in lenses:
+        kind = type(lens).__name__
+        same = sum(type(other) is type(lens) for other in named.values())
+        named[f"{kind} {same + 1}" if same else kind] = lens
+    return named
+
+
 def _read(
-    lens: Lens, states: Mapping[int, Float[torch.Tensor, "token d"]], condition: str, k: int
+    lens: Lens,
+    name: str,
+    states: Mapping[int, Float[torch.Tensor, "token d"]],
+    condition: str,
+    k: int,
 ) -> list[Reading]:
     """The words at every layer; a state of zeros, which a dropped token has here, has none."""
-    name, ranked_by = type(lens).__name__, getattr(lens, "ranked_by", "score")
+    ranked_by = getattr(lens, "ranked_by", "score")
     if isinstance(lens, ContextLens):
         # Compared with text at the same layer, where the bank has it.
         found = {

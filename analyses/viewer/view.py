@@ -39,11 +39,12 @@ class View:
         self.tokens = tokens
 
     def __repr__(self) -> str:
-        readings = self.data["readings"]
-        of = {name: len({reading[name] for reading in readings}) for name in ("lens", "layer")}
+        readings, pictures = self.data["readings"], len(self.data["panels"])
+        lenses, layers = (len({reading[of] for reading in readings}) for of in ("lens", "layer"))
         return (
-            f"View({len(self.tokens)} tokens in {len(self.data['panels'])} pictures, "
-            f"{of['lens']} lenses at {of['layer']} layers; selected, save())"
+            f"View({len(self.tokens)} tokens in {pictures} picture{'s' * (pictures != 1)}, "
+            f"{lenses} lens{'es' * (lenses != 1)} at {layers} layer{'s' * (layers != 1)}; "
+            "selected, save())"
         )
 
     @cached_property

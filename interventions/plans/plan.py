@@ -23,7 +23,7 @@ from ...lens.torch_settings import default_torch
 from ..engines.transformer_lens import Hook, fwd_hooks, in_force
 from ..operations.donor import Given, as_donor
 from ..operations.first_passes import OWN, FirstPass, donor_passes, first_pass, lent
-from ..operations.needs import Need, StatesOf, bound_vectors, check_names
+from ..operations.needs import Need, StatesOf, Vector, bound_vectors, check_names
 from ..operations.operation import Operation
 from ..operations.phrases import Phrases
 from ..operations.target import Target
@@ -272,7 +272,7 @@ class Plan:
     def _only(self, operations: list[Operation]) -> Plan:
         """Some of the operations, with the donors that they ask for."""
         plan = Plan(*operations)
-        needs = [need for _, need in plan._needs() if not isinstance(need, OwnPass)]
+        needs = [need for _, need in plan._needs() if isinstance(need, StatesOf | Vector)]
         asked = {need.donor for need in needs}
         return plan._with({name: held for name, held in self.donors if name in asked})
 

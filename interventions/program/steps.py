@@ -117,7 +117,6 @@ class Zero(TokenStep):
 class ZeroHeads(TokenStep):
     """Make what some heads gathered zero, before it is projected back to the stream."""
 
-    idempotent = True
     merges = True  # in any rows alike
 
     heads: tuple[int, ...]

@@ -43,7 +43,8 @@ def rows_of(
 def table(rows: Sequence[VisualTokens]) -> VisualTokens:
     """All images' tables as one, in (sample, position) order."""
     none = np.zeros(0, dtype=np.int64)
-    empty = VisualTokens(*[none] * 7, np.zeros(0, dtype=np.str_), np.zeros((0, 4)))
+    kinds, boxes = np.zeros(0, dtype=np.str_), np.zeros((0, 4))
+    empty = VisualTokens(none, none, none, none, none, none, none, kinds, boxes)
     parts = rows or [empty]
     joined = VisualTokens(
         *(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(empty))

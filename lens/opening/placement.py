@@ -135,20 +135,18 @@ def _tower_dtype(model: Any, dtype: torch.dtype) -> torch.dtype:
         return dtype
     decoder = getattr(model, "get_decoder", lambda: None)()
     parts = (decoder, model.get_input_embeddings(), model.get_output_embeddings())
-    text = {None}.union(
-        *(
-            module._parameters.values()
-            for part in parts
-            if isinstance(part, nn.Module) and part is not model
-            for module in modules_of(part)
-            if module._parameters
-        )
-    )
+    text = {
+        parameter
+        for part in parts
+        if isinstance(part, nn.Module) and part is not model
+        for module in modules_of(part)
+        for parameter in module._parameters.values()
+    }
     found = {
         parameter.dtype
         for module in modules
         for parameter in module._parameters.values()
-        if parameter not in text
+        if parameter is not None and parameter not in text
     }
     types = {kind for kind in found if kind.is_floating_point and kind.itemsize > 1}
     # Where a tower has several types, it converts by itself.

@@ -8,7 +8,6 @@ what rests on an earlier look keeps the state it was taken in, and looks again w
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
-from functools import cache
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -106,12 +105,7 @@ def _forwards(modules: list[nn.Module]) -> list[Any]:
 
 def is_entry(forward: Any) -> bool:
     """Whether a module's own forward is the entry by which nnsight reaches it."""
-    return _is_nnsight(type(forward))
-
-
-@cache
-def _is_nnsight(kind: type) -> bool:
-    return kind.__module__.startswith("nnsight.")
+    return type(forward).__module__.startswith("nnsight.")
 
 
 def owners_hooks(model: nn.Module) -> list[str]:

@@ -22,7 +22,7 @@ from ..errors import InputError, Unsupported
 from ..inputs.batch import Batch
 from ..inputs.prompts import shorten
 from ..opening.wrapping import envoy_path
-from ..selectors.parser import parse_selector
+from ..selectors.parser import as_selector
 from ..selectors.selectors import Selector
 from .inside_layers import inside_site
 from .run import CAPTURES, INSIDE, SITES, Capture, Site
@@ -162,18 +162,6 @@ def token_mask(
     if not found.any() and tokens != "visual":
         raise InputError(f"{what}={str(selector)!r}: no token of the prompt matches")
     return found
-
-
-def as_selector(tokens: object) -> Selector:
-    """The selector that is given, or its text."""
-    if isinstance(tokens, Selector):
-        return tokens
-    if isinstance(tokens, str):
-        return parse_selector(tokens)
-    raise InputError(
-        f"tokens={shorten(repr(tokens))}: give 'visual', 'all', a selector such as 'last | alive', "
-        "or a mask [sample, token]"
-    )
 
 
 def by_layer(

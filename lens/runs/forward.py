@@ -17,12 +17,12 @@ from torch import Tensor
 from ..anatomy.embedded_ids import failed_lookup, lookups
 from ..errors import InputError, NotFinite
 from ..inputs.batch import Batch
+from ..selectors.parser import as_selector
 from ..selectors.scores import scored_in
 from ..selectors.selectors import Selector
 from ..torch_settings import default_torch
 from .captures import (
     Tokens,
-    as_selector,
     by_layer,
     capture_positions,
     capture_sites,

@@ -102,7 +102,7 @@ def generate_details(
     need_weights(model.hf, "generate_details")
     mode = mode_of(model, batch, generation, planned=plan is not None, sent=False)
     _check(mode)
-    mode = mode.telling_logits()
+    mode = mode.with_logits()
     if inside := {*([capture] if isinstance(capture, str) else capture)} & {*INSIDE}:
         raise Unsupported(
             f"generate_details keeps {', '.join(SITES)}; for {sorted(inside)[0]} read them inside "

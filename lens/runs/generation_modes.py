@@ -55,7 +55,7 @@ class Mode:
     limited: bool  # whether the caller set a limit
     usual: bool  # whether the model writes by transformers' own ``generate``, which returns prompts
 
-    def telling_logits(self) -> Mode:
+    def with_logits(self) -> Mode:
         """The same mode, in which ``generate`` returns an object with the raw logits."""
         arguments = dict(self.arguments)
         for name in ("return_dict_in_generate", "output_logits"):

@@ -57,7 +57,7 @@ def generating(
     """
     sent = destination(model.hf, remote) not in (False, "local")
     mode = mode_of(model, batch, generation, planned=plan is not None, sent=sent)
-    host = in_force(plan, model, batch, Pass("generation", remote=remote))
+    host = in_force(plan, model, batch, Pass("generation", remote=remote, traced=True))
     returned: list[Any] = []
     if not sent:
         host = host._shallow_copy()

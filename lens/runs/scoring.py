@@ -157,8 +157,8 @@ class AnswerTokens:
             chosen = torch.where(last, logprobs[..., known].logsumexp(-1), chosen)
             greedy |= last & torch.isin(best, known)
         # A clone, so that the other positions' logits are let go.
-        said = logprobs[:, 0].clone() if self.first else None
-        return Scores((chosen * mask).sum(1), mask.sum(1), greedy.all(1), said)
+        opening = logprobs[:, 0].clone() if self.first else None
+        return Scores((chosen * mask).sum(1), mask.sum(1), greedy.all(1), opening)
 
 
 def score_request(model: Any, batch: Batch, answered: AnswerTokens, remote: bool | str) -> Request:

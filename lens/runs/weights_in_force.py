@@ -69,7 +69,8 @@ def mask_of_call(
         blocks: torch.Tensor = flex.create_mask(mask.mask_mod, *sizes, device=str(query.device))
         return blocks
     if isinstance(mask, torch.Tensor) and mask.ndim == 4:
-        return mask[..., :keys]
+        covered: torch.Tensor = mask[..., :keys]
+        return covered
     queries = query.shape[2]
     places = torch.arange(keys, device=query.device)
     behind = places[None] - places[-queries:][:, None]
@@ -81,7 +82,8 @@ def mask_of_call(
         readable = readable & (behind > -options["sliding_window"])
     if mask is None:
         return readable[None, None]
-    return readable[None, None] & mask[:, None, None, -keys:].bool()
+    unpadded: torch.Tensor = mask[:, None, None, -keys:].bool()
+    return readable[None, None] & unpadded
 
 
 def same_as_gathered(

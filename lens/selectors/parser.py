@@ -49,6 +49,18 @@ def parse_selector(text: str) -> Selector:
         _fault(line, 0, f"this is no selector expression ({error})")
 
 
+def as_selector(tokens: object) -> Selector:
+    """The selector that is given, or its text."""
+    if isinstance(tokens, Selector):
+        return tokens
+    if isinstance(tokens, str):
+        return parse_selector(tokens)
+    raise InputError(
+        f"tokens={tokens!r}: give 'visual', 'all', a selector such as 'last | alive', "
+        "or a mask [sample, token]"
+    )
+
+
 def is_its_text(selector: Selector) -> bool:
     """Whether the selector's text is read as the same selector, as a plan's text needs."""
     try:

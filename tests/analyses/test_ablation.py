@@ -242,6 +242,7 @@ def test_images_of_the_same_bytes_and_other_sizes_are_two(model: VisualLM) -> No
     assert meta["unmatched_wrong_images"] == 0
 
 
+@pytest.mark.full
 def test_nothing_depends_on_the_batch_size_or_the_order(model: VisualLM) -> None:
     """Draws of tokens included."""
     control = "random(like=box[0:1, 0:2], within=visual, seed=0)"

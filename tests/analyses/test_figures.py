@@ -287,6 +287,7 @@ def test_pdf_text_stays_text(results: dict[str, Result], tmp_path: Path) -> None
     assert b"/FontFile2" in (tmp_path / "sparsity.pdf").read_bytes()  # embedded TrueType
 
 
+@pytest.mark.full
 def test_one_image_draws_without_intervals(shipped: VisualLM) -> None:
     batch = shipped.encode(scenes(1)[0].image(), PROMPT)
     for result in (

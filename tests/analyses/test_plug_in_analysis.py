@@ -121,6 +121,7 @@ def test_it_stands_in_the_report_of_the_command_line(
     assert (tmp_path / "embedlens-report" / "figures" / "brightness.pdf").is_file()
 
 
+@pytest.mark.full
 def test_a_folder_inside_the_package_is_found_without_an_import(tmp_path: Path) -> None:
     package = tmp_path / "embedlens"
     write_folder(package / "analyses")

@@ -279,6 +279,7 @@ def test_the_tokens_can_be_pointed_into_and_only_the_viewers_script_may_run() ->
     assert page(demo_report(all_results()[1:])).count("<iframe") == 0
 
 
+@pytest.mark.full
 def test_the_report_shows_the_first_images_and_says_that_there_are_more() -> None:
     few = token_map()
     parts = [few.frame.assign(sample=few.frame["sample"] + 2 * n) for n in range(15)]

@@ -15,7 +15,7 @@ from embedlens.lens.runs.undisturbed import undisturbed
 
 def decoded(model: VisualLM, plan: Plan, batch: Batch, count: int = 4, **generation: Any) -> Any:
     """What transformers' ``generate`` returns under a plan, its cache and raw logits included."""
-    target = plan.compile(model, batch, Pass("generation")).apply(model.nn)
+    target = plan.compile(model, batch, Pass("generation", own=True)).apply(model.nn)
     settings = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, **generation}
     arguments = {**batch.inputs, **settings, "return_dict_in_generate": True, "output_logits": True}
     arguments["suppress_tokens"] = list(model.anatomy.visual_ids) or None

@@ -11,10 +11,10 @@ from scipy.stats import norm
 
 from embedlens import Example, Plan, ZeroFFN
 from embedlens.analyses import Result
+from embedlens.analyses.asked_questions import GIVEN_ANSWERS, Questions
 from embedlens.analyses.comparison_of_plans.named_plans import NamedPlans
 from embedlens.analyses.comparison_of_plans.paired_table import METRICS, paired_table
 from embedlens.analyses.probes_by_layer.measure import probe_table
-from embedlens.analyses.questions import GIVEN_ANSWERS, Questions
 
 LAYERS = 4
 

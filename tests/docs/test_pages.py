@@ -73,4 +73,6 @@ def test_both_models_take_the_same_lines() -> None:
 def test_every_command_is_one_of_ours(page: Path) -> None:
     blocks = re.findall(r"```bash\n(.*?)\n```", page.read_text(), re.DOTALL)
     for line in (line for block in blocks for line in block.splitlines()):
-        assert re.match(r"(pip install .* && )?embedlens (demo|analyze|check)\b", line), line
+        assert re.match(r"(pip install .* && )?embedlens (demo|analyze|check|run|study)\b", line), (
+            line
+        )

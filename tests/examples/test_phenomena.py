@@ -12,6 +12,8 @@ import pytest
 
 from processes import ROOT
 
+pytestmark = pytest.mark.full
+
 RECIPE = ROOT / "examples" / "train_shipped_model"
 FOLDER = ROOT / "lens" / "shipped"
 CARD = json.loads((FOLDER / "card.json").read_text())["phenomena"]

@@ -21,6 +21,8 @@ from embedlens.lens.scenes import Scene, scenes
 from processes import ROOT
 from tolerances import LARGE, PREPARED, RECOMPUTED
 
+pytestmark = pytest.mark.full
+
 RECIPE = ROOT / "examples" / "train_shipped_model"
 
 
@@ -50,7 +52,6 @@ def finish(process: subprocess.Popen[bytes]) -> None:
     assert process.returncode == 0, errors.decode()[-3000:]
 
 
-@pytest.mark.full
 def test_one_command_makes_a_model_and_a_kill_changes_nothing(tmp_path):
     killed, straight = tmp_path / "killed", tmp_path / "straight"
     process = start(killed)
@@ -97,7 +98,6 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("name", ["language", "vision", "binding", "joint"])
 def test_a_stage_resumes_to_the_bit(name, tmp_path):
     from training import train, weights
@@ -154,7 +154,6 @@ def _untrained_stages(out: Path) -> None:
         assert not (out / name / "done.json").exists()
 
 
-@pytest.mark.full
 def test_the_word_embeddings_learn_from_text_alone(tmp_path):
     from training import train
     from workers import Worker

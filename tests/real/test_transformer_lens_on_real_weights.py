@@ -83,12 +83,13 @@ def test_a_run_is_the_cache_that_the_bridge_fills(
     countries: Any, bridge: Any, batch: Batch
 ) -> None:
     model, single = countries.model, batch.subset([1])
-    captured = ("residual", "attention", "ffn")
-    cache = model.run(single, capture=captured, tokens="all").to_activation_cache(bridge)
+    captured = ("residual", "attention", "ffn", "values", "attention_weights", "neurons")
+    run = model.run(single, capture=captured, tokens="all", queries="all")
+    cache = run.to_activation_cache(bridge)
     rest = {name: value for name, value in single.inputs.items() if name != "input_ids"}
     with torch.no_grad():
         _, theirs = bridge.run_with_cache(single.inputs["input_ids"], **rest)
-    assert len(cache.cache_dict) == 4 * model.n_layers + 1
+    assert len(cache.cache_dict) == 7 * model.n_layers + 1
     for key, states in cache.cache_dict.items():
         if key != "hook_embed":  # TransformerLens has the placeholder's embedding there
             size = float(theirs[key].abs().max())

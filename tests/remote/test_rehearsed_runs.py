@@ -18,6 +18,7 @@ from embedlens import (
     Plan,
     PruneTokens,
     ReplaceTokens,
+    ScaleAttention,
     ScaleTokens,
     Unsupported,
     ZeroFFN,
@@ -57,6 +58,11 @@ PLANS = {
         ReplaceTokens(by="other", layers=3, tokens="box[0:1, 0:4]"),
         PatchTokens(source=0, target=2, site="ffn", tokens="box[0:1, 0:2]", from_tokens="bos"),
     ),
+    "heads": Plan(
+        AblateAttention(layers=0, heads="1,3", phase="all"),
+        BlockAttention(queries="text", keys="visual", layers=1, heads=0, phase="all"),
+        ScaleAttention(queries="text", keys="visual", factor=0.5, give_to="bos", layers="2-3"),
+    ),
     "word": Plan(ReplaceTokens(by="word", word="star", layers="0-1")),
     "late-and-gone": Plan(
         InjectTokens(layer=1, norm="matched"), PruneTokens(tokens="box[0:2, 0:3]", layer=2)
@@ -89,11 +95,13 @@ def test_remote_results_equal_local_ones(twin: Any, attn: str, plan: Plan | None
     batch = model.encode(
         [tiny.image(0), tiny.image(1)], ["what <image> is", "<image> a red star ?"]
     )
-    here = model.run(batch, plan, capture=("residual", "ffn"), logits="all")
-    there = model.run(batch, plan, capture=("residual", "ffn"), logits="all", remote="local")
+    asked = {"capture": ("residual", "attention_weights", "ffn"), "logits": "all"}
+    here, there = (model.run(batch, plan, **asked, remote=r) for r in (False, "local"))
     assert torch.equal(here.logits, there.logits)
     for layer, states in here.residual.items():
         assert torch.equal(states, there.residual[layer])
+    for layer, weights in here.attention_weights.items():
+        assert torch.equal(weights, there.attention_weights[layer])
     written = [model.generate(batch, plan, max_new_tokens=3, remote=r) for r in (False, "local")]
     assert written[0] == written[1]
     scores = [model.score(batch, ["a b", "x"], plan, remote=r).logprob for r in (False, "local")]

@@ -8,11 +8,12 @@ down, and blue, in one brightness that no padding has, that the element shows th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Values = NDArray[np.float32]
+Values = NDArray[np.floating[Any]]
 
 # Brightness of blue, as a share of the painted range: far from black, grey, white and mean colours.
 SHOWN = 3 / 14
@@ -46,10 +47,11 @@ class ColourLevels:
         element. None where colours are mixed, or what they tell is not what grey told.
         """
         axis = unit_axis(zero)
-        zeros, spans, seen, level = (
+        zeros, spans, level = (
             np.moveaxis(field, axis, 0).reshape(field.shape[axis], -1)
-            for field in (zero, span, shown, painted)
+            for field in (zero, span, painted)
         )
+        seen = np.moveaxis(shown, axis, 0).reshape(shown.shape[axis], -1)
         shares = np.moveaxis(told, axis, 1).reshape(3, len(zeros), -1)
         if not seen.any(1).all() or len(zeros) % 3:
             return None
@@ -90,13 +92,14 @@ class ColourLevels:
         for level in (red, green):
             if ((level[seen] < -_SAME) | (level[seen] > 1 + _SAME)).any():
                 return None
-        made = []
-        for field in (red, green, seen):
-            whole = np.empty(flat.shape, dtype=field.dtype)
-            for of in self.colours:
-                whole[of] = field
-            made.append(np.moveaxis(whole.reshape(values.shape), 0, self.axis))
-        return made[0], made[1], made[2]
+        # What was read off one colour holds for the same place in the others.
+        place = np.empty(len(values), dtype=np.intp)
+        for of in self.colours:
+            place[of] = np.arange(len(of))
+        one = (len(red), *values.shape[1:])
+        whole = (field.reshape(one).take(place, 0) for field in (red, green, seen))
+        across, down, shown = (np.moveaxis(field, 0, self.axis) for field in whole)
+        return across, down, shown
 
 
 def unit_axis(tensor: Values) -> int:

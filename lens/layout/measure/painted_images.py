@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from .colour_levels import SHOWN, ColourLevels, shows
+from .colour_levels import SHOWN, ColourLevels, Values, shows
 
+# Brightness ``[height, width]``, or one for each colour ``[height, width, colour]``.
+Brightness = NDArray[np.uint8]
 RepeatCall = Callable[[list[list[Image.Image]], Sequence[int]], Mapping[str, Tensor]]
 """Runs the processor call that made a batch once more, with other images of the same sizes.
 
@@ -96,8 +98,8 @@ class MeasuredOrigins:
         return origins
 
     def _in_grey(self) -> dict[str, PixelOrigins]:
-        dark = self._paint(lambda size, _: np.full(size[::-1], _DARK))
-        light = self._paint(lambda size, _: np.full(size[::-1], _LIGHT))
+        dark = self._paint(lambda size, _: _plain(size, _DARK))
+        light = self._paint(lambda size, _: _plain(size, _LIGHT))
         across = self._paint(lambda size, _: _ramp(size))
         down = self._paint(lambda size, _: _ramp(size[::-1]).T)
         owners = self._digits(dark.keys())
@@ -133,16 +135,17 @@ class MeasuredOrigins:
         ]
 
     def _paint(
-        self, brightness: Callable[[tuple[int, int], int], NDArray[np.generic]]
+        self, brightness: Callable[[tuple[int, int], int], Brightness]
     ) -> dict[str, NDArray[np.float32]]:
         index, nested = 0, []
         for row in self._sizes:
             painted = []
             for size in row:
-                made = brightness(size, index).astype(np.uint8)
-                if made.ndim == 2:
-                    made = repeat(made, "y x -> y x rgb", rgb=3)
-                painted.append(Image.fromarray(made))
+                made = brightness(size, index)
+                grey = made.ndim == 2
+                painted.append(
+                    Image.fromarray(repeat(made, "y x -> y x rgb", rgb=3) if grey else made)
+                )
                 index += 1
             nested.append(painted)
         found = self._repeat_call(nested, self._samples)
@@ -154,10 +157,7 @@ class MeasuredOrigins:
 
 
 def _origins(
-    steep: NDArray[np.float32],
-    flat: NDArray[np.float32],
-    shown: NDArray[np.bool_],
-    digits: Sequence[NDArray[np.float32]],
+    steep: Values, flat: Values, shown: NDArray[np.bool_], digits: Sequence[Values]
 ) -> PixelOrigins:
     """Places and owners by the levels that arrived of both ramps and of the images' digits."""
     scale = 1 - 2 * _TILT
@@ -172,18 +172,26 @@ def _origins(
     )
 
 
-def _coloured(size: tuple[int, int]) -> NDArray[np.float64]:
+def _coloured(size: tuple[int, int]) -> Brightness:
     """Both ramps in red and green, and in blue what says that the image is shown."""
-    blue = np.full(size[::-1], _DARK + (_LIGHT - _DARK) * SHOWN)
-    return np.stack([_ramp(size), _ramp(size[::-1]).T, blue], axis=-1)
+    made = np.empty((*size[::-1], 3), dtype=np.uint8)
+    made[..., 0], made[..., 1] = _ramp(size), _ramp(size[::-1]).T
+    made[..., 2] = round(_DARK + (_LIGHT - _DARK) * SHOWN)
+    return made
 
 
-def _ramp(size: tuple[int, int]) -> NDArray[np.float64]:
+def _ramp(size: tuple[int, int]) -> Brightness:
     """Brightness that rises from left to right, and a little from top to bottom."""
-    x, y = ((np.arange(length) + 0.5) / length for length in size)
-    return np.rint(_DARK + (_LIGHT - _DARK) * ((1 - _TILT) * x + _TILT * y[:, None]))
+    x, y = ((np.arange(length) + 0.5) / length * (_LIGHT - _DARK) for length in size)
+    across, down = ((1 - _TILT) * x + _DARK + 0.5, _TILT * y)
+    # Rounded, by cutting off what a half was added to.
+    return np.add.outer(down.astype(np.float32), across.astype(np.float32)).astype(np.uint8)
 
 
-def _digit(size: tuple[int, int], image: int, place: int) -> NDArray[np.float64]:
+def _digit(size: tuple[int, int], image: int, place: int) -> Brightness:
     digit = image // _DIGIT**place % _DIGIT
-    return np.full(size[::-1], _DARK + (_LIGHT - _DARK) * digit / (_DIGIT - 1))
+    return _plain(size, int(_DARK + (_LIGHT - _DARK) * digit / (_DIGIT - 1)))
+
+
+def _plain(size: tuple[int, int], brightness: int) -> Brightness:
+    return np.full(size[::-1], brightness, dtype=np.uint8)

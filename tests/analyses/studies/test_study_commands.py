@@ -62,6 +62,7 @@ def call(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["study"], ["Missing command", "embedlens --help"]),
         (["study", "run"], ["Missing argument", "embedlens --help"]),
         (["study", "run", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
         (["study", "run", "study.yaml", "--shard", "0/2"], ["'0/2' is no share"]),

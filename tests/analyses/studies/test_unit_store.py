@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -121,44 +120,6 @@ def test_on_a_network_there_is_no_shared_log(
         assert not list(tmp_path.glob("*-wal"))
         with UnitStore(tmp_path / "units.sqlite", write=False) as reader:
             assert len(reader) == 1
-
-
-WRITER = """
-import itertools, sys
-from pathlib import Path
-from embedlens.analyses.studies.unit_store import StoredUnit, UnitStore
-with UnitStore(Path(sys.argv[1])) as store:
-    start = len(store)
-    for place in itertools.count(start):
-        store.add(StoredUnit(place, f"{place:032x}", "done", 0.0, 0, 1, None, "x" * 100))
-        print(place, flush=True)
-"""
-
-
-@pytest.mark.full
-def test_what_a_killed_writer_acknowledged_is_there(tmp_path: Path) -> None:
-    """The kills at random moments of a whole study are in test_study_killed.py."""
-    import signal
-    import subprocess
-
-    file = tmp_path / "units.sqlite"
-    for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(file)],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None
-        said = [process.stdout.readline() for _ in range(50)]
-        process.send_signal(signal.SIGKILL)
-        said += process.stdout.read().splitlines()
-        process.wait()
-        last = max(int(line) for line in said if line.strip().isdecimal())
-        with UnitStore(file, write=False) as store:
-            places = [found.place for found in store.units()]
-        assert places == list(range(len(places)))
-        assert len(places) > last
 
 
 SYNTHETIC = ROOT / "benchmarks" / "study_store.py"

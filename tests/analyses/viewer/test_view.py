@@ -65,6 +65,7 @@ def test_words_scores_and_norms_are_those_of_the_lens_at_every_layer_and_conditi
     assert [reading["condition"] for reading in one["readings"]] == ["clean", "with the plan"]
 
 
+@pytest.mark.full
 def test_several_batches_are_numbered_on(model: VisualLM, batch: Batch) -> None:
     both = view(model, [batch, batch[0]], layers=[0], k=1)
     assert both.tokens["sample"].tolist() == [*np.repeat([0, 1, 2], tiny.CELLS)]
@@ -73,6 +74,7 @@ def test_several_batches_are_numbered_on(model: VisualLM, batch: Batch) -> None:
     assert both.tokens["class"].isna().tolist() == [False] * 3 * tiny.CELLS
 
 
+@pytest.mark.full
 def test_words_in_sentences_are_marked_where_they_stand(model: VisualLM, batch: Batch) -> None:
     lens = ContextLens(model, SENTENCES, layers=[0, 2])
     data = view(model, batch, layers=[1, 2], k=3, lenses=[lens]).data
@@ -91,6 +93,7 @@ def test_words_in_sentences_are_marked_where_they_stand(model: VisualLM, batch: 
             assert from_layer == at
 
 
+@pytest.mark.full
 def test_a_dropped_token_is_not_read(model: VisualLM, batch: Batch) -> None:
     row, tokens = np.arange(2 * tiny.CELLS) % tiny.CELLS < 4, "box[0:1, 0:4]"
     plans = {
@@ -122,6 +125,29 @@ def test_numbers_of_the_caller_are_shown_under_their_name(model: VisualLM, batch
             view(model, batch, layers=[0], k=1, measures={"wrong": wrong})
 
 
+@pytest.mark.full
+def test_two_lenses_of_one_kind_are_told_apart(model: VisualLM, batch: Batch) -> None:
+    lenses = [ContextLens(model, [text], layers=[0]) for text in SENTENCES[:2]]
+    seen = view(model, batch, layers=[0], k=1, lenses=lenses)
+    assert repr(seen) == "View(32 tokens in 2 pictures, 2 lenses at 1 layer; selected, save())"
+    for name, lens in zip(("ContextLens", "ContextLens 2"), lenses, strict=True):
+        read = lens.read(model.entry(batch), k=1, layer=0)
+        assert words_in(seen.data, "clean", name, 0).tolist() == read.words.tolist()
+
+
+def test_what_cannot_be_looked_at_is_refused(model: VisualLM, batch: Batch) -> None:
+    with pytest.raises(InputError, match="no visual token"):
+        view(model, model.encode(None, "what is this ?"))
+    with pytest.raises(InputError, match="no visual token"):
+        view(model, [])
+    with pytest.raises(InputError, match="no condition"):
+        view(model, batch, {})
+    with pytest.raises(InputError, match="no lens"):
+        view(model, batch, lenses=[])
+    with pytest.raises(InputError, match="no layer 9"):
+        view(model, batch, layers=[9])
+
+
 def test_a_readout_is_viewed_at_its_place(model: VisualLM, batch: Batch) -> None:
     states = model.run(batch, capture="residual", layers=[0, 3]).residual
     lens = EmbedLens(model)
@@ -134,6 +160,7 @@ def test_a_readout_is_viewed_at_its_place(model: VisualLM, batch: Batch) -> None
         lens.read(states[0][:5], k=2).view(batch)
 
 
+@pytest.mark.full
 def test_a_token_map_is_viewed_also_after_saving(
     model: VisualLM, batch: Batch, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from embedlens import (
     BlockAttention,
     InputError,
     Plan,
+    ReplaceTokens,
     ScaleAttention,
     Unsupported,
 )
@@ -376,12 +377,24 @@ def test_scaling_costs_its_queries_and_hides_nothing(twin: Any) -> None:
         )
     )
     assert scaling.total["spent"] == zeroing.total["spent"] > 0
-    last = {"queries": "text", "keys": "visual", "layers": 3}
+    # Where the image is overwritten behind layer 2, what nobody sees of it there is not needed.
+    without = ReplaceTokens(by="zero", layers=3)
+    seen = Plan(without).cost(model, batch).total["saved"]
+    last = {"queries": "text", "keys": "visual", "layers": 2}
+    for concealing in (
+        BlockAttention(**last),
+        BlockAttention(renormalise=False, **last),
+        ScaleAttention(factor=0, **last),
+    ):
+        assert Plan(without, concealing).cost(model, batch).total["saved"] > seen
     # What is hidden in some heads is still seen in others; what is scaled is still seen.
-    hidden = Plan(BlockAttention(**last), BlockAttention(**{**last, "layers": "0-2"}))
-    assert hidden.cost(model, batch).total["saved"] > 0
-    for seen in (BlockAttention(heads=[0, 1, 2], **last), ScaleAttention(factor=0.5, **last)):
-        assert Plan(seen).cost(model, batch).total["saved"] == 0
+    for showing in (
+        BlockAttention(heads=[0, 1, 2], **last),
+        BlockAttention(heads=[0, 1, 2], renormalise=False, **last),
+        ScaleAttention(factor=0.5, **last),
+        ScaleAttention(factor=0, heads=1, **last),
+    ):
+        assert Plan(without, showing).cost(model, batch).total["saved"] == seen
 
 
 def test_steps_that_are_scaled_say_who_gets_what(twin: Any) -> None:

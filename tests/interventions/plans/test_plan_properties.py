@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 import tiny
+from amounts import examples
 from embedlens import (
     AblateAttention,
     Batch,
@@ -94,7 +95,7 @@ SELECTORS: st.SearchStrategy[Selector] = st.recursive(
 )
 
 
-@settings(max_examples=100, **REPEATABLE)
+@settings(max_examples=examples(100), **REPEATABLE)
 @given(SELECTORS)
 def test_text_and_object_are_the_same_selector(selector: Selector) -> None:
     again = parse_selector(str(selector))
@@ -104,7 +105,7 @@ def test_text_and_object_are_the_same_selector(selector: Selector) -> None:
     assert parse_selector(f"  {str(selector).replace(' ', '  ')} ") == selector
 
 
-@settings(max_examples=60, **REPEATABLE)
+@settings(max_examples=examples(60), **REPEATABLE)
 @given(SELECTORS, SELECTORS, SELECTORS, BATCHES)
 def test_selectors_obey_boolean_algebra(
     model: VisualLM, a: Selector, b: Selector, c: Selector, rows: Any
@@ -129,7 +130,7 @@ def test_selectors_obey_boolean_algebra(
     assert (a | ~a).select(batch).generated.all()
 
 
-@settings(max_examples=60, **REPEATABLE)
+@settings(max_examples=examples(60), **REPEATABLE)
 @given(SELECTORS, SELECTORS, st.integers(0, 99), BATCHES)
 def test_a_matched_control_is_matched_and_belongs_to_its_sample(
     model: VisualLM, like: Selector, within: Selector, seed: int, rows: Any
@@ -198,7 +199,7 @@ def declared(parts: Sequence[tuple[Any, Mapping[str, Any]]]) -> Plan:
     return Plan(*operations)
 
 
-@settings(max_examples=50, **REPEATABLE)
+@settings(max_examples=examples(50), **REPEATABLE)
 @given(DECLARED)
 def test_a_plan_is_its_text(parts: Any) -> None:
     plan = declared(parts)
@@ -217,7 +218,7 @@ def test_a_plan_is_its_text(parts: Any) -> None:
     assert plan + Plan() == plan == Plan() + plan
 
 
-@settings(max_examples=40, **REPEATABLE)
+@settings(max_examples=examples(40), **REPEATABLE)
 @given(DECLARED, DECLARED, DECLARED)
 def test_adding_plans_is_associative(a: Any, b: Any, c: Any) -> None:
     one, two, three = (declared(parts) for parts in (a, b, c))
@@ -262,7 +263,7 @@ def resolved(model: VisualLM, batch: Batch, operations: Sequence[Any]) -> Plan:
     return plan
 
 
-@settings(max_examples=80, **REPEATABLE)
+@settings(max_examples=examples(80), **REPEATABLE)
 @given(ACTING, PROMPTS)
 @example([(PatchTokens, {"source": 3, "target": 1}), (ZeroFFN, {"layers": [0]})], ("two",))
 def test_random_plans_equal_torch_hooks(twin: Any, model: VisualLM, parts: Any, rows: Any) -> None:
@@ -291,7 +292,7 @@ def rest_of(operation: Any, layers: Sequence[int]) -> str:
 def test_what_is_refused_as_lost_changes_nothing(twin: Any, model: VisualLM) -> None:
     refused: set[type] = set()
 
-    @settings(max_examples=200, **REPEATABLE)
+    @settings(max_examples=examples(200), **REPEATABLE)
     @given(ACTING, PROMPTS)
     @example([(ZeroFFN, {"layers": [1]}), (PatchTokens, {"source": 0, "target": 2})], ("two",))
     @example([(PatchTokens, {"source": at, "target": 2}) for at in (0, 1)], ("two",))
@@ -324,7 +325,7 @@ def test_what_is_refused_as_lost_changes_nothing(twin: Any, model: VisualLM) -> 
     assert refused >= {ZeroFFN, PatchTokens}
 
 
-@settings(max_examples=60, **REPEATABLE)
+@settings(max_examples=examples(60), **REPEATABLE)
 @given(
     st.sampled_from([AblateAttention, ZeroFFN]),
     st.fixed_dictionaries({"layers": st.integers(0, N - 1), "tokens": TOKENS}),
@@ -352,7 +353,7 @@ def test_what_is_accepted_changes_something(
 SITES = [*itertools.product((AblateAttention, ZeroFFN), range(N))]
 
 
-@settings(max_examples=25, **REPEATABLE)
+@settings(max_examples=examples(25), **REPEATABLE)
 @given(
     st.lists(st.tuples(st.sampled_from(SITES), TOKENS), min_size=1, max_size=3, unique_by=hash),
     st.lists(st.tuples(PRUNED, st.integers(0, N - 1)), max_size=1),
@@ -375,7 +376,7 @@ def test_order_does_not_matter_where_sites_differ(
     assert torch.equal(one, other)
 
 
-@settings(max_examples=25, **REPEATABLE)
+@settings(max_examples=examples(25), **REPEATABLE)
 @given(ACTING, st.integers(0, N - 1), TOKENS, st.sampled_from(["attention", "ffn"]))
 def test_adding_a_plan_is_doing_it_in_a_trace_of_the_other(
     model: VisualLM, parts: Any, layer: int, tokens: str, part: str
@@ -396,7 +397,7 @@ def test_adding_a_plan_is_doing_it_in_a_trace_of_the_other(
     assert torch.equal(model.run(batch, both, logits="all").logits, logits)
 
 
-@settings(max_examples=20, **REPEATABLE)
+@settings(max_examples=examples(20), **REPEATABLE)
 @given(
     st.lists(
         st.one_of(
@@ -424,7 +425,7 @@ def test_plans_that_change_nothing_change_no_bit(model: VisualLM, parts: Any, ro
     assert torch.equal(model.run(batch, Plan(*operations), logits="all").logits, clean)
 
 
-@settings(max_examples=30, **REPEATABLE)
+@settings(max_examples=examples(30), **REPEATABLE)
 @given(SELECTORS, st.integers(0, 99), PROMPTS, st.integers(0, 3))
 def test_removing_is_hiding(
     model: VisualLM, like: Selector, seed: int, rows: Any, classes: int

@@ -19,6 +19,7 @@ from embedlens import (
     Plan,
     PruneTokens,
     ReplaceTokens,
+    ScaleAttention,
     ScaleTokens,
     VisualLM,
     WithdrawTokens,
@@ -137,6 +138,18 @@ SENTENCES: dict[str, tuple[Any, str]] = {
         "-2 times the vector 'v' is added to",
     ),
     "written-vector": (ReplaceTokens(by="vector", vector="v"), "is replaced by the vector 'v'"),
+    "scale-attention": (
+        ScaleAttention(queries="last", keys="visual", factor=0.5, layers=1),
+        "In layer 1 (1 of 4), while the prompt is read, what the tokens 'last' (1 in each sample) "
+        "give to the tokens 'visual' (16 in sample 0, 32 in sample 1) is multiplied by 0.5, and "
+        "their weights no longer sum to 1.",
+    ),
+    "scale-and-give": (
+        ScaleAttention(queries="last", keys="image[0]", factor=0, give_to="bos", heads="0,2-3"),
+        "(16 in each sample) in heads 0, 2 to 3 is multiplied by 0, and what is freed goes to the "
+        "tokens 'bos' (1 in each sample) in proportion to their own weights.",
+    ),
+    "heads": (AblateAttention(heads=2), "What attention in head 2 gathers for the tokens"),
     "inject-nothing": (InjectTokens(layer=0), "nothing changes"),
     "inject-scaled": (InjectTokens(layer=0, norm="rescaled"), "one factor per sample"),
 }

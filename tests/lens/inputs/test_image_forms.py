@@ -196,6 +196,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.full
 def test_every_wrong_form_is_refused_in_one_line(tmp_path: Path) -> None:
     """In a process of its own: the type checks of the suite would come first."""
     script = tmp_path / "wrong.py"

@@ -388,6 +388,10 @@ WRONG_IMAGES: dict[str, tuple[Callable[[VisualLM, Path], object], str]] = {
         lambda m, d: m.encode(tiny.image(0), tiny.PROMPTS["two"]),
         r"2 image placeholders.*1 image",
     ),
+    "several with one text": (
+        lambda m, d: m.encode([tiny.image(0), tiny.image(1)], "what is this ?"),
+        r"one sample or 2: encode\(\[images\], prompt\) .*encode\(images, \[prompt\] \* 2\)",
+    ),
     "no prompt": (lambda m, d: m.encode(tiny.image(0), []), "no prompt"),
     "verbatim without placeholder": (
         lambda m, d: m.encode(tiny.image(0), "what is this ?", template=False),
@@ -605,3 +609,25 @@ def test_refusals_share_one_base() -> None:
     assert issubclass(InputError, EmbedlensError)
     assert issubclass(InputError, ValueError)
     assert issubclass(Unsupported, EmbedlensError)
+
+
+def test_several_images_with_one_text_are_one_sample_only_where_that_is_said(
+    model: VisualLM,
+) -> None:
+    """By the text's own placeholders, a conversation, a list around them, or a list of one text."""
+    images = [tiny.image(0), tiny.image(1)]
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "image"},
+                                         {"type": "text", "text": "what is this ?"}]}]  # fmt: skip
+    texts: list[tuple[Any, Any]] = [
+        (images, tiny.PROMPTS["two"]),
+        (images, chat),
+        ([images], "what is this ?"),
+        (images, ["what is this ?"]),
+        (tuple(images), [tiny.PROMPTS["two"]]),
+    ]
+    for given, prompt in texts:
+        batch = model.encode(given, prompt)
+        assert (len(batch), batch.images_per_row) == (1, (2,))
+    apart = model.encode(images, ["what is this ?"] * 2)
+    assert (len(apart), apart.images_per_row) == (2, (1, 1))
+    assert model.encode([tiny.image(0)], "what is this ?").images_per_row == (1,)

@@ -115,6 +115,7 @@ def test_the_prompt_is_the_one_it_was_trained_on(processor):
 # --- what it can do ---
 
 
+@pytest.mark.full
 def test_it_sees_as_well_as_its_card_says(model, processor):
     """Exact answers on scenes never used before, within four standard errors of the card."""
     by_task: dict[str, list[bool]] = {task: [] for task in TASKS}

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_mask
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask, flash_attention_mask
+from transformers.masking_utils import eager_mask, flash_attention_mask, flex_attention_mask
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 import tiny
@@ -19,10 +20,10 @@ from builders.prompts import encode
 from embedlens import Batch, BlockAttention, InputError, Plan, Run, Unsupported, VisualLM
 from embedlens.lens.anatomy.mixer_kinds import MASKED
 from families.zoo import READABLE, built
-from oracles.eager_weights import weights_of
+from oracles.eager_weights import scaled, softmax_changed, weights_of
 from oracles.knockouts import knocked_out, mixers_of
 from oracles.selected_tokens import TEXT, VISUAL, pairs
-from tolerances import EQUAL, MOVED
+from tolerances import EQUAL, MOVED, MOVED_A_LITTLE
 
 # Transformers gives their towers or decoders no other attention.
 EAGER_ONLY = ("fast_vlm", "paligemma2")
@@ -143,6 +144,25 @@ def test_chosen_queries_and_keys_are_rows_and_columns_of_all(twin: Any, tmp_path
         assert not weights[:, ~there].any()
     assert len(chosen.query_sample) == int(TEXT.prompt(*_tensors(batch)).sum()) - len(batch)
 
+    # Padding is no query and no key, whatever a mask says.
+    everything = torch.ones(len(batch), batch.length, dtype=torch.bool)
+    masked = model.run(
+        batch, capture="attention_weights", layers=[2], queries=everything, keys=everything
+    )
+    assert torch.equal(masked.query_position, every.query_position)
+    assert int((masked.key_position >= 0).sum()) == int((~padding).sum())
+
+    # A sample with fewer keys than others has zeros behind them, also where nothing is padded.
+    few = batch.inputs["attention_mask"].bool()
+    assert few[1].all()
+    few[1, 3:] = False
+    fewer = model.run(batch, capture="attention_weights", layers=[2], keys=few)
+    assert fewer.key_position[1].tolist() == [0, 1, 2] + [-1] * (fewer.key_position.shape[1] - 3)
+    torch.testing.assert_close(
+        fewer.attention_weights[2][1, :, :3], whole[1, -1, :, :3], atol=EQUAL, rtol=EQUAL
+    )
+    assert not fewer.attention_weights[2][1, :, 3:].any()
+
     chosen.save(tmp_path / "run")
     again = Run.load(tmp_path / "run")
     assert torch.equal(again.attention_weights[2], chosen.attention_weights[2])
@@ -169,6 +189,29 @@ def test_no_query_or_no_key_is_refused(twin: Any) -> None:
             model.run(batch, capture="attention_weights", **{which: "visal"})
 
 
+def test_sinks_take_their_share_and_are_no_key() -> None:
+    """Beside the keys, so that rows sum to less than 1; edited weights are computed with them."""
+    made = tiny.build("gpt_oss", "eager")
+    copied = copy.deepcopy(made.model)
+    model = VisualLM(made.model, made.processor)
+    batch = encode(model, "ragged")
+    check(model, copied, batch)
+    shares = model.run(batch, capture="attention_weights").attention_weights[1].sum(-1)
+    assert 0.1 < float(shares.min()) <= float(shares.max()) < 1 - MOVED_A_LITTLE
+    blocked = pairs(TEXT, VISUAL, batch)
+    mixers = mixers_of(copied, copied.model.language_model.layers)
+    causal = torch.ones(blocked.shape[-2:], dtype=torch.bool).tril()
+    zeroing = {mixers[layer]: scaled(blocked & causal, 0.0) for layer in (0, 1)}
+    with softmax_changed(zeroing), weights_of(dict(enumerate(mixers))) as weights:
+        expected = copied(**batch.inputs, use_cache=False).logits
+    plan = Plan(BlockAttention(queries="text", keys="visual", layers="0-1", renormalise=False))
+    run = model.run(batch, plan, capture="attention_weights", queries="all", logits="all")
+    real = batch.inputs["attention_mask"].bool()
+    assert float((run.logits - expected)[real].abs().max()) < EQUAL
+    mine = weights[1][run.query_sample, :, run.query_position]
+    assert float((run.attention_weights[1] - mine).abs().max()) < EQUAL
+
+
 def _as_flash(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
 ) -> Any:
@@ -177,6 +220,16 @@ def _as_flash(
     dense = torch.full((length, length), torch.finfo(query.dtype).min).triu(1)[None, None]
     if mask is not None:
         dense = dense.masked_fill(mask[:, None, None, :] == 0, torch.finfo(query.dtype).min)
+    return eager_attention_forward(module, query, key, value, dense, **options)[0], None
+
+
+def _as_flex(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
+) -> Any:
+    """What flex attention computes, whose mask is a function of sample, head, query and key."""
+    sizes = (len(query), 1, query.shape[2], key.shape[2])
+    seen = create_mask(mask.mask_mod, *sizes, device="cpu")
+    dense = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(query.dtype).min)
     return eager_attention_forward(module, query, key, value, dense, **options)[0], None
 
 
@@ -192,6 +245,8 @@ def _no_softmax(
 
 AttentionInterface.register("as_flash", _as_flash)
 AttentionMaskInterface.register("as_flash", flash_attention_mask)
+AttentionInterface.register("as_flex", _as_flex)
+AttentionMaskInterface.register("as_flex", flex_attention_mask)
 AttentionInterface.register("no_softmax", _no_softmax)
 AttentionMaskInterface.register("no_softmax", eager_mask)
 
@@ -204,9 +259,13 @@ def switched(attn: str) -> tuple[VisualLM, Any]:
     return VisualLM(made.model, made.processor), copied
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of how masks are compiled
+@pytest.mark.parametrize("kernel", ["as_flash", pytest.param("as_flex", marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", ["middle", "ragged"])
-def test_a_kernel_that_takes_no_mask_over_pairs_has_the_same_weights(name: str) -> None:
-    model, copied = switched("as_flash")
+def test_a_kernel_that_takes_no_mask_over_pairs_has_the_same_weights(
+    name: str, kernel: str
+) -> None:
+    model, copied = switched(kernel)
     check(model, copied, encode(model, name))
 
 
