@@ -133,7 +133,7 @@ def test_any_set_of_plans_equals_single_runs(
                 assert relative(getattr(found, site)[layer], states) <= RELATIVE, (plan, layer)
 
 
-@pytest.mark.quick("llava", "gemma3")
+@pytest.mark.quick("llava")
 @pytest.mark.parametrize("broken", BROKEN)
 @pytest.mark.parametrize("name", READABLE)
 def test_a_broken_shortcut_is_seen_and_not_used(
