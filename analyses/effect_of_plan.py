@@ -16,7 +16,7 @@ from ..lens.inputs.read_image import ImageLike, read_image
 from ..lens.markers.markers import Markers
 from ..lens.model import VisualLM
 from ..lens.progress import Progress, silent
-from ..lens.selectors.selectors import CLASSES
+from ..lens.token_names import CLASSES
 from .statistics import MIN_IMAGES
 
 _SHARES = ("saved", "skipped", "spent")

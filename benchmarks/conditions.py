@@ -84,7 +84,7 @@ class Work:
     @property
     def last(self) -> float:
         """The last layer for the last row."""
-        return self.keys + (self.queries + self.ffn) / TOKENS
+        return float(self.keys + (self.queries + self.ffn) / TOKENS)
 
     @property
     def forward(self) -> int:
@@ -178,7 +178,7 @@ def main() -> int:
             times = {name: [processor for _, processor in taken[name]] for name in tasks}
             scale = len(some) / len(plans)
             ratio = scale * min(times["run_many"]) / min(times["hooks"])
-            with Operations() as counter:
+            with Operations() as counter:  # type: ignore[no-untyped-call]  # torch
                 made.model.run_many(made.batch, plans)
             counted = counter.count / (len(plans) * work.forward)
             limit = work.limit(edits)
@@ -191,7 +191,7 @@ def main() -> int:
     return 0 if kept else 1
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
     """Counts floating-point operations; no hooks on modules, which would be the owner's."""
 
     count = 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -52,8 +53,8 @@ def main() -> int:
     for name, plan in PLANS.items():
         apart = float((run(plan) - computed(plan)).abs().max())
         assert apart < 1e-5, f"{name}: differs by {apart:.1e}"
-        tasks[name] = lambda plan=plan: run(plan)
-        tasks[f"{name}, computed"] = lambda plan=plan: computed(plan)
+        tasks[name] = partial(run, plan)
+        tasks[f"{name}, computed"] = partial(computed, plan)
     taken = alternate(tasks, options.repeats)
     kept = True
     for name, plan in PLANS.items():

@@ -154,7 +154,7 @@ def _compared(
         f"{name}: {processor:.3f} in processor time ({1000 * seconds:.1f} ms by hand), "
         f"{clock:.3f} by the clock: {verdict} {limit}"
     )
-    return processor <= limit
+    return bool(processor <= limit)
 
 
 if __name__ == "__main__":

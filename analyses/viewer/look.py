@@ -104,8 +104,8 @@ def view(
     return _made(batches, readings, found + measures_of(measures or {}, count), title, notes)
 
 
-def view_readouts(
-    readouts: Readout | Mapping[str, Readout],
+def view_readout(
+    readout: Readout,
     batch: Batch,
     *,
     layers: Sequence[int] = (0,),
@@ -115,8 +115,7 @@ def view_readouts(
     """Look at what a lens found, at its place in the image; behind `Readout.view`.
 
     Args:
-        readouts: Of the batch's visual tokens, states ``[visual]`` or ``[layer, visual]``; or
-            several by their names, to compare.
+        readout: Of the batch's visual tokens, states ``[visual]`` or ``[layer, visual]``.
         batch: Whose tokens were read.
         layers: The layers of a readout's first axis.
         measures: As for `view`.
@@ -125,19 +124,17 @@ def view_readouts(
     Raises:
         InputError: A readout of other states than these.
     """
-    several = {"words": readouts} if isinstance(readouts, Readout) else dict(readouts)
     count = len(batch.visual)
+    *shape, _ = readout.ids.shape
+    if shape != [len(layers), count] and (shape, len(layers)) != ([count], 1):
+        raise InputError(
+            f"this readout is of {shape} states, and the batch has {count} visual tokens: "
+            "read the states of its tokens, [visual] or [layer, visual] with layers=[…]"
+        )
     readings = []
-    for name, readout in several.items():
-        *shape, _ = readout.ids.shape
-        if shape not in ([count], [len(layers), count]):
-            raise InputError(
-                f"this readout is of {shape} states, and the batch has {count} visual tokens: "
-                "read the states of its tokens, [visual] or [layer, visual] with layers=[…]"
-            )
-        for index, layer in enumerate(layers):
-            part = readout if len(shape) == 1 else part_of(readout, index)
-            readings.append(reading_of(part, CLEAN, name, layer, "score"))
+    for index, layer in enumerate(layers):
+        part = readout if len(shape) == 1 else part_of(readout, index)
+        readings.append(reading_of(part, CLEAN, "words", layer, "score"))
     return _made([batch], readings, measures_of(measures or {}, count), title, [])
 
 

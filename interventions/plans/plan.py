@@ -23,7 +23,7 @@ from ...lens.torch_settings import default_torch
 from ..engines.transformer_lens import Hook, fwd_hooks, in_force
 from ..operations.donor import Given, as_donor
 from ..operations.first_passes import OWN, FirstPass, donor_passes, first_pass, lent
-from ..operations.needs import Need, StatesOf, bound_vectors, check_names
+from ..operations.needs import Need, StatesOf, Vector, bound_vectors, check_names
 from ..operations.operation import Operation
 from ..operations.phrases import Phrases
 from ..operations.target import Target

@@ -105,11 +105,8 @@ def cost_of(
         left = _clean(size, len(batch), lengths.get(layer, batch.length))
         here = [step for step in steps if step.site.layer == layer]
         skipped = {part: clean[part] - left[part] for part in PARTS}
-        skipped["ffn"] += size.addend * sum(
-            int(steps[n].tokens(*flow.scope.real.shape)[:, :-1].sum())
-            for n in left_out
-            if steps[n].site.layer == layer
-        )
+        acted = [steps[n].tokens(*flow.scope.real.shape) for n in left_out if steps[n] in here]
+        skipped["ffn"] += size.addend * sum(int(t[:, :-1].sum()) for t in acted if t is not None)
         spent = _spent(size, here, batch, None if visible is None else visible[layer])
         again = [(_clean(size, samples, tokens), times) for samples, tokens, times in passes]
         for part in PARTS:

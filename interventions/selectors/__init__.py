@@ -15,13 +15,13 @@ from ...lens.selectors import (
     Near,
     Norm,
     Pixels,
+    PromptSays,
     Random,
     Rows,
     Selection,
     Selector,
     TileIs,
     Top,
-    Words,
     parse_selector,
 )
 
@@ -40,12 +40,12 @@ __all__ = [
     "Near",
     "Norm",
     "Pixels",
+    "PromptSays",
     "Random",
     "Rows",
     "Selection",
     "Selector",
     "TileIs",
     "Top",
-    "Words",
     "parse_selector",
 ]

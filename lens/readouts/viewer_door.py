@@ -13,5 +13,5 @@ VIEWER = "embedlens.analyses.viewer"
 
 
 def open_viewer(readout: Any, batch: Any, **shown: Any) -> Any:
-    """The view of a readout; see ``view_readouts`` there."""
-    return import_module(VIEWER).view_readouts(readout, batch, **shown)
+    """The view of a readout; see ``view_readout`` there."""
+    return import_module(VIEWER).view_readout(readout, batch, **shown)

@@ -5,7 +5,7 @@ from .parser import parse_selector
 from .places import Box, Columns, Dilated, FrameIs, ImageIs, Pixels, Rows, TileIs
 from .scores import AttentionFrom, Bottom, Cosine, Norm, Top
 from .selectors import InLayer, Name, Random, Selection, Selector
-from .text_spans import Words
+from .text_spans import PromptSays
 
 __all__ = [
     "AttentionFrom",
@@ -22,12 +22,12 @@ __all__ = [
     "Near",
     "Norm",
     "Pixels",
+    "PromptSays",
     "Random",
     "Rows",
     "Selection",
     "Selector",
     "TileIs",
     "Top",
-    "Words",
     "parse_selector",
 ]

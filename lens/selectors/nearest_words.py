@@ -30,7 +30,7 @@ from .selectors import (
     visual_selection,
     whole_number,
 )
-from .text_spans import Words
+from .text_spans import PromptSays
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def may_miss(selector: Selector | None) -> bool:
     """Whether it names classes, words or sets of one's own, which a sample need not have any of."""
     held = {*CLASSES, "question"}
     return selector is not None and any(
-        isinstance(node, Near | Words)
+        isinstance(node, Near | PromptSays)
         or (isinstance(node, Name) and (node.name in held or node.name not in NAMES))
         for node in selector.nodes()
     )
@@ -122,7 +122,7 @@ def visual_only(selector: Selector) -> bool:
             return visual_only(left) or visual_only(right)
         case Or(left, right):
             return visual_only(left) and visual_only(right)
-        case Not() | Words():
+        case Not() | PromptSays():
             return False
         case InLayer(inner):
             return visual_only(inner)

@@ -13,7 +13,7 @@ from .nearest_words import Control, Near
 from .places import RULES, Box, Columns, Dilated, FrameIs, ImageIs, Pixels, Rows, TileIs
 from .scores import AttentionFrom, Bottom, By, Cosine, Norm, Top
 from .selectors import And, InLayer, Name, Not, Or, Random, Selector
-from .text_spans import Words
+from .text_spans import PromptSays
 
 _INDEXED: dict[str, type[ImageIs | TileIs | FrameIs | Near]] = {
     "near": Near,
@@ -119,7 +119,7 @@ class _Reader:
             case ast.Subscript(value=ast.Name(id="pixels"), slice=index):
                 return Pixels(*self._area(node, index, "pixels[left:right, top:bottom]"))
             case ast.Subscript(value=ast.Name(id="words"), slice=ast.Constant(value=str(said))):
-                return self._made(node, Words, said)
+                return self._made(node, PromptSays, said)
             case ast.Subscript(value=ast.Name(id="words"), slice=index):
                 self._refuse(index, 'words are written in quotes: words["what color"]')
             case ast.Call(func=ast.Name(id="dilate"), args=[inner, steps], keywords=[]):

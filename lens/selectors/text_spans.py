@@ -12,7 +12,7 @@ from .selectors import Selection, Selector, words_of
 
 
 @dataclass(frozen=True)
-class Words(Selector):
+class PromptSays(Selector):
     """``words["what color"]``: the tokens of every place where the prompt says that.
 
     Letter by letter, capitals included; a token belongs to it if any of its characters does.

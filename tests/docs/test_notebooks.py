@@ -39,6 +39,7 @@ def test_a_notebook_is_kept_with_its_outputs(path: Path) -> None:
     assert len(outputs) >= 3
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     assert str(ROOT) not in path.read_text()
+    assert "widget-state" not in path.read_text()  # it would make a page fetch scripts
 
 
 @pytest.mark.full

@@ -156,6 +156,7 @@ def test_object_ablation_equals_hooks(shipped: VisualLM, plain: Any) -> None:
 @pytest.mark.parametrize("name", ["object_to_last", "information_flow"])
 def test_flows_equal_hooks(shipped: VisualLM, plain: Any, name: str) -> None:
     model, module = shipped, example(name)
+    module.N = 8
     found = module.main(model)
     batch, answers = module.data(model)
     ids = batch.inputs["input_ids"]
@@ -191,6 +192,7 @@ def test_flows_equal_hooks(shipped: VisualLM, plain: Any, name: str) -> None:
 
 def test_fastv_equals_hooks(shipped: VisualLM, plain: Any) -> None:
     model, module = shipped, example("fastv")
+    module.N = 8
     found = module.main(model)
     batch, answers = module.data(model)
     ids = batch.inputs["input_ids"]

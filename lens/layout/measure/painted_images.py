@@ -10,7 +10,7 @@ that element shows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +79,7 @@ class MeasuredOrigins:
     def _in_colour(self) -> dict[str, PixelOrigins] | None:
         """By one painting; None where what comes back is not what was learned."""
         painted = self._paint(lambda size, _: _coloured(size))
-        origins, owners = {}, self._digits(painted.keys())
+        origins, owners = {}, self._digits()
         for name, levels in self._colours.items():
             values = painted.get(name)
             if levels is None or values is None:
@@ -102,7 +102,7 @@ class MeasuredOrigins:
         light = self._paint(lambda size, _: _plain(size, _LIGHT))
         across = self._paint(lambda size, _: _ramp(size))
         down = self._paint(lambda size, _: _ramp(size[::-1]).T)
-        owners = self._digits(dark.keys())
+        owners = self._digits()
         coloured = {} if self._colours else self._paint(lambda size, _: _coloured(size))
         origins = {}
         for name, zero in dark.items():
@@ -125,13 +125,13 @@ class MeasuredOrigins:
                 )
         return origins
 
-    def _digits(self, names: Collection[str]) -> list[dict[str, NDArray[np.float32]]]:
+    def _digits(self) -> list[dict[str, NDArray[np.float32]]]:
         """Paintings in which each image has a brightness of its own; none for a single image."""
         number = sum(map(len, self._sizes))
         places = math.ceil(math.log(max(number, 2), _DIGIT)) if number > 1 else 0
         return [
             self._paint(lambda size, i, p=place: _digit(size, i, p))  # type: ignore[misc]
-            for place in range(places if names else 0)
+            for place in range(places)
         ]
 
     def _paint(

@@ -105,7 +105,8 @@ class LayerWays:
         rows = needed | wanted
         if last and self._few(rows, MOST_ROWS):
             masked = given[1].get("attention_mask") is not None
-            variant = (masked, self._rows(rows).are_last, *_edges(rows))
+            hidden = self._hidden(index, rows, ATTENTION)
+            variant = (masked, hidden, self._rows(rows).are_last, *_edges(rows))
             yield Way(LAST, partial(self._of_last, index, run, given, rows), rows, variant)
 
     def _from_beginning(
@@ -127,11 +128,14 @@ class LayerWays:
         known: dict[nn.Module, Any] = {mixer: start.mixed}
         if part == FFN and widest is not None and start.widest is not None:
             both = {**known, widest: start.widest}
-            yield Way("ffn known", partial(self._knowing, both, run, given), needed)
+            hidden = (self._hidden(index, needed, ATTENTION), self._hidden(index, needed, FFN))
+            yield Way("ffn known", partial(self._knowing, both, run, given), needed, hidden)
         if start.leaving is not None and by_rows and self._few(rows, MOST_CHANGED_ROWS):
             compute = partial(self._some_knowing, known, run, given, rows, start.leaving)
-            yield Way("mixer known, some rows", compute, needed, _edges(rows))
-        yield Way("mixer known", partial(self._knowing, known, run, given), needed)
+            variant = (self._hidden(index, rows, ATTENTION), *_edges(rows))
+            yield Way("mixer known, some rows", compute, needed, variant)
+        shown = (self._hidden(index, needed, ATTENTION),)
+        yield Way("mixer known", partial(self._knowing, known, run, given), needed, shown)
 
     def _changed_rows(
         self,
@@ -177,7 +181,8 @@ class LayerWays:
             return _among(leaving, chosen, made)
 
         masked = given[1].get("attention_mask") is not None
-        variant = (masked, chosen.are_last, bool(beyond.any()), *_edges(rows))
+        hidden = self._hidden(index, rows, ATTENTION)
+        variant = (masked, hidden, chosen.are_last, bool(beyond.any()), *_edges(rows))
         yield Way("changed rows", compute_with_keys, needed, variant)
 
     def _of_last(self, index: int, run: Forward, given: Arguments, rows: Tensor) -> Any:
@@ -221,6 +226,14 @@ class LayerWays:
     def _rows(self, flags: Tensor) -> SomeRows:
         samples = self.decoder.request.samples
         return SomeRows(flags.nonzero()[:, 0], self.decoder.length, samples)
+
+    def _hidden(self, index: int, rows: Tensor, part: int) -> bool:
+        """Whether steps may hide what comes out at a part in all of some rows.
+
+        Such a comparison says nothing about one in which it shows.
+        """
+        touched = self.decoder.changed_by(self.here.get(index, ()), (part,))
+        return not bool((rows & ~touched).any())
 
     def _few(self, rows: Tensor, share: float) -> bool:
         return 0 < int(rows.sum()) <= share * self.decoder.length

@@ -70,7 +70,7 @@ class Twice(nn.Module):
 
 
 class Crowded(nn.Module):
-    """An expert that takes the first four tokens that want it, and drops the others."""
+    """An expert that takes the first twelve tokens that want it, and drops the others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Crowded(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         wanting = states[..., :1] > 0
         place = wanting.long().cumsum(1)
-        return self.expert(states) * (wanting & (place <= 4))
+        return self.expert(states) * (wanting & (place <= 12))
 
 
 class Beside(nn.Module):

@@ -11,7 +11,7 @@ from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 import tiny
 from embedlens import Batch, InputError, Unsupported, VisualLM
-from embedlens.interventions import Name, Words, parse_selector
+from embedlens.interventions import Name, PromptSays, parse_selector
 from embedlens.lens.inputs.prompt_words import PromptWords
 from families.family import noise
 from families.zoo import WITH_PROCESSOR, built, visual_lm
@@ -211,9 +211,11 @@ def test_what_is_not_known_is_refused_and_only_where_it_is_asked_for(twin: Any) 
 
 @pytest.mark.parametrize("words", ["what color", "it's", "größe 3 (a|b) & ~c", "日本"])
 def test_words_round_trip(words: str) -> None:
-    assert str(Words(words)) == f'words["{words}"]'
-    assert parse_selector(f'words["{words}"]') == Words(words)
-    assert parse_selector(str(Name("text") & ~Words(words))) == Name("text") & ~Words(words)
+    assert str(PromptSays(words)) == f'words["{words}"]'
+    assert parse_selector(f'words["{words}"]') == PromptSays(words)
+    assert parse_selector(str(Name("text") & ~PromptSays(words))) == Name("text") & ~PromptSays(
+        words
+    )
 
 
 @pytest.mark.parametrize(
