@@ -24,7 +24,6 @@ from ..program.scope import Scope, Subject
 from ..program.steps import Choose, Drop, ScaleWeights, Step, ZeroWeights
 from .binding import ACTIONS, Action, module_of, plain
 from .engine import Engine, engine
-from .leaving_out import leaving_out
 from .mask_kinds import mask_kind
 from .payload.attention_masks import block
 from .payload.attention_weights import edit_weights
@@ -36,6 +35,7 @@ from .payload.generation_passes import carry_out_when, follow
 from .payload.leave_out import leave_out
 from .payload.shorter_tensors import taken
 from .payload.written_values import noise
+from .rows_left_out import rows_left_out
 
 for _sent in (block, edit_weights, zero, drop_before_decoder, drop_between_layers, taken, noise):
     nnsight.register(_sent.__module__)
@@ -118,7 +118,7 @@ class NNsight(Engine):
 
     def leaves_out(self, steps: Sequence[Step], scope: Scope) -> frozenset[int]:
         """Zeroed FFNs, where that changes nothing else."""
-        return leaving_out(steps, scope)
+        return rows_left_out(steps, scope)
 
     def check_attention(
         self, edit: Literal["mask", "weights"], layer: int, model: Subject, by: str

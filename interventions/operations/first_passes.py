@@ -113,7 +113,7 @@ def lent(
         during: The pass that the plan is for; the others run where it runs.
         others: What all plans of the call ask for.
     """
-    together = during.once("first passes", lambda: _together(others())) if during.together else {}
+    merged = during.once("first passes", lambda: _merged(others())) if during.call else {}
     found = {
         name: Donor(held.batch, held, name)
         for name, held in given.items()
@@ -122,11 +122,11 @@ def lent(
     # An earlier pass over the batch may itself take states from a donor.
     for name in sorted(asked, key=lambda name: name == OWN):
         own, remote = asked[name], during.remote
-        whole = replace(together.get(own.key, own), numbers=own.numbers)
+        whole = replace(merged.get(own.key, own), numbers=own.numbers)
         try:
             made = during.once(own.key, partial(captured, model, whole, found, remote))
         except (InputError, Unsupported):
-            if own.key not in together:
+            if own.key not in merged:
                 raise
             # What another plan asks for in vain is said where that one is compiled.
             made = captured(model, own, found, remote)
@@ -134,7 +134,7 @@ def lent(
     return found
 
 
-def _together(asked: Iterable[Mapping[str, FirstPass]]) -> dict[Any, FirstPass]:
+def _merged(asked: Iterable[Mapping[str, FirstPass]]) -> dict[Any, FirstPass]:
     """What several plans ask for, by the key of the pass."""
     found: dict[Any, FirstPass] = {}
     for passes in asked:

@@ -359,7 +359,7 @@ class Plan:
 
 def _asked(during: Pass, model: Subject, batch: Batch) -> Iterator[dict[str, FirstPass]]:
     """What each plan of a call asks for; what is refused is said when that plan is compiled."""
-    for plan in during.together.plans if during.together else ():
+    for plan in during.call.plans if during.call else ():
         if isinstance(plan, Plan):
             try:
                 asked = plan._first_passes(model, batch)

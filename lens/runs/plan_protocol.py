@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Together:
+class OneCall:
     """Plans that one call compiles for the same batch, one after the other."""
 
     plans: tuple[Any, ...]  # all of them, None for those that change nothing
@@ -43,15 +43,15 @@ class Pass:
     own: bool = False  # whether it has one program only, which may find out in it what it needs
     weights: bool = False  # whether the attention weights in force are read in it
     # The plans that are compiled in the same call, so that what all of them need is made once
-    together: Together | None = field(default=None, compare=False, repr=False)
+    call: OneCall | None = field(default=None, compare=False, repr=False)
 
     def once(self, what: Hashable, make: Callable[[], T]) -> T:
-        """What ``make`` returns, made once for all plans that are compiled together."""
-        if self.together is None:
+        """What ``make`` returns, made once for all plans that are compiled in one call."""
+        if self.call is None:
             return make()
-        if what not in self.together.made:
-            self.together.made[what] = make()
-        found: T = self.together.made[what]
+        if what not in self.call.made:
+            self.call.made[what] = make()
+        found: T = self.call.made[what]
         return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ...errors import InputError, Unsupported
 from ...inputs.batch import Batch
 from ..forward import Output, Request
-from ..plan_protocol import PARTS, Intervention, Program, Together, Touch
+from ..plan_protocol import PARTS, Intervention, OneCall, Program, Touch
 from ..proof_record import is_same
 from .hooked_model import HookedModel
 
@@ -57,7 +57,7 @@ def compile_conditions(
         InputError, Unsupported: A plan that cannot be carried out, named by its number.
     """
     model.anatomy.check_ids(request.inputs, model.tokenizer)
-    during = replace(request.during, together=Together(tuple(plans)))
+    during = replace(request.during, call=OneCall(tuple(plans)))
     readable = all(site["side"] in SIDES for site in request.sites)
     conditions = []
     for index, plan in enumerate(plans):
