@@ -65,10 +65,10 @@ def ways(model: VisualLM) -> dict[str, set[bool]]:
 
 
 def more(value: Any) -> Any:
-    """A little more than what a module returned."""
+    """A little more than what a module returned, and not a multiple of it, which norms undo."""
     if isinstance(value, tuple | list):
         return type(value)((more(value[0]), *value[1:]))
-    return value * 1.01 if isinstance(value, torch.Tensor) else value
+    return value + 0.03 * value.flip(-1) if isinstance(value, torch.Tensor) else value
 
 
 def break_rows(monkeypatch: pytest.MonkeyPatch) -> None:
