@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlavaForConditionalGeneration
 
+from builders.scripts import experiment
 from embedlens import VisualLM
 from embedlens.analyses import attention_map
 from oracles.eager_weights import scaled, softmax_changed, weights_of
 from oracles.torch_hooks import attached
-from processes import ROOT
 from tolerances import EQUAL, MOVED
 
-FOLDER = ROOT / "examples" / "experiments"
 pytestmark = pytest.mark.full
 
 
-@pytest.fixture(scope="module")
-def eager() -> Any:
-    """The shipped model as transformers loads it, with eager attention."""
-    model = LlavaForConditionalGeneration.from_pretrained(
-        ROOT / "lens" / "shipped", dtype=torch.float32, attn_implementation="eager"
-    )
-    return model.eval()
-
-
-def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
-    return module
-
-
 def test_attention_over_the_image_is_what_eager_attention_gives_to_it(
-    shipped: VisualLM, eager: Any
+    shipped: VisualLM, plain: Any
 ) -> None:
-    run = script("attention_over_image").main(shipped)
-    layers = eager.model.language_model.layers
+    run = experiment("attention_over_image").main(shipped)
+    layers = plain.model.language_model.layers
     with weights_of({i: layer.self_attn for i, layer in enumerate(layers)}) as expected:
-        eager(**run.batch.inputs, use_cache=False)
-    seen = run.batch.inputs["input_ids"][0] == eager.config.image_token_id
+        plain(**run.batch.inputs, use_cache=False)
+    seen = run.batch.inputs["input_ids"][0] == plain.config.image_token_id
     for layer, weights in expected.items():
         mine = run.attention_weights[layer][0]
         assert float((mine - weights[0, :, -1, seen]).abs().max()) < EQUAL
@@ -54,12 +34,12 @@ def test_attention_over_the_image_is_what_eager_attention_gives_to_it(
     ]
 
 
-def test_redistribution_is_what_hooks_do_by_hand(shipped: VisualLM, eager: Any) -> None:
+def test_redistribution_is_what_hooks_do_by_hand(shipped: VisualLM, plain: Any) -> None:
     """Massive dimensions, sinks, heads and the redistribution, each worked out again."""
-    experiment = script("attention_redistribution")
-    batch, plan, run = experiment.main(shipped)
-    inputs, layers = batch.inputs, eager.model.language_model.layers
-    seen = inputs["input_ids"][0] == eager.config.image_token_id
+    redistribution = experiment("attention_redistribution")
+    batch, plan, run = redistribution.main(shipped)
+    inputs, layers = batch.inputs, plain.model.language_model.layers
+    seen = inputs["input_ids"][0] == plain.config.image_token_id
     streams: dict[int, torch.Tensor] = {}
 
     def keep(index: int) -> Any:
@@ -68,13 +48,16 @@ def test_redistribution_is_what_hooks_do_by_hand(shipped: VisualLM, eager: Any) 
     handles = [layer.register_forward_pre_hook(keep(i)) for i, layer in enumerate(layers)]
     mixers = {i: layer.self_attn for i, layer in enumerate(layers)}
     with attached(handles), weights_of(mixers) as weights:
-        clean = eager(**inputs, use_cache=False).logits[0, -1]
-    later = range(experiment.FIRST_LAYER, len(layers))
+        clean = plain(**inputs, use_cache=False).logits[0, -1]
+    later = range(redistribution.FIRST_LAYER, len(layers))
     stand_out = {i: (s / s.square().mean(1, keepdim=True).sqrt()).abs() for i, s in streams.items()}
     order = torch.stack([stand_out[i].mean(0) for i in later]).sum(0).argsort(descending=True)
     changes = {}
     for i in later:
-        sink = stand_out[i][:, order[: experiment.DIMENSIONS]].max(1).values > experiment.THRESHOLD
+        sink = (
+            stand_out[i][:, order[: redistribution.DIMENSIONS]].max(1).values
+            > redistribution.THRESHOLD
+        )
         mine = weights[i][0, :, -1, seen]
         heads = [
             head
@@ -90,7 +73,7 @@ def test_redistribution_is_what_hooks_do_by_hand(shipped: VisualLM, eager: Any) 
         changes[mixers[i]] = scaled(pairs, 0.6, takers, heads)
     assert len(changes) == len(plan) > 0
     with softmax_changed(changes):
-        expected = eager(**inputs, use_cache=False).logits[0, -1]
+        expected = plain(**inputs, use_cache=False).logits[0, -1]
     spread = max(1.0, float(clean.std()))
     assert float((run.logits[0] - expected).abs().max()) < EQUAL * spread
     assert float((clean - expected).abs().max()) > MOVED

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
 
+from builders.scripts import experiment
 from embedlens import Batch, VisualLM
 from oracles.best_scored import attention_scores, picked
 from oracles.torch_hooks import attached, entering
-from processes import ROOT
 from tolerances import ACCUMULATED, EQUAL, MOVED
 
 pytestmark = pytest.mark.full
 
 SIDE = 8  # cells of a picture's grid
-
-
-def example(name: str) -> Any:
-    path = ROOT / "examples" / "experiments" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def plain() -> Any:
-    """The shipped model as transformers loads it, wrapped by nobody."""
-    folder = ROOT / "lens" / "shipped"
-    return LlavaForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
 
 
 def visual(plain: Any, ids: Tensor) -> Tensor:
@@ -106,7 +85,7 @@ def cells(plain: Any, ids: Tensor, chosen: Callable[[int, int, int], bool]) -> T
 
 
 def test_object_ablation_equals_hooks(shipped: VisualLM, plain: Any) -> None:
-    model, module = shipped, example("object_ablation")
+    model, module = shipped, experiment("object_ablation")
     found = module.main(model)
     batch, others, answers = module.data(model)
     ids = batch.inputs["input_ids"]
@@ -155,7 +134,7 @@ def test_object_ablation_equals_hooks(shipped: VisualLM, plain: Any) -> None:
 
 @pytest.mark.parametrize("name", ["object_to_last", "information_flow"])
 def test_flows_equal_hooks(shipped: VisualLM, plain: Any, name: str) -> None:
-    model, module = shipped, example(name)
+    model, module = shipped, experiment(name)
     module.N = 8
     found = module.main(model)
     batch, answers = module.data(model)
@@ -191,7 +170,7 @@ def test_flows_equal_hooks(shipped: VisualLM, plain: Any, name: str) -> None:
 
 
 def test_fastv_equals_hooks(shipped: VisualLM, plain: Any) -> None:
-    model, module = shipped, example("fastv")
+    model, module = shipped, experiment("fastv")
     module.N = 8
     found = module.main(model)
     batch, answers = module.data(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
 
+from builders.scripts import experiment
 from embedlens import VisualLM
 from embedlens.analyses.rows import select
 from embedlens.lens.scenes import Scene, scenes
@@ -27,23 +26,6 @@ SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
 COLOR = "what color is the object ?"
 
 pytestmark = pytest.mark.full
-
-
-@pytest.fixture(scope="module")
-def plain() -> Any:
-    """The shipped model as transformers loads it, with eager attention."""
-    model = LlavaForConditionalGeneration.from_pretrained(
-        ROOT / "lens" / "shipped", dtype=torch.float32, attn_implementation="eager"
-    )
-    return model.eval()
-
-
-def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
-    return module
 
 
 def visual(plain: Any, batch: Any) -> Tensor:
@@ -77,7 +59,7 @@ def singles(model: VisualLM, count: int) -> list[Any]:
 
 
 def test_a_layers_contribution_is_that_of_hooks(shipped: VisualLM, plain: Any) -> None:
-    found = script("layer_contribution").main(shipped, count=4, least=2)
+    found = experiment("layer_contribution").main(shipped, count=4, least=2)
     alone = singles(shipped, 4)
     for name, kl in found.items():
         layers = [int(number) for number in re.findall(r"\d+", name)]
@@ -88,7 +70,7 @@ def test_a_layers_contribution_is_that_of_hooks(shipped: VisualLM, plain: Any) -
 
 
 def test_an_exit_layer_is_that_of_tokens_nobody_sees(shipped: VisualLM, plain: Any) -> None:
-    module = script("exit_layer")
+    module = experiment("exit_layer")
     layer, found = module.main(shipped, count=4)
     decoder, alone = plain.model.language_model.layers, singles(shipped, 4)
     for m in (1, 4, 7):
@@ -104,7 +86,7 @@ def test_an_exit_layer_is_that_of_tokens_nobody_sees(shipped: VisualLM, plain: A
 
 
 def test_the_logit_lens_reads_what_norm_and_head_say(shipped: VisualLM, plain: Any) -> None:
-    found = script("logit_lens_of_objects").main(shipped, count=4)
+    found = experiment("logit_lens_of_objects").main(shipped, count=4)
     shown = scenes(4, n_objects=1)
     batch = shipped.encode([scene.image() for scene in shown], [COLOR] * 4)
     language, kept = plain.model.language_model, {}
@@ -131,7 +113,7 @@ def test_the_logit_lens_reads_what_norm_and_head_say(shipped: VisualLM, plain: A
 
 
 def test_steering_is_that_of_hooks(shipped: VisualLM, plain: Any) -> None:
-    found = script("steering").main(shipped, count=4)
+    found = experiment("steering").main(shipped, count=4)
     drawn = [Scene.sample(seed, n_objects=1) for seed in range(64)]
     red, blue = ([s.image() for s in drawn if s.objects[0].color == c] for c in ("red", "blue"))
     layers, ends = plain.model.language_model.layers, {}
@@ -169,26 +151,26 @@ def test_steering_is_that_of_hooks(shipped: VisualLM, plain: Any) -> None:
 
 
 def test_gradients_choose_tokens_that_matter_as_the_object_does(shipped: VisualLM) -> None:
-    found = script("gradients_as_control").main(shipped, count=6)
+    found = experiment("gradients_as_control").main(shipped, count=6)
     assert found["object"] < found["clean"] - 1
     assert found["gradients"] < found["clean"] - 1
     assert max(found["object"], found["gradients"]) < found["random"]
 
 
 def test_words_in_context_are_found_at_layers_of_the_bank(shipped: VisualLM) -> None:
-    found = script("latent_lens").main(shipped, count=3, texts=12)
+    found = experiment("latent_lens").main(shipped, count=3, texts=12)
     assert list(found) == list(range(shipped.n_layers + 1))
     assert set(found.values()) <= {0.0, 2.0, 4.0, 6.0, 8.0}
 
 
 def test_probes_read_the_colour_of_objects(shipped: VisualLM) -> None:
-    frame = script("linear_probes").main(shipped, count=20).frame
+    frame = experiment("linear_probes").main(shipped, count=20).frame
     assert frame["accuracy"].iloc[0] > 0.8
     assert (frame["p_holm"] < 0.05).all()
 
 
 def test_heads_and_ffns_sum_to_the_logit_of_the_colour(shipped: VisualLM, plain: Any) -> None:
-    result = script("direct_logit_attribution").main(shipped, count=4)
+    result = experiment("direct_logit_attribution").main(shipped, count=4)
     shown = scenes(4, n_objects=1)
     batch = shipped.encode([scene.image() for scene in shown], [COLOR] * 4)
     with torch.no_grad():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from builders.benchmarks import benchmark_module
+from builders.scripts import script_module
 from embedlens import Batch, VisualLM
 from embedlens.analyses import Result, alignment
 from embedlens.analyses.alignment_by_layer.answer import answer
@@ -26,7 +26,7 @@ IMAGES = 12
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    return benchmark_module("planted_layers")
+    return script_module("benchmarks/planted_layers")
 
 
 @pytest.fixture(scope="module")

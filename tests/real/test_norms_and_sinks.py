@@ -13,8 +13,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
-from builders.benchmarks import benchmark_module
 from builders.prompts import visual_of
+from builders.scripts import script_module
 from embedlens.analyses.report.sentences import everyday_sentences
 from processes import ROOT
 from real.planted_words import picture
@@ -25,7 +25,7 @@ MASSIVE_DIMENSION, FIRST_LAYER = 507, 12
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    return benchmark_module("norms_and_sinks")
+    return script_module("benchmarks/norms_and_sinks")
 
 
 @pytest.fixture(scope="module")
