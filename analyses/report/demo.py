@@ -33,7 +33,7 @@ class Sizes:
     questions: int  # about each
 
 
-FULL = Sizes(scenes=32, calibration=24, texts=64, asked=12, questions=2)
+FULL = Sizes(scenes=40, calibration=24, texts=64, asked=12, questions=2)
 QUICK = Sizes(scenes=16, calibration=16, texts=32, asked=10, questions=2)
 
 

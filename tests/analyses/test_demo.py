@@ -103,7 +103,7 @@ def test_the_lens_reads_what_is_there(demo: Demo) -> None:
     own = one(frame, lens="EmbedLens", layer=0, k=5, truth="own")
     chance = one(frame, lens="EmbedLens", layer=0, k=5, truth="permuted")
     assert own["value"] > 0.45
-    assert own["low"] > chance["high"] + 0.3
+    assert own["low"] > chance["high"] + 0.25
 
 
 def test_classes_found_without_labels_match_the_patches(demo: Demo) -> None:
