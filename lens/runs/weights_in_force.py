@@ -98,8 +98,9 @@ def same_as_gathered(
     """
     value = value.repeat_interleave(weights.shape[1] // value.shape[1], 1)
     again = (weights @ value.to(weights.dtype)).transpose(1, 2).to(gathered.dtype)
-    # Rounding of the type, ten thousandths for float32.
-    near = max(1e-4, 4 * torch.finfo(gathered.dtype).eps) * gathered.abs().max()
+    # Rounding of the type, ten thousandths for float32. A call may be for no query at all.
+    largest = gathered.abs().max() if gathered.numel() else 0.0
+    near = max(1e-4, 4 * torch.finfo(gathered.dtype).eps) * largest
     return (again - gathered).abs().flatten(2).amax(-1) <= near
 
 

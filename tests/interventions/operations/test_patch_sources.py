@@ -528,7 +528,6 @@ def test_text_holds_the_names_and_equality_the_donors(pairs: Any) -> None:
         {"from_tokens": "bos", "phase": "decode"},
         {"states": "not a word"},
         {"site": "mlp"},
-        {"from_tokens": "nobody"},
     ],
 )
 def test_impossible_sources_are_refused_when_declared(fields: dict[str, Any]) -> None:

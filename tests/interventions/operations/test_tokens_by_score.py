@@ -295,7 +295,11 @@ def test_what_the_pass_cannot_choose_is_chosen_before(
 @pytest.mark.full
 def test_a_second_stage_sees_what_the_first_one_left(model: VisualLM, batch: Batch) -> None:
     """Two stages of pruning, each by the attention of the layer before it, as PyramidDrop has."""
-    first, second = (f"bottom(0.3, by=attention(last), layer={n}, within=visual)" for n in (0, 2))
+    # What the first stage dropped is looked at by nobody, and comes last in the second.
+    first, second = (
+        f"bottom({share}, by=attention(last), layer={n}, within=visual)"
+        for share, n in ((0.3, 0), (0.6, 2))
+    )
     plan = Plan(PruneTokens(tokens=first, layer=1), PruneTokens(tokens=second, layer=3))
     held = batch.with_tokens(early=chosen(model, batch, first))
     early = Plan(PruneTokens(tokens="early", layer=1, method="mask"))

@@ -54,11 +54,11 @@ def check(model: VisualLM, name: str, batch: Batch, edit: str) -> None:
             expected = twin(**inputs).logits
     found = model.run(batch, plan_of(edit), logits="all").logits
     assert (expected - plainly)[keep].abs().max() > MOVED_A_LITTLE
-    allowed = EQUAL * max(1.0, float(plainly[keep].std())) * (3 if name in RUNNING else 1)
+    allowed = EQUAL * max(1.0, float(plainly[keep].std())) * (4 if name in RUNNING else 1)
     assert (found - expected)[keep].abs().max() < allowed
 
 
-# A state that runs through the sequence adds up rounding: 2.6e-5 was seen. So does a head that is
+# A state that runs through the sequence adds up rounding: 3.6e-5 was seen. So does a head that is
 # scaled and capped: 1.03e-5 of the spread, on one processor.
 RUNNING = ("qwen3_5_moe", "gemma4")
 # Patching across added features is refused; tested below.

@@ -646,7 +646,7 @@ def test_selectors_are_read_as_they_are_written(text: str, selector: Any) -> Non
     [
         ("near[-1]", 5, "whole number"),
         ("near[dead]", 5, "whole number"),
-        ("near", 0, "no tokens are called"),
+        ("near", 0, "is a word of the selector language"),
         ("visual & near[1.5]", 14, "whole number"),
         ("control()", 0, "needs of="),
         ("visual & control(dead)", 17, "takes of= and seed= by name"),

@@ -38,8 +38,12 @@ def test_every_family_finds_words_and_the_question(name: str) -> None:
         assert said(model, batch, 'words["color is"]') == ["color is"] * 2
         assert said(model, batch, 'words["or"] & ~words["color"]') == ["or", ""]
         whole = [f"{ASKED} or green", ASKED]
-        # Some tokenizers have a token for the space before a word.
-        assert [text.lstrip("▁ ") for text in said(model, batch, "question")] == whole
+        for text, wanted in zip(said(model, batch, "question"), whole, strict=True):
+            # Some tokenizers have a token for the space before a word; some know no word for the
+            # last one with what the template puts behind it.
+            found, expected = text.lstrip("▁ ").split(), wanted.split()
+            assert found[:-1] == expected[:-1]
+            assert found[-1] in (expected[-1], "<unk>")
         kept = parse_selector("question").select(batch).prompt
         assert not kept[batch.visual.sample, batch.visual.position].any()
 
