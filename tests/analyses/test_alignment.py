@@ -407,7 +407,7 @@ def test_text_of_one_sentence_gives_no_reference(model: VisualLM, batch: Batch) 
 
 
 def test_refusals_say_what_to_do(model: VisualLM, batch: Batch) -> None:
-    with pytest.raises(InputError, match="no class 'living'"):
+    with pytest.raises(InputError, match="no tokens called 'living'"):
         alignment(model, batch, TEXTS, tokens="living")
     with pytest.raises(InputError, match="no visual token is 'sink'"):
         alignment(model, batch, TEXTS, tokens="sink")

@@ -31,14 +31,11 @@ SHIPPED = (
     ROOT / "lens/runs/reading.py",
     ROOT / "lens/runs/many/repeated_batch.py",
     ROOT / "lens/runs/weights_in_force.py",
-    *(
-        ROOT / f"interventions/engines/payload/{name}.py"
-        for name in tuple(
-            (
-                "carry_out attention_masks attention_weights drop_before_decoder "
-                "drop_between_layers generation_passes shorter_tensors written_values"
-            ).split()
-        )
+    ROOT / "lens/selectors/best_tokens.py",
+    *sorted(
+        path
+        for path in (ROOT / "interventions/engines/payload").glob("*.py")
+        if path.name != "__init__.py"
     ),
 )
 
