@@ -411,7 +411,7 @@ def test_refusals_say_what_to_do(model: VisualLM, batch: Batch) -> None:
         alignment(model, batch, TEXTS, tokens="living")
     with pytest.raises(InputError, match="no visual token is 'sink'"):
         alignment(model, batch, TEXTS, tokens="sink")
-    with pytest.raises(InputError, match="classified"):
+    with pytest.raises(InputError, match="need classes"):
         alignment(model, model.encode(tiny.image(0), "a b"), TEXTS)
     with pytest.raises(InputError, match="text bank is empty"):
         alignment(model, batch, ["", " "])
