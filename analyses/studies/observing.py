@@ -103,10 +103,12 @@ class Observer:
         """Per plan what was observed of each item."""
         try:
             batch = self._batch(items)
+        # Whatever one item's image or text raises: it costs that item only, and is recorded.
         except Exception as error:
             return self._in_halves(kind, items, plans, error)
         try:
             return _OBSERVE[kind](self, items, batch, plans)
+        # Whatever a model raises under one plan: it costs that plan only, and is recorded.
         except Exception as error:
             if _is_memory(error) and len(items) > 1:
                 return self._in_halves(kind, items, plans, error)
