@@ -336,7 +336,10 @@ class VisualLM:
     run_many = many.run_many
     generate = generation.generate
     generate_ids = generation.generate_ids
+    generate_many = many.generate_many
+    generate_ids_many = many.generate_ids_many
     generate_details = generation_details.generate_details
+    generate_details_many = many.generate_details_many
     generating = generation_trace.generating
     score = scoring.score
     score_many = many.score_many

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...lens.errors import Unsupported
 from ...lens.opening.wrapping import module_path
@@ -23,10 +24,14 @@ from ..program.steps import Choose, Drop, Step, WeightsStep
 from .binding import BEFORE, Action, at_value
 from .engine import Engine, engine
 from .mask_kinds import mask_kind
-from .nnsight import bound
+from .nnsight import bound, clock_of
+from .payload.generation_passes import parts_of, pass_of
+from .payload.leave_out import among, only, others_of
+from .rows_left_out import rows_left_out
 
 # These reach into the code of a module, or into several modules.
 _NO_FORM = (WeightsStep, Drop, Choose)
+_NAMED = {"with_kwargs": True}
 _SIDES = {
     **dict.fromkeys(BEFORE, "input"),
     "mixing": "inputs",
@@ -51,15 +56,36 @@ class Hooks(Engine):
             return
         super().check_attention(edit, layer, model, by)
 
+    def leaves_out(self, steps: Sequence[Step], scope: Scope) -> frozenset[int]:
+        """Zeroed FFNs, where that changes nothing else."""
+        return rows_left_out(steps, scope)
+
     def apply(
         self, steps: Sequence[Step], scope: Scope, host: HookedModel
     ) -> AbstractContextManager[None]:
         """The steps in force on the model while inside."""
-        if scope.during.kind == "generation":
-            raise Unsupported("generation has no form in hooks")
+        clock = clock_of(steps, scope) if scope.during.kind == "generation" else None
+        left = self.leaves_out(steps, scope)
         # Bound here, so that what has no form is refused before anything runs.
-        found = [(step.site.part, _side(step), *bound(step, scope)) for step in steps]
-        return _attached(found, host)
+        found = [
+            _Bound(step.site.part, _side(step), *bound(step, scope), number in left)
+            for number, step in enumerate(steps)
+        ]
+        return _attached(found, clock, host)
+
+
+@dataclass(frozen=True, eq=False)
+class _Bound:
+    """A step as it is carried out on one side of a module of some part of a layer.
+
+    ``left_out`` says that the module need not compute the step's tokens.
+    """
+
+    part: str
+    side: str
+    action: Action
+    step: dict[str, Any]
+    left_out: bool
 
 
 def _side(step: Step) -> str:
@@ -73,26 +99,92 @@ def _side(step: Step) -> str:
 
 @contextmanager
 def _attached(
-    bound_steps: Sequence[tuple[str, str, Action, dict[str, Any]]], host: HookedModel
+    steps: Sequence[_Bound], clock: dict[str, Any] | None, host: HookedModel
 ) -> Iterator[None]:
     hooks = {"input": _on_input, "inputs": _on_inputs, "output": _on_output}
     with ExitStack() as stack:
-        for part, side, action, step in bound_steps:
-            module = host.model.get_submodule(module_path(step["path"]))
-            # A layer is entered with all rows.
-            change = partial(_changed, host, part != "entry", side, action, step)
-            stack.enter_context(hooks[side](module, change))
+        if clock is not None:
+            decoder = host.model.get_submodule(module_path(clock["decoder"]))
+            stack.enter_context(_following(decoder, host.store, clock))
+        for one in steps:
+            module = host.model.get_submodule(module_path(one.step["path"]))
+            if one.left_out:
+                left_out = _LeftOut(host, one)
+                stack.enter_context(module.register_forward_pre_hook(left_out.before, **_NAMED))
+                stack.enter_context(module.register_forward_hook(left_out.after))
+            else:
+                stack.enter_context(hooks[one.side](module, partial(_changed, host, one)))
         yield
 
 
-def _changed(
-    host: HookedModel, inside: bool, side: str, action: Action, step: dict[str, Any], value: Any
-) -> Any:
+def _following(decoder: nn.Module, store: dict[str, Any], clock: dict[str, Any]) -> Any:
+    """A hook that leaves in the store which tokens each pass of a generation is over."""
+    seen = 0
+
+    def follow(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal seen
+        if not seen or clock["generated"] or not store["now"]["cached"]:
+            store["now"] = pass_of((args, kwargs), clock, seen)
+        else:
+            # Nothing acts any more, in whatever passes.
+            store["now"] = {**store["now"], "start": seen, "end": seen + 1}
+        seen = store["now"]["end"]
+
+    return decoder.register_forward_pre_hook(follow, with_kwargs=True)
+
+
+def _parts(host: HookedModel, step: dict[str, Any]) -> list[tuple[dict[str, Any], int]]:
+    """What of a step falls into the pass that runs, and which decoding step it is."""
+    if "decoder" not in step:
+        return [(step, 0)]
+    now = host.store["now"]
+    if now["start"] == 0 and step["layer"] < host.first:
+        return []
+    return parts_of(step, now)
+
+
+def _changed(host: HookedModel, one: _Bound, value: Any) -> Any:
     """A value after one step; inside a layer the step is shown all rows, however many are there."""
-    rows = host.rows if inside else None
+    # A layer is entered with all rows.
+    rows = host.rows if one.part != "entry" else None
+    parts = _parts(host, one.step)
+    if not parts:
+        return value
     whole = value if rows is None else rows.whole(value)
-    changed = at_value(side, whole, action, host.store, step)
-    return changed if rows is None else rows.part(changed)
+    for part, decoded in parts:
+        whole = at_value(one.side, whole, one.action, host.store, part, decoded)
+    return whole if rows is None else rows.part(whole)
+
+
+class _LeftOut:
+    """A module that computes other tokens than a step's, and returns zero at these."""
+
+    def __init__(self, host: HookedModel, one: _Bound) -> None:
+        self.host, self.one = host, one
+        self.cut: tuple[Tensor, Tensor] | None = None
+
+    def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the module receives; of several parts none is left out, as in a trace."""
+        self.cut = None
+        step, rows = self.one.step, self.host.rows
+        parts = _parts(self.host, step)
+        if len(parts) != 1 or step["layer"] in self.host.whole or not args:
+            return None
+        states: Any = args[0]
+        if rows is not None:
+            states = states.new_empty(step["samples"], rows.length, 1)
+        others = others_of((states, *args[1:]), kwargs, parts[0][0])
+        if others is None:
+            return None
+        others = others if rows is None else others[:, rows.columns.to(others.device)]
+        self.cut = args[0], others
+        return (only(*self.cut),), kwargs
+
+    def after(self, _: nn.Module, __: Any, output: Any) -> Any:
+        """What the module returns."""
+        if self.cut is None:
+            return _changed(self.host, self.one, output)
+        return among(output, *self.cut)
 
 
 Change = Callable[[Any], Any]

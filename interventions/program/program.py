@@ -35,6 +35,7 @@ class Program:
     def touches(self) -> tuple[Touch, ...]:
         """What each step touches."""
         known: dict[int, Hashable] = {}
+        generates = self.scope.during.kind == "generation"
         return tuple(
             Touch(
                 layer=step.site.layer,
@@ -44,6 +45,7 @@ class Program:
                 columns=step.positions(),
                 reads=step.reads,
                 looks_around=step.looks_at() is not None,
+                later=generates and step.when == "decode",
             )
             for step in self.steps
         )

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..anatomy.embedded_ids import failed_lookup, lookups
-from ..errors import EmbedlensError, InputError
 from ..inputs.batch import Batch
 from ..opening.wrapping import need_processor
 from ..torch_settings import default_torch
-from .finite import all_finite, largest_logits, not_finite
 from .generation_modes import Mode, mode_of
-from .generation_trace import behind_the_prompts, ending_quietly, trace_generation
 from .plan_protocol import Intervention, Pass, in_force
 from .remote import destination
-
-Written = TypeVar("Written")
+from .writing import write_traced
 
 
 class Answers(list[str]):
@@ -75,17 +68,11 @@ def generate(
         NotFinite: The logits are NaN or infinite.
         Unsupported: A mode that is not understood, by name.
     """
-    tokenizer = need_processor(model.processor).tokenizer
+    need_processor(model.processor)
     ids, mode = _continued(model, batch, plan, remote, generation)
-    texts = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
-    cut = cut_of(ids, texts, mode)
-    if any(cut) and not mode.limited:
-        warnings.warn(
-            f"{sum(cut)} of {len(cut)} answers were cut after {ids.shape[1]} tokens, which is not "
-            "your limit but the model's or transformers' own: give max_new_tokens",
-            stacklevel=4,
-        )
-    return Answers(texts, cut)
+    answers = answers_of(model, ids, mode)
+    warn_of_cut([answers], ids.shape[1], mode, stacklevel=5)
+    return answers
 
 
 @default_torch()
@@ -105,8 +92,31 @@ def generate_ids(
     Arguments and errors as for :meth:`generate`.
     """
     ids, _ = _continued(model, batch, plan, remote, generation)
+    return up_to_the_end(model, ids)
+
+
+def answers_of(model: Any, ids: Int[Tensor, "text new"], mode: Mode) -> Answers:
+    """What was written, as text."""
+    tokenizer = need_processor(model.processor).tokenizer
+    texts = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    return Answers(texts, cut_of(ids, texts, mode))
+
+
+def up_to_the_end(model: Any, ids: Int[Tensor, "text new"]) -> list[list[int]]:
+    """Each text's ids, up to the token that ends it."""
     ends = set(end_tokens(model))
     return [list(takewhile(lambda token: token not in ends, row)) for row in ids.tolist()]
+
+
+def warn_of_cut(answers: Sequence[Answers], length: int, mode: Mode, stacklevel: int) -> None:
+    """Say that answers were cut where nobody asked for a limit."""
+    cut = [one for some in answers for one in some.cut]
+    if any(cut) and not mode.limited:
+        warnings.warn(
+            f"{sum(cut)} of {len(cut)} answers were cut after {length} tokens, which is not "
+            "your limit but the model's or transformers' own: give max_new_tokens",
+            stacklevel=stacklevel,
+        )
 
 
 def end_tokens(model: Any) -> tuple[int, ...]:
@@ -135,60 +145,8 @@ def _continued(
     mode = mode_of(model, batch, generation, planned=plan is not None, sent=sent)
     host = in_force(plan, model, batch, Pass("generation", remote=remote))
 
-    def new_ids() -> Int[Tensor, "text new"]:
-        return _new_ids(model, host, batch, remote, mode)
-
-    return by_finite_numbers(model, batch, new_ids, planned=plan is not None), mode
-
-
-def by_finite_numbers(
-    model: Any, batch: Batch, write: Callable[[], Written], *, planned: bool
-) -> Written:
-    """What a model writes, if its logits are finite all the while."""
-    written: Written | None = None
-    head = model.hf.get_submodule(model.anatomy.head)
-    with largest_logits(head) as largest, lookups(model.hf) as asked:
-        try:
-            written = write()
-        # Sampling and beams fail by themselves where there are no probabilities.
-        except Exception as error:
-            if isinstance(error, IndexError):
-                raise failed_lookup(model.hf, asked, model.tokenizer) or error from error
-            if all_finite(largest):
-                raise
-    if written is None or not all_finite(largest):
-        raise not_finite(model.hf, write, batch.inputs, model.anatomy.layers, planned=planned)
-    return written
-
-
-def _new_ids(
-    model: Any, host: Any, batch: Batch, remote: bool | str, mode: Mode
-) -> Int[Tensor, "text new"]:
-    """Ids that a model writes after the prompts."""
-    with ending_quietly(), refusals_in_one_line():
-        tracer = trace_generation(host, model.hf, batch.inputs, mode.arguments, remote=remote)
-        with tracer:
-            written = tracer.result
-            ids: Tensor = getattr(written, "sequences", written).save()
-    return behind_the_prompts(ids, batch, mode)
-
-
-@contextmanager
-def refusals_in_one_line() -> Iterator[None]:
-    """What transformers refuses before the model runs is refused in one line."""
-    try:
-        yield
-    except (ValueError, TypeError, ImportError, NotImplementedError, IndexError) as error:
-        if isinstance(error, EmbedlensError) or not _refused_by_generate(error):
-            raise
-        raise InputError(f"generate: {str(error).splitlines()[0]}") from error
-
-
-def _refused_by_generate(error: Exception) -> bool:
-    """Whether an error comes from what transformers checks before the model runs."""
-    frames = traceback.extract_tb(error.__traceback__)
-    last = frames[-1].filename.replace("\\", "/")
-    return "/transformers/generation/" in last or isinstance(error, ImportError)
+    found = write_traced(model, host, batch, mode, remote=remote, planned=plan is not None)
+    return found.ids, mode
 
 
 def cut_of(ids: Int[Tensor, "text new"], texts: list[str], mode: Mode) -> tuple[bool, ...]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from nnsight.intervention.iterator import Iterations
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationMode
 
@@ -19,13 +18,12 @@ from ..torch_settings import default_torch
 from .captures import capture_sites
 from .finite import all_finite, not_finite
 from .forward import Layers
-from .generation import Answers, by_finite_numbers, cut_of, refusals_in_one_line
+from .generation import Answers, answers_of
 from .generation_modes import Mode, mode_of
-from .generation_trace import behind_the_prompts, ending_quietly, trace_generation
 from .plan_protocol import Intervention, Pass, in_force
-from .reading import by_sample, tensor_of
 from .remote import need_weights
 from .run import INSIDE, SITES, Capture
+from .writing import Written, need_logits, write_traced
 
 ALONE = "write greedily or by sampling, one token in a pass"
 
@@ -98,42 +96,54 @@ def generate_details(
         Unsupported: Beams, an assistant or prompt lookup, where tokens do not come one in a pass;
             endings that do not show in the ids; weights on a server.
     """
-    tokenizer = need_processor(model.processor).tokenizer
+    need_processor(model.processor)
     need_weights(model.hf, "generate_details")
-    mode = mode_of(model, batch, generation, planned=plan is not None, sent=False)
+    mode = details_mode(model, batch, generation, capture, planned=plan is not None)
+    sites = capture_sites(model, capture, layers)
+    host = in_force(plan, model, batch, Pass("generation"))
+
+    def write() -> Written:
+        return write_traced(model, host, batch, mode, sites=sites, planned=plan is not None)
+
+    written = write()
+    if not are_finite(written):
+        layers_of, planned = model.anatomy.layers, plan is not None
+        raise not_finite(model.hf, write, batch.inputs, layers_of, planned=planned)
+    return as_generation(model, written, mode)
+
+
+def details_mode(
+    model: Any,
+    batch: Batch,
+    generation: Mapping[str, Any],
+    capture: Capture | Collection[Capture],
+    *,
+    planned: bool,
+) -> Mode:
+    """How it is written, if what is asked can be told of it."""
+    mode = mode_of(model, batch, generation, planned=planned, sent=False)
     _check(mode)
-    mode = mode.with_logits()
     if inside := {*([capture] if isinstance(capture, str) else capture)} & {*INSIDE}:
         raise Unsupported(
             f"generate_details keeps {', '.join(SITES)}; for {sorted(inside)[0]} read them inside "
             "generating(), or run() on the prompt with what was written behind it"
         )
-    sites = capture_sites(model, capture, layers)
-    host = in_force(plan, model, batch, Pass("generation"))
+    return mode.with_logits()
 
-    def write() -> tuple[Tensor, tuple[Tensor, ...], dict[str, list[Tensor]]]:
-        reading, states = _reading(host, sites, len(batch) * _copies(mode))
-        with ending_quietly(), refusals_in_one_line():
-            tracer = trace_generation(reading, model.hf, batch.inputs, mode.arguments)
-            with tracer:
-                result = tracer.result.save()
-        if getattr(result, "logits", None) is None:
-            raise Unsupported(
-                f"{type(model.hf).__name__} writes in its own way, without its logits"
-            )
-        return behind_the_prompts(result.sequences, batch, mode), result.logits, states
 
-    ids, logits, states = by_finite_numbers(model, batch, write, planned=plan is not None)
+def are_finite(written: Written) -> bool:
+    """Whether all states are finite that were read."""
+    return all_finite(state for steps in written.states.values() for state in steps)
+
+
+def as_generation(model: Any, found: Written, mode: Mode) -> Generation:
+    """What was written, as users see it."""
+    ids, logits = found.ids, need_logits(model, found)
     written = _written(ids, mode)
     said = torch.stack([step.float().log_softmax(-1) for step in logits], 1)
     logprob = said.gather(-1, ids[..., None])[..., 0].masked_fill(~written, 0.0)
-    kept = {key: torch.stack(steps, 1) for key, steps in states.items()}
-    if not all_finite(kept.values()):
-        layers_of, planned = model.anatomy.layers, plan is not None
-        raise not_finite(model.hf, write, batch.inputs, layers_of, planned=planned)
-    texts = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
-    answers = Answers(texts, cut_of(ids, texts, mode))
-    return Generation(answers, ids, written, logprob, **_by_layer(kept))
+    kept = {key: torch.stack([*steps], 1) for key, steps in found.states.items()}
+    return Generation(answers_of(model, ids, mode), ids, written, logprob, **_by_layer(kept))
 
 
 def _check(mode: Mode) -> None:
@@ -153,38 +163,6 @@ def _check(mode: Mode) -> None:
 def _stops(mode: Mode) -> bool:
     """Whether a text may end without a token that says so."""
     return bool(mode.settings.stop_strings or mode.arguments.get("stopping_criteria"))
-
-
-def _copies(mode: Mode) -> int:
-    return int(mode.settings.num_return_sequences or 1)
-
-
-def _reading(
-    host: Any, sites: list[dict[str, Any]], rows: int
-) -> tuple[Any, dict[str, list[Tensor]]]:
-    """A copy of the host that keeps the states of the last position, pass by pass."""
-    states: dict[str, list[Tensor]] = {site["key"]: [] for site in sites}
-    if not sites:
-        return host, states
-    reading = host._shallow_copy()
-    _store(reading, sites, rows, states, Iterations())
-    return reading, states
-
-
-def _store(
-    reading: Any,
-    sites: list[dict[str, Any]],
-    rows: int,
-    states: dict[str, list[Tensor]],
-    passes: Any,
-) -> None:
-    with reading.edit(inplace=True):
-        for _ in passes[:]:
-            for site in sites:
-                envoy = reading.get(site["path"])
-                value = envoy.input if site["side"] == "input" else tensor_of(envoy.output)
-                last = by_sample(value, rows)[:, -1]
-                states[site["key"]].append(last * site["scale"])
 
 
 def _written(ids: Int[Tensor, "text new"], mode: Mode) -> Bool[Tensor, "text new"]:

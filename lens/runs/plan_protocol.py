@@ -67,6 +67,7 @@ class Touch:
         columns: Sequence positions touched in any sample, in order; None for all.
         reads: Whether it only reads.
         looks_around: Whether what it does depends on other tokens' states there.
+        later: Whether it acts in passes behind the prompt's only.
     """
 
     layer: int
@@ -76,6 +77,7 @@ class Touch:
     columns: Tensor | None
     reads: bool
     looks_around: bool
+    later: bool = False
 
 
 @runtime_checkable

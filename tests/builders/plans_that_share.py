@@ -113,7 +113,7 @@ def break_layers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def break_towers(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = shared_passes._again
+    usual = shared_passes.return_again
 
     def again(returned: Any, *args: Any, **kwargs: Any) -> Any:
         output = usual(returned, *args, **kwargs)
@@ -124,7 +124,7 @@ def break_towers(monkeypatch: pytest.MonkeyPatch) -> None:
                 tensor.add_(tensor.abs().mean() * slope.view_as(tensor))
         return output
 
-    monkeypatch.setattr(shared_passes, "_again", again)
+    monkeypatch.setattr(shared_passes, "return_again", again)
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:

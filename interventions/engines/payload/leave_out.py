@@ -21,20 +21,37 @@ def leave_out(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: 
         return
     site = model.get(step["path"])
     args, given = site.inputs
-    if len(args) != 1 or given or not isinstance(args[0], torch.Tensor):
+    others = others_of(args, given, step)
+    if others is None:
         zero(model, store, step, decoded)
         return
     states: torch.Tensor = args[0]
+    site.inputs = ((only(states, others),), given)
+    site.output = among(site.output, states, others)
+
+
+def others_of(args: Any, given: Any, step: dict[str, Any]) -> Any:
+    """Tokens that are not the step's, ``[sample, token]``; None if a module takes other things."""
+    if len(args) != 1 or given or not isinstance(args[0], torch.Tensor):
+        return None
     # Some modules take one row per token, whatever the sample: [sample * token, d].
-    rows = states.reshape(step["samples"], -1, states.shape[-1])
+    rows = args[0].reshape(step["samples"], -1, args[0].shape[-1])
     others = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
     others[index_of(step, rows)] = False
-    left = rows[others]
-    site.inputs = ((left if states.ndim == 2 else left.unsqueeze(0),), given)
-    output = site.output
+    return others
+
+
+def only(states: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """The other tokens' states, as one sequence."""
+    left = states.reshape(*others.shape, -1)[others]
+    return left if states.ndim == 2 else left.unsqueeze(0)
+
+
+def among(output: Any, states: torch.Tensor, others: torch.Tensor) -> Any:
+    """What a module returned for the other tokens, with zero at the step's."""
     made = output[0] if isinstance(output, tuple) else output
     others = others.to(made.device)
     whole = made.new_zeros(*others.shape, made.shape[-1])
     whole[others] = made.reshape(-1, made.shape[-1])
     whole = whole.reshape(*states.shape[:-1], -1)
-    site.output = (whole, *output[1:]) if isinstance(output, tuple) else whole
+    return (whole, *output[1:]) if isinstance(output, tuple) else whole

@@ -34,7 +34,12 @@ class Condition:
 
     @cached_property
     def touches(self) -> tuple[Touch, ...]:
-        """What its steps touch."""
+        """What its steps touch in the pass over the prompt."""
+        return tuple(touch for touch in self.all_touches if not touch.later)
+
+    @property
+    def all_touches(self) -> tuple[Touch, ...]:
+        """What its steps touch, in a generation also in later passes."""
         return () if self.program is None else self.program.touches
 
     @property

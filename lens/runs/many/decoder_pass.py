@@ -92,7 +92,7 @@ class DecoderPass:
         layers = self.decoder.layers
         entering = None if self.beginning is None else self.beginning.entering
         for layer in layers[: max(0, self.first - 1)]:
-            found[layer] = partial(_hand_on, entering)
+            found[layer] = partial(hand_on, entering)
         if self.first > 0:
             found[layers[self.first - 1]] = lambda *_, **__: copied(entering)
         for index in range(self.first, len(layers)):
@@ -107,6 +107,7 @@ class DecoderPass:
             if mixer is not None:
                 found[mixer] = partial(self._inner, "mixed", index, mixer, mixer.forward)
             if widest is not None and part == FFN:
+                self.host.whole |= {index}
                 found[widest] = partial(self._inner, "widest", index, widest, widest.forward)
         return found
 
@@ -268,7 +269,7 @@ class DecoderPass:
         )
 
 
-def _hand_on(like: Any, *args: Any, **kwargs: Any) -> Any:
+def hand_on(like: Any, *args: Any, **kwargs: Any) -> Any:
     """What a layer returns that does not run: its own states."""
     states = args[0] if args else kwargs["hidden_states"]
     return with_first(like, states)

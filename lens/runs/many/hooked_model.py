@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,11 +27,16 @@ class HookedModel:
         model: The transformers model.
         store: What steps leave to one another.
         rows: The rows that the layer which is running is computed for; None for all.
+        whole: Layers whose FFN has to be computed for all rows, because somebody keeps it.
+        first: The layer in which the prompt of a generation starts: before it, steps on the prompt
+            have been carried out in another pass.
     """
 
     model: nn.Module
     store: dict[str, Any] = field(default_factory=dict)
     rows: SomeRows | None = None
+    whole: frozenset[int] = frozenset()
+    first: int = 0
 
     def show(self, rows: SomeRows | None) -> None:
         """Say for which rows the layer is computed that runs next."""
@@ -46,21 +51,23 @@ def hooked_pass(host: HookedModel, inputs: Mapping[str, Tensor], request: Reques
         for site in request.sites:
             module = model.get_submodule(module_path(site["path"]))
             keep = partial(_keep, host, request, states, site)
-            stack.enter_context(
-                module.register_forward_pre_hook(
-                    lambda _, args, kwargs, keep=keep: keep(
-                        args[0] if args else next(iter(kwargs.values()))
-                    ),
-                    with_kwargs=True,
-                )
-                if site["side"] == "input"
-                else module.register_forward_hook(lambda _, __, output, keep=keep: keep(output))
-            )
+            stack.enter_context(read_at(module, site["side"], keep))
         stack.enter_context(undisturbed(model))
         logits = model(**inputs, **without_cache(model), **request.arguments).logits
     if len(logits) != request.samples:
         raise InputError(f"{len(logits)} rows of logits came back for {request.samples}")
     return Output(logits, {site["key"]: states[site["key"]] for site in request.sites})
+
+
+def read_at(module: nn.Module, side: str, keep: Callable[[Any], None]) -> Any:
+    """A hook that reads what a module receives first, or returns."""
+    if side == "output":
+        return module.register_forward_hook(lambda _, __, output: keep(output))
+
+    def receive(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(args[0] if args else next(iter(kwargs.values())))
+
+    return module.register_forward_pre_hook(receive, with_kwargs=True)
 
 
 def _keep(

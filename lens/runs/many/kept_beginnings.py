@@ -58,18 +58,16 @@ class KeptBeginnings:
 
     def farthest(self, branch: Branch) -> Beginning | None:
         """The farthest one with which a branch agrees."""
-        condition, at = branch.conditions[0], branch
+        condition = branch.conditions[0]
         limits: list[Place] = []
         if not condition.hooks:
             # What was read before it is in no store of a trace.
             limits = [place_of(touch) for touch in condition.touches if touch.reads]
         found: list[Beginning] = []
-        while at.origin is not None and at.place is not None:
-            limits.append(at.place)
+        for origin, differs in branch.origins():
             found += [
                 beginning
                 for (owner, place), beginning in self.kept.items()
-                if owner is at.origin and place <= min(limits)
+                if owner is origin and place <= min([*limits, differs])
             ]
-            at = at.origin
         return max(found, key=lambda beginning: beginning.place, default=None)

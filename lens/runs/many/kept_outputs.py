@@ -7,7 +7,7 @@ So what is kept is a copy, and of a module that runs several times nothing is ke
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -76,16 +76,19 @@ def keep_outputs(model: nn.Module, decoder: str, paths: Iterable[str]) -> Iterat
 
 
 @contextmanager
-def watch_layers(model: nn.Module, layers: Iterable[str]) -> Iterator[set[str]]:
+def watch_layers(
+    model: nn.Module, layers: Iterable[str], but: Collection[str] = ()
+) -> Iterator[set[str]]:
     """Layers that write into what they are given beside the stream, or on themselves.
 
     Keys that layers share, or a running state: a layer that is skipped would not have written them.
+    What is given under the names in ``but`` is not looked at.
     """
     written: set[str] = set()
     given: dict[str, Any] = {}
 
     def before(path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        beside = (args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"})
+        beside = (args[1:], {k: v for k, v in kwargs.items() if k not in ("hidden_states", *but)})
         given[path] = beside, _marks(beside), _held(layer)
 
     def after(path: str, layer: nn.Module) -> None:

@@ -8,7 +8,7 @@ depth first, so that few beginnings have to be kept at the same time.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..plan_protocol import PARTS, Touch
@@ -39,6 +39,14 @@ class Branch:
     origin: Branch | None = None
     place: Place | None = None
     keeps: dict[Place, int] = field(default_factory=lambda: defaultdict(int))
+
+    def origins(self) -> Iterator[tuple[Branch, Place]]:
+        """The branches that it comes from, with the first place at which it differs from each."""
+        at, farthest = self, None
+        while at.origin is not None and at.place is not None:
+            farthest = at.place if farthest is None else min(farthest, at.place)
+            yield at.origin, farthest
+            at = at.origin
 
 
 def branches(conditions: Sequence[Condition]) -> list[Branch]:

@@ -331,7 +331,7 @@ class SharedPasses:
             received, shown = self._watch_received(stack, beginning, reserved, towers)
             if program:
                 stack.enter_context(program.apply(host))
-            again = {hf.get_submodule(path): partial(_again, towers[path]) for path in towers}
+            again = {hf.get_submodule(path): partial(return_again, towers[path]) for path in towers}
             stack.enter_context(replaced_forwards({**again, **layers.forwards()}))
             output = hooked_pass(host, self.inputs, self._later(beginning))
         relies |= layers.relies_on
@@ -394,6 +394,6 @@ class SharedPasses:
         return forward_pass(self.model, nn if program is None else program.apply(nn), self.request)
 
 
-def _again(returned: Any, *_: Any, **__: Any) -> Any:
+def return_again(returned: Any, *_: Any, **__: Any) -> Any:
     """What a module returned, for whoever may write into it."""
     return copy.deepcopy(returned)

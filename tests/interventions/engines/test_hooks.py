@@ -108,13 +108,10 @@ def test_what_has_no_form_in_hooks_is_refused_before_anything_runs(
         plan.compile(model, batch, Pass("forward")).apply(HookedModel(model.hf))
 
 
-def test_weights_and_generations_have_no_form_in_hooks(twin: Callable[..., Any]) -> None:
+def test_weights_have_no_form_in_hooks(twin: Callable[..., Any]) -> None:
     model = twin().model
-    batch = model.encode(tiny.image(0), tiny.PROMPTS["middle"])
     host = HookedModel(model.hf)
     engine = engine_of(host)
     engine.check_attention("mask", 0, model, "block")
     with pytest.raises(Unsupported, match="attention have no form in Hooks"):
         engine.check_attention("weights", 0, model, "block")
-    with pytest.raises(Unsupported, match="generation has no form in hooks"):
-        Plan(ZeroFFN()).compile(model, batch, Pass("generation")).apply(host)

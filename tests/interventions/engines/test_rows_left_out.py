@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
 from embedlens import Batch, PatchTokens, Plan, ReplaceTokens, VisualLM, ZeroFFN
+from embedlens.interventions.engines.hooks import Hooks
 from embedlens.interventions.engines.nnsight import NNsight
 from embedlens.lens.anatomy.row_wise import is_row_wise
 from families.zoo import READABLE, built, visual_lm
@@ -36,7 +37,8 @@ def batch(model: VisualLM) -> Batch:
 @contextmanager
 def everything_computed() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NNsight, "leaves_out", lambda *_: frozenset())
+        for engine in (NNsight, Hooks):
+            patch.setattr(engine, "leaves_out", lambda *_: frozenset())
         yield
 
 
@@ -178,6 +180,20 @@ def test_the_prompt_s_rows_are_left_out_of_a_generation(model: VisualLM, batch: 
     everyone = len(batch) * batch.length
     (rows,) = ffn_rows(model, 1, lambda: model.generate_ids(batch, plan, **settings))
     assert rows == everyone - len(batch.visual) + 2 * len(batch)
+
+
+def test_shared_passes_leave_them_out_as_well(model: VisualLM, batch: Batch) -> None:
+    """The visual rows of the layers behind the one in which plans part are all zeroed."""
+    plans = [Plan(ZeroFFN(layers=f"{first}-3")) for first in range(3)]
+    everyone, meant = len(batch) * batch.length, len(batch.visual)
+    run = lambda: model.run_many(batch, plans)  # noqa: E731
+    found = [one.logits for one in run()]
+    left = ffn_rows(model, 2, run)
+    with everything_computed():
+        for logits, plan in zip(found, plans, strict=True):
+            assert (logits - model.run(batch, plan).logits).abs().max() < EQUAL
+        whole = ffn_rows(model, 2, run)
+    assert (left, whole) == ([3 * (everyone - meant)], [3 * everyone])
 
 
 def test_it_is_not_done_where_somebody_could_tell(model: VisualLM, batch: Batch) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from builders.opened_families import opened
 from builders.plans_that_share import BROKEN, RELATIVE, ROWS, SWEEP, relative, singles, ways
 from embedlens import (
     AblateAttention,
-    Batch,
     BlockAttention,
     InputError,
     PatchTokens,
@@ -22,51 +20,17 @@ from embedlens import (
     PruneTokens,
     ReplaceTokens,
     ScaleTokens,
-    TokenClasses,
-    VisualLM,
     WithdrawTokens,
     ZeroFFN,
 )
 from embedlens.lens.runs import proof_record
 from embedlens.lens.runs.many import shared_passes
-from families.family import noise
-from families.zoo import READABLE, WITH_PROCESSOR, built
+from families.zoo import READABLE, WITH_PROCESSOR
 
 # All families one way, a third of them the other; padded where there is a processor.
 CASES = [(name, "sdpa", 1) for name in READABLE] + [(name, "eager", 1) for name in READABLE[::3]]
 CASES += [(name, "sdpa", 2) for name in WITH_PROCESSOR]
 CASES += [(name, "eager", 2) for name in WITH_PROCESSOR[::2]]
-
-
-@functools.cache
-def model_of(name: str, attn: str) -> VisualLM | None:
-    """A copy of a family with an attention implementation; None where it has none such."""
-    family = built(name)
-    model = copy.deepcopy(family.model)
-    try:
-        model.set_attn_implementation(attn)
-    except ValueError:
-        return None
-    opened = VisualLM(model, family.processor)
-    opened.batch(family.inputs)
-    return opened
-
-
-def opened(name: str, attn: str = "sdpa", samples: int = 1) -> tuple[VisualLM, Batch]:
-    """A family and one prompt, or two of different length; some tokens are called dead."""
-    family, model = built(name), model_of(name, attn)
-    if model is None:
-        pytest.skip(f"no {attn} attention")
-    if samples == 1:
-        batch = model.batch(family.inputs)
-    else:
-        prompts = [family.prompt, f"{family.prompt} red star ?"]
-        batch = model.encode([noise(family.size, i) for i in range(2)], prompts)
-    dead = np.random.default_rng(5).random(len(batch.visual)) < 0.4
-    dead[[0, -1]] = True
-    none = np.zeros(len(dead), bool)
-    classes = TokenClasses({"vit-sink": none, "llm-sink": none, "dead": dead})
-    return model, batch.with_classes(classes)
 
 
 TOKENS = st.sampled_from(["visual", "dead", "alive", "last", "text & ~bos"])
