@@ -1,6 +1,5 @@
 """The command line: embedlens demo, analyze, check, run and study."""
 
-import signal
 import sys
 import webbrowser
 from functools import partial
@@ -16,6 +15,7 @@ from embedlens import analyses, interventions, lens
 from embedlens.analyses import check as checks
 from embedlens.analyses import report
 from embedlens.analyses.image_files import image_files
+from embedlens.analyses.interruption import stop_between_imports
 from embedlens.analyses.studies import commands
 from embedlens.analyses.terminal import (
     Interrupted,
@@ -285,17 +285,13 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Run the command line.
 
     Exit codes: 0 done, 1 a model that does not pass the check (or a bug), 2 refused with one line,
     130 interrupted.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    stop_between_imports()
     code: Any
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
