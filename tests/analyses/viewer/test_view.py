@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import tiny
 from builders.viewed_tokens import chosen_view, large_view, numbers, scores_in, words_in
@@ -29,8 +28,6 @@ from embedlens import (
 from embedlens.analyses import Result, token_map, view
 from embedlens.analyses.viewer.panels import panels
 from embedlens.analyses.viewer.static_page import script_source
-from embedlens.analyses.viewer.token_readings import Reading, TokenNumbers
-from embedlens.analyses.viewer.view import view_of_table
 from tolerances import ACCUMULATED, EQUAL
 
 HOSTILE = "</script><script>alert('x')</script>\"'&<!--"
