@@ -126,7 +126,9 @@ def analyze(
     only: Annotated[
         str | None,
         typer.Option(
-            "--analyses", metavar="NAMES", help="With commas between them; all by default."
+            "--analyses",
+            metavar="NAMES",
+            help="With commas between them; default and all are names of sets.",
         ),
     ] = None,
     out: Out = Path("embedlens-report"),
@@ -145,7 +147,7 @@ def analyze(
     pictures = [inputs.read_image(path) for path in image_files(image)]
     with progress_bar(stages=True) as progress:
         quiet()
-        names = None if only is None else [analyses.find(n.strip()).name for n in only.split(",")]
+        names = None if only is None else report.runs.checked(only.split(","))
         load = _loader(model, device, dtype, attention, revision, trust_remote_code)
         results = report.analyze.analyze(
             load(),
