@@ -100,9 +100,14 @@ def _rows(
     model: VisualLM, batch: Batch, plan: Plan, answer: str | None, limit: int
 ) -> list[dict[str, object]]:
     greedy: dict[str, Any] = {"max_new_tokens": limit, "do_sample": False, "num_beams": 1}
-    ids = model.generate_ids(batch, **greedy)
-    without = [str(text).strip() for text in model.tokenizer.batch_decode(ids)]
-    changed = model.generate(batch, plan, **greedy)
+    ids, ids_with = model.generate_ids_many(batch, [None, plan], **greedy)
+    without, changed = (
+        [
+            str(text).strip()
+            for text in model.tokenizer.batch_decode(found, skip_special_tokens=True)
+        ]
+        for found in (ids, ids_with)
+    )
     # Its own answer as ids: text would not always be tokenised in the same way again.
     scored = ids if answer is None else [answer] * len(batch)
     if [] in scored:

@@ -185,16 +185,10 @@ class Observer:
     def _written(
         self, items: Sequence[Item], batch: Batch, plans: Sequence[Plan | None]
     ) -> list[list[Seen]]:
-        limit = self.max_new_tokens
-        return [
-            [
-                {"text": text}
-                for text in self.model.generate(
-                    batch, plan, max_new_tokens=limit, do_sample=False, num_beams=1
-                )
-            ]
-            for plan in plans
-        ]
+        many = self.model.generate_many(
+            batch, plans, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1
+        )
+        return [[{"text": text} for text in answers] for answers in many]
 
 
 _OBSERVE = {

@@ -161,11 +161,11 @@ class _LeftOut:
 
     def __init__(self, host: HookedModel, one: _Bound) -> None:
         self.host, self.one = host, one
-        self.cut: tuple[Tensor, Tensor] | None = None
+        self.part_of: tuple[Tensor, Tensor] | None = None
 
     def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the module receives; of several parts none is left out, as in a trace."""
-        self.cut = None
+        self.part_of = None
         step, rows = self.one.step, self.host.rows
         parts = _parts(self.host, step)
         if len(parts) != 1 or step["layer"] in self.host.whole or not args:
@@ -177,14 +177,14 @@ class _LeftOut:
         if others is None:
             return None
         others = others if rows is None else others[:, rows.columns.to(others.device)]
-        self.cut = args[0], others
-        return (only(*self.cut),), kwargs
+        self.part_of = args[0], others
+        return (only(*self.part_of),), kwargs
 
     def after(self, _: nn.Module, __: Any, output: Any) -> Any:
         """What the module returns."""
-        if self.cut is None:
+        if self.part_of is None:
             return _changed(self.host, self.one, output)
-        return among(output, *self.cut)
+        return among(output, *self.part_of)
 
 
 Change = Callable[[Any], Any]

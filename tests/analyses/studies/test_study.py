@@ -357,7 +357,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     task = Study.from_yaml(place).task(models={"tiny": model})
     unit = next(unit for unit in task.units if unit.cut.kind == kind)
     expected = json.loads(task.compute(unit).content or "")
-    for name in ("score_many", "generate"):
+    for name in ("score_many", "generate_many"):
         monkeypatch.setattr(VisualLM, name, limited(getattr(VisualLM, name)))
     found = task.compute(unit)
     assert found.halvings == 1
