@@ -1,6 +1,5 @@
 """The command line: embedlens demo, analyze, check, run and study."""
 
-import signal
 import sys
 import webbrowser
 from functools import partial
@@ -16,6 +15,7 @@ from embedlens import analyses, interventions, lens
 from embedlens.analyses import check as checks
 from embedlens.analyses import report
 from embedlens.analyses.image_files import image_files
+from embedlens.analyses.interruption import stop_between_imports
 from embedlens.analyses.studies import commands
 from embedlens.analyses.terminal import (
     Interrupted,
@@ -126,7 +126,9 @@ def analyze(
     only: Annotated[
         str | None,
         typer.Option(
-            "--analyses", metavar="NAMES", help="With commas between them; all by default."
+            "--analyses",
+            metavar="NAMES",
+            help="With commas between them; default and all are names of sets.",
         ),
     ] = None,
     out: Out = Path("embedlens-report"),
@@ -145,7 +147,7 @@ def analyze(
     pictures = [inputs.read_image(path) for path in image_files(image)]
     with progress_bar(stages=True) as progress:
         quiet()
-        names = None if only is None else [analyses.find(n.strip()).name for n in only.split(",")]
+        names = None if only is None else report.runs.checked(only.split(","))
         load = _loader(model, device, dtype, attention, revision, trust_remote_code)
         results = report.analyze.analyze(
             load(),
@@ -285,17 +287,13 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Run the command line.
 
     Exit codes: 0 done, 1 a model that does not pass the check (or a bug), 2 refused with one line,
     130 interrupted.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    stop_between_imports()
     code: Any
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
