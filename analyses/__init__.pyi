@@ -13,8 +13,10 @@ from .extraction import ExtractedStates, StatesBlock, extract, read_states
 from .integrated_gradients_of_tokens import integrated_gradients
 from .lens_hits_by_layer import lens_hits
 from .logit_attribution import logit_attribution
+from .partition_of_tokens import partition
 from .patching_by_layer import patching
 from .probes_by_layer import probes
+from .profiles_of_classes import class_profiles
 from .report_inputs import Material, Truth
 from .sparsity_of_classes import sparsity
 from .steering_directions import directions
@@ -40,6 +42,7 @@ __all__ = [
     "attention_map",
     "causal_evidence",
     "class_agreement",
+    "class_profiles",
     "compare",
     "directions",
     "effect_of_plan",
@@ -48,6 +51,7 @@ __all__ = [
     "integrated_gradients",
     "lens_hits",
     "logit_attribution",
+    "partition",
     "patching",
     "probes",
     "read_states",
