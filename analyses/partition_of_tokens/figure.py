@@ -52,13 +52,14 @@ def _turns(axes: Axes, frame: pd.DataFrame) -> None:
     rows = select(frame, measure="cosine")
     ticks: dict[float, str] = {}
     for name, color in (("turning", SECOND), ("others", MUTED)):
+        called = "tokens that turn" if name == "turning" else "other tokens"
         found = select(rows, name=name)
         if found.empty:
             continue
         behind = found["part"].map({"attention": 0.5}).fillna(1.0).astype(float)
         at = found["layer"].astype(float) + behind
         axes.fill_between(at, found["low"], found["high"], color=color, alpha=0.2, linewidth=0)
-        axes.plot(at, found["value"], "o-", color=color, label=f"{name} tokens", markersize=3)
+        axes.plot(at, found["value"], "o-", color=color, label=called, markersize=3)
         ticks |= {x: str(int(x)) for x in at if x == int(x)}
     shown = sorted(ticks)[:: max(1, len(ticks) // 12)]
     axes.set_xticks(shown, [ticks[x] for x in shown])
