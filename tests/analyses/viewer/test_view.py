@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +185,14 @@ def test_a_token_map_of_layers_is_viewed_with_all_of_them(
     model: VisualLM, batch: Batch, tmp_path: Path
 ) -> None:
     plain = token_map(model, batch)
-    found = token_map(model, batch, layers=[0, 2, 4], texts=SENTENCES)
+    # So many that not every word is near some token.
+    texts = [*map(" ".join, permutations(["red", "star", "left", "letter", "circle"])), *SENTENCES]
+    found = token_map(model, batch, layers=[0, 2, 4], texts=texts)
     pd.testing.assert_frame_equal(found.frame, plain.frame)
     data = Result.load(found.save(tmp_path / "map")).view().data
     assert data == found.view().data
-    lenses = [EmbedLens(model), LogitLens(model), ContextLens(model, SENTENCES, layers=[0, 2, 4])]
+    lenses = [EmbedLens(model), LogitLens(model), ContextLens(model, texts, layers=[0, 2, 4])]
+    assert len(found.tensors["layers/ContextLens/text"]) < len(lenses[2].bank)
     seen = view(model, batch, layers=[0, 2, 4], k=5, lenses=lenses).data
     states = model.run(batch, capture="residual", layers=[0, 2, 4]).residual
     for name in ("EmbedLens", "LogitLens", "ContextLens"):
