@@ -8,7 +8,7 @@ import torch
 
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
-from ...lens.readouts import LENSES, ContextLens, Lens
+from ...lens.readouts import ContextLens, Lens, lenses_at_hand
 from ..viewer.attention_between_tokens import attention_measures
 from ..viewer.token_readings import Reading, TokenNumbers
 from ..viewer.words_by_layer import every_lens, named_lenses, words_by_layer
@@ -68,7 +68,7 @@ def layers_that_fit(model: VisualLM, tokens: int) -> list[int]:
         model: Which has streams 0 to ``n_layers``.
         tokens: That are read.
     """
-    lenses = len(LENSES) + 1  # that of sentences is not registered
+    lenses = len(lenses_at_hand()) + 1  # that of sentences is not registered
     count = min(max(_MOST_WORDS // (tokens * lenses * WORDS), 3), model.n_layers + 1)
     spread = np.linspace(0, model.n_layers, count).round()
     return [int(layer) for layer in np.unique(spread)]

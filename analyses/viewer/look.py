@@ -47,8 +47,9 @@ def view(
         layers: Residual streams to read, 0 (as the tokens enter the language model) to
             ``n_layers``.
         k: Words per token.
-        lenses: What reads the states; by default every registered lens that the model allows. A
-            `ContextLens` shows the sentences of its words as well.
+        lenses: What reads the states; by default every registered lens that the model allows, but
+            a `Patchscope`, which runs it for each state. A `ContextLens` shows the sentences of
+            its words as well.
         measures: More numbers of the tokens by name, ``[token]`` or ``[layer, token]``. Their L2
             norms are always there.
         attention: Whether to show the attention that each token receives (mean over the tokens that

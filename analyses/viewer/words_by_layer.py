@@ -8,18 +8,19 @@ from jaxtyping import Bool, Float
 
 from ...lens.errors import InputError, Unsupported
 from ...lens.model import VisualLM
-from ...lens.readouts import LENSES, ContextLens, Lens, Readout
+from ...lens.readouts import ContextLens, Lens, Readout, lenses_at_hand
+from ...lens.readouts.lens import read_at
 from .token_readings import Reading, part_of, reading_of
 
 
 def every_lens(model: VisualLM, notes: list[str]) -> list[Lens]:
-    """Every registered lens; what the model refuses is added to the notes.
+    """Every registered lens at hand; what the model refuses is added to the notes.
 
     Raises:
         Unsupported: No lens can read this model.
     """
     made: list[Lens] = []
-    for name, kind in LENSES.items():
+    for name, kind in lenses_at_hand().items():
         try:
             made.append(kind(model))
         except Unsupported as error:
@@ -56,6 +57,11 @@ def words_by_layer(
             layer: _of_some(partial(lens.read, k=k, layer=layer), at)
             if layer in lens.bank.layers
             else _of_some(partial(lens.read, k=k), at)
+            for layer, at in states.items()
+        }
+    elif getattr(lens, "runs_the_model", False):
+        found = {
+            layer: _of_some(partial(read_at, lens, k=k, layer=layer), at)
             for layer, at in states.items()
         }
     else:
