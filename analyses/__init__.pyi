@@ -6,6 +6,7 @@ from .attention_over_image import attention_map
 from .causal_evidence_of_markers import causal_evidence
 from .claim import Claim
 from .class_agreement_with_truth import class_agreement
+from .comparison_of_lenses import compare_lenses
 from .comparison_of_plans import compare
 from .effect_of_plan import PlanEffect, effect_of_plan
 from .example import Example
@@ -44,6 +45,7 @@ __all__ = [
     "class_agreement",
     "class_profiles",
     "compare",
+    "compare_lenses",
     "directions",
     "effect_of_plan",
     "extract",

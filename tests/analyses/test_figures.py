@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def results(shipped: VisualLM) -> dict[str, Result]:
         ablation(shipped, [Example(s.image(), q.text, q.answer, q.task) for s, q in questions]),
     ]
     made += [partition(shipped, batch, clusters=(2, 3)), class_profiles(shipped, batch)]
+    made += [replace(made[1], name="lens_comparison", meta={**made[1].meta, "left_out": {}})]
     made += [chosen.comparison(), chosen.probes(), chosen.logit_attribution()]
     made += [chosen.integrated_gradients(), chosen.patching()]
     return {result.name: result for result in made}
