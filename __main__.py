@@ -1,4 +1,4 @@
-"""The command line: embedlens demo, analyze, check, run and study."""
+"""The command line: embedlens demo, analyze, check, run, extract and study."""
 
 import sys
 import webbrowser
@@ -14,6 +14,8 @@ import typer
 from embedlens import analyses, interventions, lens
 from embedlens.analyses import check as checks
 from embedlens.analyses import report
+from embedlens.analyses.command_options import Attention, Device, Dtype, RemoteCode, Revision
+from embedlens.analyses.extraction import extract_command
 from embedlens.analyses.image_files import image_files
 from embedlens.analyses.interruption import stop_between_imports
 from embedlens.analyses.studies import commands
@@ -41,23 +43,14 @@ app = typer.Typer(
     help="See, change and measure what the visual tokens of a multimodal LLM carry.",
 )
 app.add_typer(commands.app, name="study")
+app.command("extract")(extract_command.extract_states)
 
-Device = Annotated[
-    str | None,
-    typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...; a GPU if there is one."),
-]
 Seed = Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Of every random choice.")]
 Open = Annotated[
     bool, typer.Option("--open", help="Show the page in your browser when it is done.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an older report folder.")]
 Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Where to put the report.")]
-Dtype = Annotated[str | None, typer.Option(metavar="TYPE", help="float32, bfloat16, float16.")]
-Attention = Annotated[str | None, typer.Option(metavar="KIND", help="sdpa or eager.")]
-Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Revision of a hub model.")]
-RemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")
-]
 
 
 def _version(wanted: bool | None) -> None:
