@@ -8,13 +8,14 @@ from ..analysis import Result
 from ..viewer import View
 from ..viewer.token_readings import Reading, TokenNumbers
 from ..viewer.view import view_of_table
+from .sentences_of_map import sentences_shown
 
 _PLACES: Mapping[str, int | str] = {"tile": 0, "frame": 0, "position": -1, "kind": "patch"}
 """Columns that a map written by an earlier version may lack, and what stands for them."""
 
 
 def view_token_map(result: Result, most: int | None = None) -> View:
-    """The words of every token at its place in the image, as they enter the language model.
+    """The words of every token at its place in the image, in their sentences where it has them.
 
     Args:
         result: The map.
@@ -36,13 +37,17 @@ def view_token_map(result: Result, most: int | None = None) -> View:
         frame[[f"{name}_{rank + 1}" for rank in range(k)]].to_numpy(dtype=kind)
         for name, kind in (("word", str), ("cosine", float))
     )
-    reading = Reading("clean", "EmbedLens", 0, words, cosines, "cosine")
+    lens, layer = result.meta.get("lens", "EmbedLens"), result.meta.get("layer", 0)
+    sentences = sentences_shown(result, slice(len(frame)))
+    reading = Reading("clean", lens, layer, words, cosines, "cosine", sentences)
     measures = []
     if "norm" in frame:
         norms = frame["norm"].to_numpy(dtype=float)
         measures.append(TokenNumbers("norm", None, [0], norms[None]))
     images, sizes = {}, {}
     for name, pixels in result.tensors.items():
+        if not name.startswith("image/"):
+            continue
         sample, image = map(int, name.split("/")[1:])
         images[sample, image] = Image.fromarray(pixels.numpy())
         width, height = result.meta["image_sizes"][f"{sample}/{image}"]

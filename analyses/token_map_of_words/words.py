@@ -20,6 +20,7 @@ def _findings(result: Result) -> list[str]:
     of = f"{pictures} images" if pictures > 1 else "one image"
     if frame["class"].isna().all():
         return [
+            *_read_by(result),
             f"{len(frame)} visual tokens of {of} are read as words; their classes are not known.",
             f"The most frequent nearest words are {_frequent(result, None)}.",
         ]
@@ -32,7 +33,16 @@ def _findings(result: Result) -> list[str]:
                 f"{_frequent(result, name)} (median cosine "
                 f"{number(tokens['cosine_1'].median())})."
             )
-    return said + _rightly(frame) + _without_words(frame)
+    return _read_by(result) + said + _rightly(frame) + _without_words(frame)
+
+
+def _read_by(result: Result) -> list[str]:
+    """What read the words, where it is not EmbedLens at the entry."""
+    lens, layer = result.meta.get("lens", "EmbedLens"), result.meta.get("layer", 0)
+    if (lens, layer) == ("EmbedLens", 0):
+        return []
+    inside = " as words in sentences" if "sentences" in result.meta else ""
+    return [f"{lens} reads the states entering layer {layer}{inside}."]
 
 
 def _rightly(frame: pd.DataFrame) -> list[str]:
@@ -40,7 +50,7 @@ def _rightly(frame: pd.DataFrame) -> list[str]:
     if "hit" not in frame or frame["hit"].isna().all():
         return []
     known = frame[(frame["class"] == "alive") & frame["hit"].notna()]
-    k, right = sum("word_" in name for name in frame.columns), int(known["hit"].sum())
+    k, right = sum(name.startswith("word_") for name in frame.columns), int(known["hit"].sum())
     return [
         f"Of the {len(known)} alive tokens of which it is known what they show, {right} "
         f"({percent(right / len(known))}) have a word for it among their {k} nearest in these "

@@ -18,6 +18,7 @@ from embedlens import (
     EmbedLens,
     InjectTokens,
     InputError,
+    LogitLens,
     Markers,
     Plan,
     PruneTokens,
@@ -25,7 +26,7 @@ from embedlens import (
     VisualLM,
     ZeroFFN,
 )
-from embedlens.analyses import Result, token_map, view
+from embedlens.analyses import Result, find, token_map, view
 from embedlens.analyses.viewer.panels import panels
 from embedlens.analyses.viewer.static_page import script_source
 from tolerances import ACCUMULATED, EQUAL
@@ -172,6 +173,45 @@ def test_a_token_map_is_viewed_also_after_saving(
     assert earlier.view().data == found.view().data
     with pytest.raises(InputError, match="token_map"):
         Result("sparsity", found.frame).view()
+
+
+@pytest.mark.full
+def test_a_token_map_of_words_in_sentences_shows_these(
+    model: VisualLM, batch: Batch, tmp_path: Path
+) -> None:
+    """The nearest states of text by hand; table, viewer and the saved map say the same."""
+    lens = ContextLens(model, SENTENCES, layers=[0, 2])
+    found = token_map(model, batch, k=2, lens=lens, layer=1)
+    states = model.run(batch, capture="residual", layers=[1]).residual[1].double().numpy()
+    held = [(n, state.double().numpy(), int(word)) for n in (0, 2)
+            for state, word in zip(lens.bank.states[n], lens.bank.word[n], strict=True)]  # fmt: skip
+    for row in (0, 7, len(states) - 1):
+        cosines = [
+            float(states[row] @ text / np.linalg.norm(states[row]) / np.linalg.norm(text))
+            for _, text, _ in held
+        ]
+        for rank, at in enumerate(np.argsort(cosines)[::-1][:2], start=1):
+            layer, _, word = held[at]
+            told = found.frame.iloc[row]
+            assert told[f"cosine_{rank}"] == pytest.approx(cosines[at], abs=EQUAL)
+            assert told[f"text_layer_{rank}"] == layer
+            assert told[f"context_{rank}"] == lens.bank.context(word)
+    again = Result.load(found.save(tmp_path / "map"))
+    data = again.view().data
+    assert data == found.view().data
+    (reading,) = data["readings"]
+    assert (reading["lens"], reading["layer"]) == ("ContextLens", 1)
+    table = numbers(data["contexts"]).reshape(-1, 4).tolist()
+    told = found.frame[["context_1", "context_2"]].to_numpy().ravel().tolist()
+    for number, said in zip(numbers(reading["contexts"]), told, strict=True):
+        sentence, start, stop, _ = table[number - 1]
+        text = data["sentences"][sentence]
+        assert f"{text[:start]}[{text[start:stop]}]{text[stop:]}" == said
+    assert find("token_map").findings(again)[0] == (
+        "ContextLens reads the states entering layer 1 as words in sentences."
+    )
+    with pytest.raises(InputError, match="EmbedLens or ContextLens"):
+        token_map(model, batch, lens=LogitLens(model))  # type: ignore[arg-type]
 
 
 def test_tokens_without_pixels_lie_on_a_grid_and_those_without_a_place_beside_it(
