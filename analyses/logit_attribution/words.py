@@ -1,5 +1,6 @@
 """What a logit's parts say: which heads and layers add most to it."""
 
+from collections.abc import Mapping
 from math import isnan
 from typing import Any
 
@@ -51,12 +52,12 @@ def _findings(result: Result) -> list[str]:
     return said
 
 
-def _name(row: dict[str, Any]) -> str:
+def _name(row: Mapping[Any, Any]) -> str:
     layer, head = ("" if pd.isna(row[key]) else int(row[key]) for key in ("layer", "head"))
     return _NAMES[row["part"]].format(layer=layer, head=head)
 
 
-def _interval(row: dict[str, Any]) -> str:
+def _interval(row: Mapping[Any, Any]) -> str:
     ends = "" if isnan(row["low"]) else f"; {number(row['low'])} to {number(row['high'])}"
     return f"{number(row['value'])}{ends}"
 

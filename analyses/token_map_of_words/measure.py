@@ -13,6 +13,7 @@ from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
 from ...lens.readouts.context_lens import ContextLens, ContextReadout
 from ...lens.readouts.embed_lens import EmbedLens
+from ...lens.readouts.lens import Lens
 from ...lens.readouts.readout import Readout
 from ...lens.token_classes import CLASS_NAMES
 from ...lens.torch_settings import default_torch
@@ -30,7 +31,7 @@ def token_map(
     batch: Batch | Sequence[Batch],
     *,
     k: int = 3,
-    lens: EmbedLens | ContextLens | None = None,
+    lens: Lens | None = None,
     layer: int = 0,
     truth: Sequence[Sequence[str] | None] | None = None,
 ) -> Result:
@@ -66,7 +67,7 @@ def token_map(
     """
     if k < 1:
         raise InputError(f"k={k}: a token map needs at least one word per token")
-    reads = EmbedLens(model) if lens is None else lens
+    reads: Lens = EmbedLens(model) if lens is None else lens
     if not isinstance(reads, EmbedLens | ContextLens):
         raise InputError(
             f"lens={reads!r}: a token map ranks by cosines: EmbedLens or ContextLens; view() shows "

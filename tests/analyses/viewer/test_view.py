@@ -183,8 +183,11 @@ def test_a_token_map_of_words_in_sentences_shows_these(
     lens = ContextLens(model, SENTENCES, layers=[0, 2])
     found = token_map(model, batch, k=2, lens=lens, layer=1)
     states = model.run(batch, capture="residual", layers=[1]).residual[1].double().numpy()
-    held = [(n, state.double().numpy(), int(word)) for n in (0, 2)
-            for state, word in zip(lens.bank.states[n], lens.bank.word[n], strict=True)]  # fmt: skip
+    held = [
+        (n, state.double().numpy(), int(word))
+        for n in (0, 2)
+        for state, word in zip(lens.bank.states[n], lens.bank.word[n], strict=True)
+    ]
     for row in (0, 7, len(states) - 1):
         cosines = [
             float(states[row] @ text / np.linalg.norm(states[row]) / np.linalg.norm(text))
@@ -211,7 +214,7 @@ def test_a_token_map_of_words_in_sentences_shows_these(
         "ContextLens reads the states entering layer 1 as words in sentences."
     )
     with pytest.raises(InputError, match="EmbedLens or ContextLens"):
-        token_map(model, batch, lens=LogitLens(model))  # type: ignore[arg-type]
+        token_map(model, batch, lens=LogitLens(model))
 
 
 def test_tokens_without_pixels_lie_on_a_grid_and_those_without_a_place_beside_it(
