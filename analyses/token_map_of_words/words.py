@@ -1,17 +1,21 @@
 """What a token map says: the most frequent nearest words, by class."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
 
+from ...lens.inputs.batch import Batch
 from ..analysis import Analysis, Result, register
 from ..numbers_in_words import listing, number, percent
-from ..report_inputs import Material
+from ..report_inputs import MOST_PICTURES, Material
 from .figure import draw_token_map
+from .further_layers import layers_that_fit
 from .measure import token_map
 from .shown import view_token_map
 
 _MOST_WORDS = 6
+_MOST_TEXTS = 200  # sentences beside the picture, each at every layer that is read
 
 
 def _findings(result: Result) -> list[str]:
@@ -20,7 +24,6 @@ def _findings(result: Result) -> list[str]:
     of = f"{pictures} images" if pictures > 1 else "one image"
     if frame["class"].isna().all():
         return [
-            *_read_by(result),
             f"{len(frame)} visual tokens of {of} are read as words; their classes are not known.",
             f"The most frequent nearest words are {_frequent(result, None)}.",
         ]
@@ -33,16 +36,7 @@ def _findings(result: Result) -> list[str]:
                 f"{_frequent(result, name)} (median cosine "
                 f"{number(tokens['cosine_1'].median())})."
             )
-    return _read_by(result) + said + _rightly(frame) + _without_words(frame)
-
-
-def _read_by(result: Result) -> list[str]:
-    """What read the words, where it is not EmbedLens at the entry."""
-    lens, layer = result.meta.get("lens", "EmbedLens"), result.meta.get("layer", 0)
-    if (lens, layer) == ("EmbedLens", 0):
-        return []
-    inside = " as words in sentences" if "sentences" in result.meta else ""
-    return [f"{lens} reads the states entering layer {layer}{inside}."]
+    return said + _rightly(frame) + _without_words(frame)
 
 
 def _rightly(frame: pd.DataFrame) -> list[str]:
@@ -50,7 +44,7 @@ def _rightly(frame: pd.DataFrame) -> list[str]:
     if "hit" not in frame or frame["hit"].isna().all():
         return []
     known = frame[(frame["class"] == "alive") & frame["hit"].notna()]
-    k, right = sum(name.startswith("word_") for name in frame.columns), int(known["hit"].sum())
+    k, right = sum("word_" in name for name in frame.columns), int(known["hit"].sum())
     return [
         f"Of the {len(known)} alive tokens of which it is known what they show, {right} "
         f"({percent(right / len(known))}) have a word for it among their {k} nearest in these "
@@ -93,8 +87,25 @@ def _run(material: Material) -> Result:
     batches = material.batches if material.pictured is None else material.pictured
     known = [material.true_words(batch) for batch in batches]
     truth = [words for each in known if each is not None for words in each]
-    result = token_map(material.model, batches, truth=truth if material.truth else None)
+    result = token_map(
+        material.model,
+        batches,
+        truth=truth if material.truth else None,
+        layers=layers_that_fit(material.model, _shown_in_a_report(batches)),
+        texts=material.texts[:_MOST_TEXTS],
+    )
     return replace(result, meta={**result.meta, "chosen": material.pictured_by})
+
+
+def _shown_in_a_report(batches: Sequence[Batch]) -> int:
+    """Tokens of the pictures that can be pointed into."""
+    tokens = pictures = 0
+    for batch in batches:
+        for sample, images in enumerate(batch.images):
+            if pictures < MOST_PICTURES:
+                pictures += len(images)
+                tokens += int((batch.visual.sample == sample).sum())
+    return tokens
 
 
 def _data(result: Result) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -26,7 +30,8 @@ from embedlens import (
     VisualLM,
     ZeroFFN,
 )
-from embedlens.analyses import Result, find, token_map, view
+from embedlens.analyses import Result, token_map, view
+from embedlens.analyses.viewer.attention_between_tokens import GIVEN, RECEIVED
 from embedlens.analyses.viewer.panels import panels
 from embedlens.analyses.viewer.static_page import script_source
 from tolerances import ACCUMULATED, EQUAL
@@ -176,45 +181,52 @@ def test_a_token_map_is_viewed_also_after_saving(
 
 
 @pytest.mark.full
-def test_a_token_map_of_words_in_sentences_shows_these(
+def test_a_token_map_of_layers_is_viewed_with_all_of_them(
     model: VisualLM, batch: Batch, tmp_path: Path
 ) -> None:
-    """The nearest states of text by hand; table, viewer and the saved map say the same."""
-    lens = ContextLens(model, SENTENCES, layers=[0, 2])
-    found = token_map(model, batch, k=2, lens=lens, layer=1)
-    states = model.run(batch, capture="residual", layers=[1]).residual[1].double().numpy()
-    held = [
-        (n, state.double().numpy(), int(word))
-        for n in (0, 2)
-        for state, word in zip(lens.bank.states[n], lens.bank.word[n], strict=True)
-    ]
-    for row in (0, 7, len(states) - 1):
-        cosines = [
-            float(states[row] @ text / np.linalg.norm(states[row]) / np.linalg.norm(text))
-            for _, text, _ in held
-        ]
-        for rank, at in enumerate(np.argsort(cosines)[::-1][:2], start=1):
-            layer, _, word = held[at]
-            told = found.frame.iloc[row]
-            assert told[f"cosine_{rank}"] == pytest.approx(cosines[at], abs=EQUAL)
-            assert told[f"text_layer_{rank}"] == layer
-            assert told[f"context_{rank}"] == lens.bank.context(word)
-    again = Result.load(found.save(tmp_path / "map"))
-    data = again.view().data
+    plain = token_map(model, batch)
+    # So many that not every word is near some token.
+    texts = [*map(" ".join, permutations(["red", "star", "left", "letter", "circle"])), *SENTENCES]
+    found = token_map(model, batch, layers=[0, 2, 4], texts=texts)
+    pd.testing.assert_frame_equal(found.frame, plain.frame)
+    data = Result.load(found.save(tmp_path / "map")).view().data
     assert data == found.view().data
-    (reading,) = data["readings"]
-    assert (reading["lens"], reading["layer"]) == ("ContextLens", 1)
+    lenses = [EmbedLens(model), LogitLens(model), ContextLens(model, texts, layers=[0, 2, 4])]
+    assert len(found.tensors["layers/ContextLens/text"]) < len(lenses[2].bank)
+    seen = view(model, batch, layers=[0, 2, 4], k=5, lenses=lenses).data
+    states = model.run(batch, capture="residual", layers=[0, 2, 4]).residual
+    for name in ("EmbedLens", "LogitLens", "ContextLens"):
+        for layer in (0, 2, 4):
+            words = words_in(data, "clean", name, layer)
+            assert words.tolist() == words_in(seen, "clean", name, layer).tolist()
+            scores = scores_in(data, "clean", name, layer)
+            expected = scores_in(seen, "clean", name, layer)
+            np.testing.assert_allclose(scores, expected, atol=ACCUMULATED)
+    assert marked_in(data) == marked_in(seen)
+    assert set(marked_in(data)) == set(lenses[2].read(states[4], k=5, layer=4).contexts.ravel())
+    names = [measure["name"] for measure in data["measures"]]
+    assert names == ["norm", RECEIVED, GIVEN]
+    for mine, theirs in zip(data["measures"], seen["measures"], strict=True):
+        np.testing.assert_array_equal(numbers(mine["values"]), numbers(theirs["values"]))
+    # Of some pictures it has their tokens.
+    first = found.view(1).data
+    assert words_in(first, "clean", "LogitLens", 4).tolist() == (
+        words_in(data, "clean", "LogitLens", 4)[: tiny.CELLS].tolist()
+    )
+    with pytest.raises(InputError, match="say which"):
+        token_map(model, batch, texts=SENTENCES)
+
+
+def marked_in(data: Mapping[str, Any], layer: int = 4) -> list[str]:
+    """The sentences of the words that `ContextLens` found there, the words in brackets."""
     table = numbers(data["contexts"]).reshape(-1, 4).tolist()
-    told = found.frame[["context_1", "context_2"]].to_numpy().ravel().tolist()
-    for number, said in zip(numbers(reading["contexts"]), told, strict=True):
+    (one,) = [r for r in data["readings"] if (r["lens"], r["layer"]) == ("ContextLens", layer)]
+    marked = []
+    for number in numbers(one["contexts"]):
         sentence, start, stop, _ = table[number - 1]
         text = data["sentences"][sentence]
-        assert f"{text[:start]}[{text[start:stop]}]{text[stop:]}" == said
-    assert find("token_map").findings(again)[0] == (
-        "ContextLens reads the states entering layer 1 as words in sentences."
-    )
-    with pytest.raises(InputError, match="EmbedLens or ContextLens"):
-        token_map(model, batch, lens=LogitLens(model))
+        marked.append(f"{text[:start]}[{text[start:stop]}]{text[stop:]}")
+    return marked
 
 
 def test_tokens_without_pixels_lie_on_a_grid_and_those_without_a_place_beside_it(
