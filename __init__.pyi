@@ -13,6 +13,7 @@ from .analyses import (
     logit_attribution,
     patching,
     probes,
+    redundancy,
     sparsity,
     token_map,
 )
@@ -105,6 +106,7 @@ __all__ = [
     "paper",
     "patching",
     "probes",
+    "redundancy",
     "sparsity",
     "token_map",
 ]

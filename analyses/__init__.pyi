@@ -14,6 +14,7 @@ from .lens_hits_by_layer import lens_hits
 from .logit_attribution import logit_attribution
 from .patching_by_layer import patching
 from .probes_by_layer import probes
+from .redundancy_by_layer import redundancy
 from .report_inputs import Material, Truth
 from .sparsity_of_classes import sparsity
 from .steering_directions import directions
@@ -46,6 +47,7 @@ __all__ = [
     "logit_attribution",
     "patching",
     "probes",
+    "redundancy",
     "register",
     "registered",
     "sparsity",
