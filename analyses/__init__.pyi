@@ -9,11 +9,13 @@ from .class_agreement_with_truth import class_agreement
 from .comparison_of_plans import compare
 from .effect_of_plan import PlanEffect, effect_of_plan
 from .example import Example
+from .injection_by_layer import injection
 from .integrated_gradients_of_tokens import integrated_gradients
 from .lens_hits_by_layer import lens_hits
 from .logit_attribution import logit_attribution
 from .patching_by_layer import patching
 from .probes_by_layer import probes
+from .pruning_of_tokens import pruning
 from .redundancy_by_layer import redundancy
 from .report_inputs import Material, Truth
 from .sparsity_of_classes import sparsity
@@ -42,11 +44,13 @@ __all__ = [
     "directions",
     "effect_of_plan",
     "find",
+    "injection",
     "integrated_gradients",
     "lens_hits",
     "logit_attribution",
     "patching",
     "probes",
+    "pruning",
     "redundancy",
     "register",
     "registered",

@@ -79,13 +79,12 @@ def compare_conditions(
 
 def about(frame: pd.DataFrame, conditions: Mapping[str, Condition]) -> pd.DataFrame:
     """What every row's condition is about, column by column; missing for the untouched model."""
-    columns = list(dict.fromkeys(c for one in conditions.values() for c in one.about))
-    rows = [
-        {} if name == UNTOUCHED else dict(conditions[name].about) for name in frame["condition"]
-    ]
+    told = {name: {**one.about, **one.saved} for name, one in conditions.items()}
+    columns = list(dict.fromkeys(c for one in told.values() for c in one))
+    rows = [told.get(name, {}) for name in frame["condition"]]
     table = pd.DataFrame(rows, columns=columns, index=frame.index)
     for column in columns:
-        given = [one.about.get(column) for one in conditions.values()]
+        given = [one.get(column) for one in told.values()]
         if all(value is None or isinstance(value, int) for value in given):
             table[column] = table[column].astype("Int64")
     return table

@@ -15,6 +15,7 @@ from ...lens.model import VisualLM
 from ...lens.selectors.parser import parse_selector
 from ...lens.token_classes import CLASS_NAMES
 from ..asked_questions import Questions
+from ..comparison_of_plans.outcomes import Label
 
 ALL_VISUAL = "visual"
 
@@ -27,11 +28,13 @@ class Condition:
         plan: What is changed.
         about: What the table says of it, by column: text, a number, or None where it has none.
         controls: Plans that do as much to other tokens; several are averaged.
+        saved: More columns, which do not tell it from others: what it saves.
     """
 
     plan: Plan
     about: Mapping[str, str | float | None]
     controls: tuple[Plan, ...] = ()
+    saved: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -47,24 +50,33 @@ class AskedTokens:
     Attributes:
         batch_size: Examples per batch.
         batches: The first example of every batch, and the batch.
+        sets: Gives a batch of these examples sets of tokens of its own.
     """
 
     batch_size: int
     batches: Mapping[int, Batch]
+    sets: Label | None = None
     _counts: dict[str, Int[np.ndarray, " example"]] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, model: VisualLM, questions: Questions, markers: Markers | None, batch_size: int
+        cls,
+        model: VisualLM,
+        questions: Questions,
+        markers: Markers | None,
+        batch_size: int,
+        sets: Label | None = None,
     ) -> "AskedTokens":
-        """Every example encoded, and classified where there are markers."""
+        """Every example encoded, classified where there are markers, and with its sets."""
         parts = questions.batches(model, batch_size, markers)
-        return cls(batch_size, {part[0]: batch for part, batch in parts})
+        with_sets = {p[0]: b if sets is None else sets(b, p) for p, b in parts}
+        return cls(batch_size, with_sets, sets)
 
     def label(self, batch: Batch, part: Sequence[int]) -> Batch:
-        """The batch of these examples, with the classes that are known."""
+        """The batch of these examples, with the classes and sets that are known."""
         classes: TokenClasses | None = self.batches[part[0]].classes
-        return batch if classes is None else batch.with_classes(classes)
+        known = batch if classes is None else batch.with_classes(classes)
+        return known if self.sets is None else self.sets(known, part)
 
     def count(self, selector: str) -> Int[np.ndarray, " example"]:
         """How many tokens of each example a selector means."""
@@ -84,9 +96,14 @@ class AskedTokens:
         """Such tokens for each visual one, mean over examples."""
         return float((self.count(selector) / np.fmax(self.count(ALL_VISUAL), 1)).mean())
 
+    @property
+    def classified(self) -> bool:
+        """Whether the tokens are classified."""
+        return all(batch.classes is not None for batch in self.batches.values())
+
     def classes(self) -> list[str]:
         """The classes that every batch has tokens of, where the tokens are classified."""
-        if any(batch.classes is None for batch in self.batches.values()):
+        if not self.classified:
             return []
         return [name for name in CLASS_NAMES if self.some_in_every_batch(name)]
 

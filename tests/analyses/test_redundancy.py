@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
 
 import tiny
+from builders.visual_questions import asked, divergence, plain_inputs, with_idle_layers
 from embedlens import Example, InputError, Result, VisualLM
 from embedlens.analyses import find, redundancy
 from embedlens.analyses.comparison_of_plans.named_plans import UNTOUCHED
@@ -28,21 +28,14 @@ SOME = "random(like=box[0:1, 0:2], within=visual, seed=9)"
 @pytest.fixture(scope="module")
 def planted() -> tuple[VisualLM, Any]:
     """A random model of which one layer adds next to nothing, and a plain copy of it."""
-    built = tiny.build()
-    with torch.no_grad():
-        layer = built.model.model.language_model.layers[IDLE]
-        layer.self_attn.o_proj.weight.mul_(1e-3)
-        layer.mlp.down_proj.weight.mul_(1e-3)
-    plain = copy.deepcopy(built.model)
-    return VisualLM(built.model, built.processor), plain
+    return with_idle_layers([IDLE])
 
 
 @pytest.fixture(scope="module")
 def result(planted: tuple[VisualLM, Any]) -> Result:
-    examples = [Example(tiny.image(i), "what is this ?") for i in range(8)]
     return redundancy(
         planted[0],
-        examples,
+        asked(8),
         scopes=("single", "window", "above", "below"),
         width=2,
         tokens=["visual", SOME],
@@ -66,14 +59,7 @@ def test_a_layer_that_adds_nothing_is_redundant_and_the_others_are_not(result: R
 
 def test_conditions_equal_plain_hooks(planted: tuple[VisualLM, Any], result: Result) -> None:
     plain = planted[1]
-    processor = tiny.processor()
-    content = [{"type": "image"}, {"type": "text", "text": "what is this ?"}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
-    inputs = dict(processor(text=text, images=tiny.image(3), return_tensors="pt"))
-    inputs.pop("mm_token_type_ids", None)
-    visual = inputs["input_ids"] == tiny.IMAGE_ID
+    inputs, visual = plain_inputs(3)
 
     def zero(states: torch.Tensor) -> torch.Tensor:
         states = states.clone()
@@ -87,11 +73,10 @@ def test_conditions_equal_plain_hooks(planted: tuple[VisualLM, Any], result: Res
         ("both", "above", 1): [m for one in layers[1:] for m in (one.self_attn, one.mlp)],
     }
     with torch.no_grad():
-        clean = plain(**inputs).logits[0, -1].double().log_softmax(-1)
+        clean = plain(**inputs).logits[0, -1]
         for (operation, scope, layer), zeroed in modules.items():
             with attached([m.register_forward_hook(leaving(zero)) for m in zeroed]):
-                other = plain(**inputs).logits[0, -1].double().log_softmax(-1)
-            kl = float((clean.exp() * (clean - other)).sum())
+                kl = divergence(clean, plain(**inputs).logits[0, -1])
             row = one(
                 result.frame, metric="kl", task="all", operation=operation, scope=scope,
                 layer=layer, tokens="visual",
