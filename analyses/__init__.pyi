@@ -9,6 +9,7 @@ from .class_agreement_with_truth import class_agreement
 from .comparison_of_plans import compare
 from .effect_of_plan import PlanEffect, effect_of_plan
 from .example import Example
+from .extraction import ExtractedStates, StatesBlock, extract, read_states
 from .injection_by_layer import injection
 from .integrated_gradients_of_tokens import integrated_gradients
 from .lens_hits_by_layer import lens_hits
@@ -28,9 +29,11 @@ __all__ = [
     "Analysis",
     "Claim",
     "Example",
+    "ExtractedStates",
     "Material",
     "PlanEffect",
     "Result",
+    "StatesBlock",
     "Study",
     "StudyResult",
     "Truth",
@@ -43,6 +46,7 @@ __all__ = [
     "compare",
     "directions",
     "effect_of_plan",
+    "extract",
     "find",
     "injection",
     "integrated_gradients",
@@ -51,6 +55,7 @@ __all__ = [
     "patching",
     "probes",
     "pruning",
+    "read_states",
     "redundancy",
     "register",
     "registered",
