@@ -11,6 +11,9 @@ from ..lens.model import VisualLM
 from ..lens.progress import Progress, silent
 from .example import Example
 
+MOST_PICTURES = 24
+"""Of a report, to point into: the page stays below some megabytes."""
+
 
 @dataclass(frozen=True)
 class Truth:

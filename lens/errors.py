@@ -16,6 +16,10 @@ class RemoteRunFailed(EmbedlensError):
     """A run that was sent to a server did not come back with a result; it can be repeated."""
 
 
+class Unreached(RemoteRunFailed):
+    """The server did not answer, did not take the run, or was lost before the result came back."""
+
+
 class Unsupported(EmbedlensError):
     """This model cannot do what was asked, for the reason in the message."""
 

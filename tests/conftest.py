@@ -36,14 +36,20 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What plain ``pytest`` leaves to .ci/run: most families, and whatever builds the wheel.
 
-    A test over families runs for those named in its marker ``quick``, or for the representative.
+    A test over families runs for those named in its marker ``quick``, or for the representative. Of
+    a test with many cases a share runs.
     """
+    left = []
     for item in items:
         quick = item.get_closest_marker("quick")
         families = quick.args if quick else REPRESENTATIVE
         name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
         if (name in FAMILIES and name not in families) or "wheel" in item.fixturenames:
             item.add_marker(pytest.mark.full)
+        elif not item.get_closest_marker("full"):
+            left.append(item)
+    for item in amounts.left_out(left):
+        item.add_marker(pytest.mark.full)
 
 
 @dataclass(frozen=True)

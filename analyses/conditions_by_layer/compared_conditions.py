@@ -13,7 +13,7 @@ from ..comparison_of_plans import compare
 from ..comparison_of_plans.named_plans import UNTOUCHED
 from ..example import Example
 from ..statistics import Evidence, holm
-from .condition import AskedTokens, Condition
+from .condition import AskedTokens, PlacedPlan
 
 METRICS = ("accuracy", "logprob", "kl", "flips")
 
@@ -22,7 +22,7 @@ def compare_conditions(
     name: str,
     model: VisualLM,
     examples: Sequence[Example],
-    conditions: Sequence[Condition],
+    conditions: Sequence[PlacedPlan],
     asked: AskedTokens,
     *,
     family: Sequence[str],
@@ -77,7 +77,7 @@ def compare_conditions(
     return Result(name, frame, found.tensors, {**found.meta, **settings})
 
 
-def about(frame: pd.DataFrame, conditions: Mapping[str, Condition]) -> pd.DataFrame:
+def about(frame: pd.DataFrame, conditions: Mapping[str, PlacedPlan]) -> pd.DataFrame:
     """What every row's condition is about, column by column; missing for the untouched model."""
     told = {name: {**one.about, **one.saved} for name, one in conditions.items()}
     columns = list(dict.fromkeys(c for one in told.values() for c in one))

@@ -21,7 +21,7 @@ ALL_VISUAL = "visual"
 
 
 @dataclass(frozen=True, eq=False)
-class Condition:
+class PlacedPlan:
     """One plan and its place in a table.
 
     Attributes:

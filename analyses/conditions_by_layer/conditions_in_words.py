@@ -84,7 +84,7 @@ def table_of_changes(
     lines = []
     for (_, _), mine in rows.groupby(["condition", "task"], sort=False):
         first = mine.iloc[0]
-        line = {title: _cell(first[column]) for column, title in columns.items()}
+        line: dict[str, object] = {title: _cell(first[column]) for column, title in columns.items()}
         line |= {"Task": first["task"], "Questions": int(first["examples"])}
         for row in mine.to_dict("records"):
             if row["metric"] in metrics:
@@ -106,5 +106,5 @@ _TITLES = {
 }
 
 
-def _cell(value: object) -> str:
+def _cell(value: Any) -> str:
     return "–" if value is None or pd.isna(value) else str(value)

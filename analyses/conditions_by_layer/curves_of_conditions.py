@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -62,7 +63,7 @@ def draw_curves(
                 layer_axis(axes, here[x], label if line is grid[-1] else "")
                 if j == 0:
                     axes.set_ylabel(METRICS[metric].label)
-        handles = [
+        handles: list[Artist] = [
             Line2D([], [], color=color, marker="o", label=name)
             for color, (value, name) in zip(_COLORS, names.items(), strict=False)
             if (rows[series] == value).any()

@@ -13,7 +13,7 @@ from ..asked_questions import Questions, check_examples
 from ..conditions_by_layer.compared_conditions import METRICS, compare_conditions
 from ..conditions_by_layer.condition import (
     AskedTokens,
-    Condition,
+    PlacedPlan,
     check_known,
     checked_tokens,
     some_layers,
@@ -22,8 +22,8 @@ from ..example import Example
 
 Way = Literal["entry", "exit", "both"]
 Norm = Literal["raw", "rescaled", "matched"]
-WAYS = ("entry", "exit", "both")
-NORMS = ("raw", "rescaled", "matched")
+WAYS: tuple[Way, ...] = ("entry", "exit", "both")
+NORMS: tuple[Norm, ...] = ("raw", "rescaled", "matched")
 NEVER = "never seen"
 
 
@@ -89,7 +89,7 @@ def injection(
     (chosen,) = checked_tokens(asked, [tokens])
     n = model.n_layers
     never = Plan(WithdrawTokens(layer=0, tokens=chosen))
-    conditions = [Condition(never, {"way": NEVER, "norm": None, "layer": 0, "last": None})]
+    conditions = [PlacedPlan(never, {"way": NEVER, "norm": None, "layer": 0, "last": None})]
     for way, norm, layer in _stretches(ways, norms, some_layers(n, places), n):
         last = layer + n // 2 if way == "both" else None
         operations: list[InjectTokens | WithdrawTokens] = []
@@ -100,7 +100,7 @@ def injection(
             operations.append(WithdrawTokens(layer=leaves, tokens=chosen))
         plan = Plan(*operations)
         about = {"way": way, "norm": norm, "layer": layer, "last": last}
-        conditions.append(Condition(plan, about, asked.controls(plan, chosen, seeds)))
+        conditions.append(PlacedPlan(plan, about, asked.controls(plan, chosen, seeds)))
     return compare_conditions(
         "injection",
         model,

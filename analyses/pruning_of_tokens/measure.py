@@ -16,7 +16,7 @@ from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..asked_questions import Questions, check_examples
 from ..conditions_by_layer.compared_conditions import METRICS, compare_conditions
-from ..conditions_by_layer.condition import ALL_VISUAL, AskedTokens, Condition
+from ..conditions_by_layer.condition import ALL_VISUAL, AskedTokens, PlacedPlan
 from ..example import Example
 from .pruned_passes import kept_in_cache, skipped_operations, time_passes
 
@@ -106,7 +106,10 @@ def pruning(
     ]
     for share in fractions:
         drawn = f"random(like={_portion(share)}, within=visual, seed={seed})"
-        about = {"kind": "random", "dropped": f"{share:.0%} at random"}
+        about: dict[str, str | float | None] = {
+            "kind": "random",
+            "dropped": f"{share:.0%} at random",
+        }
         conditions.append(_condition(asked, about, drawn, layer, seeds))
     if not conditions:
         raise InputError("nothing is to be dropped: name sets or fractions")
@@ -152,10 +155,10 @@ def _same(asked: AskedTokens, one: str, other: str) -> bool:
 
 def _condition(
     asked: AskedTokens, about: dict[str, str | float | None], selector: str, layer: int, seeds: int
-) -> Condition:
+) -> PlacedPlan:
     plan = Plan(PruneTokens(tokens=selector, layer=layer))
     controls = asked.controls(plan, selector, seeds) if about["kind"] == "set" else ()
-    return Condition(plan, {**about, "share": round(asked.share(selector), 6)}, controls)
+    return PlacedPlan(plan, {**about, "share": round(asked.share(selector), 6)}, controls)
 
 
 def _portion(share: float) -> str:
@@ -172,8 +175,8 @@ def portions(batch: Batch, fractions: Sequence[float]) -> Batch:
 
 
 def _measured(
-    model: VisualLM, batch: Batch, conditions: Sequence[Condition], repeats: int
-) -> list[Condition]:
+    model: VisualLM, batch: Batch, conditions: Sequence[PlacedPlan], repeats: int
+) -> list[PlacedPlan]:
     """The conditions with what each saves on a batch."""
     plans = {condition.name: condition.plan for condition in conditions}
     times = time_passes(model, batch, {_UNTOUCHED: None, **plans}, repeats) if repeats else None

@@ -1,6 +1,8 @@
 """What pruning says: which tokens can be dropped, more than any others, and what that saves."""
 
+from collections.abc import Mapping
 from math import isnan
+from typing import Any
 
 import pandas as pd
 
@@ -50,8 +52,8 @@ def _findings(result: Result) -> list[str]:
     return said + _saved(result, mine)
 
 
-def _called(row: dict[str, object]) -> str:
-    share = percent(float(row["share"]))  # type: ignore[arg-type]
+def _called(row: Mapping[Any, Any]) -> str:
+    share = percent(float(row["share"]))
     return f"{row['dropped']} tokens ({share} of the visual ones)"
 
 
@@ -60,7 +62,7 @@ def _saved(result: Result, rows: pd.DataFrame) -> list[str]:
     known = rows[rows["kind"].notna()]
     harmless = known[known["verdict"] == "agrees"]
     among = harmless if len(harmless) else known
-    row = among.loc[among["share"].idxmax()].to_dict()
+    row = max(among.to_dict("records"), key=lambda one: float(one["share"]))
     which = "The most that can be dropped without a change" if len(harmless) else "The largest set"
     parts = [f"keeps {percent(row['cache'])} of the cache"]
     if not isnan(row["skipped"]):

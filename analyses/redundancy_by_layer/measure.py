@@ -14,7 +14,7 @@ from ..asked_questions import Questions, check_examples
 from ..conditions_by_layer.compared_conditions import METRICS, compare_conditions
 from ..conditions_by_layer.condition import (
     AskedTokens,
-    Condition,
+    PlacedPlan,
     check_known,
     checked_tokens,
     some_layers,
@@ -105,7 +105,7 @@ def redundancy(
                     plan = Plan(
                         *(op(layers=[*layers], tokens=chosen) for op in LEFT_OUT[operation])
                     )
-                    about = {
+                    about: dict[str, str | float | None] = {
                         "operation": operation,
                         "tokens": chosen,
                         "scope": scope,
@@ -113,7 +113,7 @@ def redundancy(
                         "layers": span(layers),
                     }
                     controls = asked.controls(plan, chosen, seeds)
-                    conditions.append(Condition(plan, about, controls))
+                    conditions.append(PlacedPlan(plan, about, controls))
     return compare_conditions(
         "redundancy",
         model,

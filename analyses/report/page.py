@@ -14,12 +14,12 @@ from ..analysis import Analysis, Result, find, registered
 from ..claim import Claim, judged
 from ..figures import png, save_figure
 from ..folders import written_at_once
+from ..report_inputs import MOST_PICTURES
 from ..statistics import MIN_IMAGES
 from ..viewer.static_page import frame, script_source
 from .page_environment import page_environment
 from .report_folder import PAGE, REPORT
 
-_MOST_PICTURES = 24  # to point into: the page stays below some megabytes
 _FACTS = (
     ("Model", "model", "{model}"),
     ("Revision", "revision", "{revision}"),
@@ -113,7 +113,7 @@ def _part(result: Result, picture: bytes) -> _Part:
     view = None
     if analysis.view is not None:
         # The report is light in the dark too.
-        view = Markup(frame({**analysis.view(result, _MOST_PICTURES).data, "theme": "light"}))
+        view = Markup(frame({**analysis.view(result, MOST_PICTURES).data, "theme": "light"}))
     return _Part(result, analysis, b64encode(picture).decode(), view)
 
 

@@ -1,5 +1,6 @@
 """The command line of studies: ``embedlens study run``, ``show``, ``report``, ``merge``."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,14 @@ from ..command_options import Share, share_of
 from ..terminal import Interrupted, progress_bar, quiet, show_lines
 
 NOT_ALL = 1
+
+
+class Engine(StrEnum):
+    """Where units are computed."""
+
+    SERIAL = "serial"
+    RAY = "ray"
+
 
 app = typer.Typer(
     rich_markup_mode=None,  # as the commands that these stand beside
@@ -35,6 +44,17 @@ def run(
         typer.Option(metavar="FOLDER", help="The study's folder; FILE.study without it."),
     ] = None,
     shard: Share = "1/1",
+    engine: Annotated[
+        Engine, typer.Option(help="serial: in this process; ray: on workers, pip install ray.")
+    ] = Engine.SERIAL,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="A Ray cluster; one on this machine without."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="NUMBER", help="Of Ray; as many as fit without."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it takes, and store nothing.")
     ] = False,
@@ -44,6 +64,8 @@ def run(
     Exit code 0 if all is done, 1 if something could not be computed, 2 if the study is refused.
     """
     share = share_of(shard)
+    if engine is Engine.SERIAL and (ray_address is not None or workers is not None):
+        raise typer.BadParameter("--ray-address and --workers go with --engine ray")
     place = file.with_suffix(".study") if out is None else out
     try:
         with progress_bar() as progress:
@@ -52,7 +74,9 @@ def run(
             if dry_run:
                 lines = list(studies.forecast(study.task(progress=progress), progress).lines())
             else:
-                result = study.run(place, shard=share, progress=progress)
+                ray = engine is Engine.RAY
+                by = studies.RayEngine(ray_address, workers=workers) if ray else None
+                result = study.run(place, shard=share, engine=by, progress=progress)
                 result.save()
                 lines = studies.outcome(result)
     except KeyboardInterrupt:

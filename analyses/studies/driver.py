@@ -16,8 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from ...lens.progress import Progress
+from .condition_grid import StudyCondition
 from .items import Item
-from .opened_models import OpenedModels
+from .opened_models import OpenedModels, model_identity
 from .study_folder import StudyFolder
 from .unit_store import DoneUnits, StoredUnit, UnitStore
 from .units import Unit, Units
@@ -44,28 +45,44 @@ class Task:
         """What is asked."""
         return list(self.units.items)
 
+    def parts(self, unit: Unit) -> tuple[list[Item], list[StudyCondition]]:
+        """The items and the conditions of a unit."""
+        conditions = self.units.models[unit.cut.model].conditions
+        return (
+            [self.units.items[i] for i in unit.cut.items],
+            [conditions[i] for i in unit.cut.conditions],
+        )
+
     def compute(self, unit: Unit) -> StoredUnit:
         """A unit, as it goes into the store."""
-        cut, units = unit.cut, self.units
-        conditions = units.models[cut.model].conditions
-        return self.models.observer(cut.model).compute(
-            unit,
-            [units.items[i] for i in cut.items],
-            [conditions[i] for i in cut.conditions],
-            units.measures[cut.kind],
-        )
+        measures = self.units.measures[unit.cut.kind]
+        observer = self.models.observer(unit.cut.model)
+        return observer.compute(unit, *self.parts(unit), measures)
 
 
 @runtime_checkable
 class StudyEngine(Protocol):
     """Where units are computed."""
 
+    def identify(self, models: OpenedModels, number: int) -> dict[str, Any]:
+        """What tells a model from any other, where it is computed on."""
+
     def compute(self, task: Task, units: Iterable[Unit], add: Add) -> None:
         """Compute units, in any order, and hand each over when it is done."""
+
+    def close(self) -> None:
+        """Let go of what is held."""
 
 
 class SerialEngine:
     """One unit after the other, in this process."""
+
+    def identify(self, models: OpenedModels, number: int) -> dict[str, Any]:
+        """See :class:`StudyEngine`."""
+        return model_identity(models.observer(number).model)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def compute(self, task: Task, units: Iterable[Unit], add: Add) -> None:
         """See :class:`StudyEngine`."""

@@ -6,6 +6,8 @@ import gc
 
 import torch
 
+from ...lens.errors import RemoteRunFailed
+
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
@@ -14,7 +16,9 @@ def is_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError | RemoteRunFailed) and any(
+        words in text for words in _OUT_OF_MEMORY
+    )
 
 
 def let_go(error: BaseException) -> None:

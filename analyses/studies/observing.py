@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...interventions import Plan
+from ...lens.errors import Unreached
 from ...lens.inputs.batch import Batch
 from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
+from ...lens.runs.remote import WEIGHTS_ON_SERVER
 from ...lens.runs.run import Scores
 from .condition_grid import StudyCondition
 from .encoded_items import encoded_items
@@ -28,6 +30,7 @@ from .units import Unit
 
 Seen = Observation | Exception
 """What was observed of an item under a condition, or why it was not."""
+WAITS = (2.0, 10.0, 30.0)
 
 
 @dataclass(eq=False)
@@ -40,6 +43,7 @@ class Observer:
         nearest_words: How many nearest words are looked up; None for none.
         max_new_tokens: Limit of written answers.
         halvings: How often a batch was halved.
+        waits: Seconds between tries of a server that does not answer.
     """
 
     model: VisualLM
@@ -47,6 +51,7 @@ class Observer:
     nearest_words: int | None = None
     max_new_tokens: int = 16
     halvings: int = 0
+    waits: tuple[float, ...] = WAITS
     _encoded: tuple[tuple[str, ...], Batch] | None = field(default=None, repr=False)
 
     def compute(
@@ -104,7 +109,9 @@ class Observer:
         except Exception as error:
             return self._in_halves(kind, items, plans, error)
         try:
-            return _OBSERVE[kind](self, items, batch, plans)
+            return self._repeated(kind, items, batch, plans)
+        except Unreached:
+            raise
         # Whatever a model raises under one plan: it costs that plan only, and is recorded.
         except Exception as error:
             if is_memory(error) and len(items) > 1:
@@ -118,6 +125,22 @@ class Observer:
             *self.observe(kind, items, plans[:half]),
             *self.observe(kind, items, plans[half:]),
         ]
+
+    def _repeated(
+        self, kind: Kind, items: Sequence[Item], batch: Batch, plans: Sequence[Plan | None]
+    ) -> list[list[Seen]]:
+        """What is observed; a server that does not answer is asked again, after a while."""
+        for wait in self.waits:
+            try:
+                return _OBSERVE[kind](self, items, batch, plans)
+            except Unreached:
+                time.sleep(wait)
+        return _OBSERVE[kind](self, items, batch, plans)
+
+    @property
+    def _remote(self) -> bool:
+        """Whether passes are sent, which then take many plans at once."""
+        return self.model.hf in WEIGHTS_ON_SERVER
 
     def _in_halves(
         self, kind: Kind, items: Sequence[Item], plans: Sequence[Plan | None], error: Exception
@@ -153,7 +176,7 @@ class Observer:
         self, items: Sequence[Item], batch: Batch, plans: Sequence[Plan | None]
     ) -> list[list[Seen]]:
         answers = [item.answer for item in items]
-        scores = self.model.score_many(batch, answers, plans, end=True)
+        scores = self.model.score_many(batch, answers, plans, end=True, remote=self._remote)
         return [
             [
                 {"logprob": logprob, "greedy": greedy}
@@ -173,9 +196,8 @@ class Observer:
             # Encoded anew: not every model's batches can be taken apart.
             asked = batch if len(here) == len(items) else self._encode([items[i] for i in here])
             answers = [items[i].choices[choice] for i in here]
-            for row, scores in zip(
-                found, self.model.score_many(asked, answers, plans), strict=True
-            ):
+            many = self.model.score_many(asked, answers, plans, remote=self._remote)
+            for row, scores in zip(found, many, strict=True):
                 tokens = scores.n_tokens.tolist()
                 for i, logprob, n in zip(here, scores.logprob.tolist(), tokens, strict=True):
                     row[i]["logprob"].append(logprob)
@@ -190,7 +212,12 @@ class Observer:
             [
                 {"text": text}
                 for text in self.model.generate(
-                    batch, plan, max_new_tokens=limit, do_sample=False, num_beams=1
+                    batch,
+                    plan,
+                    max_new_tokens=limit,
+                    do_sample=False,
+                    num_beams=1,
+                    remote=self._remote,
                 )
             ]
             for plan in plans
@@ -202,6 +229,20 @@ _OBSERVE = {
     "choices": Observer._choices,
     "written": Observer._written,
 }
+
+
+def failed_unit(unit: Unit, measures: int, error: BaseException) -> StoredUnit:
+    """A unit of which nothing could be computed, as it goes into the store.
+
+    Args:
+        unit: Which one.
+        measures: How many there are of its kind of observation.
+        error: Why.
+    """
+    n, told = len(unit.cut.items), said(error)
+    row = {"values": [[None] * measures] * n, "errors": [told] * n}
+    content = json.dumps([row] * len(unit.cut.conditions))
+    return StoredUnit(unit.place, unit.key, FAILED, 0.0, 0, 1, told, content)
 
 
 def _numbers(scores: Scores) -> tuple[list[float], list[bool]]:

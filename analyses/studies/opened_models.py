@@ -13,6 +13,7 @@ import torch
 from ...lens.errors import InputError
 from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
+from ...lens.runs.remote import WEIGHTS_ON_SERVER, check_identity
 from .items import Item
 from .observing import Observer
 from .study_file import SHIPPED, MarkersSpec, ModelSpec, StudyFile
@@ -49,6 +50,10 @@ class OpenedModels:
             self._opened = number, Observer(model, markers, *settings)
         return self._opened[1]
 
+    def closed(self) -> OpenedModels:
+        """The same without a model in memory, to be opened elsewhere."""
+        return OpenedModels(self.study, self.folder, self.out, self.calibration)
+
     def _markers(self, number: int, model: VisualLM) -> Markers | None:
         spec = self.study.markers
         if spec is None:
@@ -71,15 +76,23 @@ class OpenedModels:
 def model_identity(model: VisualLM) -> dict[str, Any]:
     """What tells a model from any other that could stand under its name.
 
-    The revision of a hub repository; else a hash of all weights and buffers.
+    The revision of a hub repository; else a hash of all weights and buffers, or where these are on
+    a server the name by which it knows them.
     """
+    there = model.hf in WEIGHTS_ON_SERVER
+    weights = getattr(model.hf.config, "_commit_hash", None)
     return {
-        "weights": getattr(model.hf.config, "_commit_hash", None) or weights_digest(model.hf),
+        "weights": weights or (_on_server(model) if there else weights_digest(model.hf)),
         "layers": model.n_layers,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
+        "device": "server" if there else model.device.type,
         "attention": model.attn_implementation,
     }
+
+
+def _on_server(model: VisualLM) -> str:
+    check_identity(model.nn)
+    return str(model.nn.to_model_key())
 
 
 def weights_digest(hf: torch.nn.Module) -> str:
@@ -131,4 +144,5 @@ def _loaded(spec: ModelSpec, folder: Path) -> VisualLM:
         attn_implementation=spec.attention,
         revision=spec.revision,
         trust_remote_code=spec.trust_remote_code,
+        remote=spec.remote,
     )

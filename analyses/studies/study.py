@@ -18,7 +18,7 @@ from .condition_grid import PlanText, conditions_of
 from .driver import SerialEngine, StudyEngine, Task, drive
 from .items import Item, declared_items
 from .measures import KINDS, AnswerMeasure, measure_of
-from .opened_models import OpenedModels, markers_identity, model_identity
+from .opened_models import OpenedModels, markers_identity
 from .study_file import StudyFile, read_study
 from .study_folder import IMAGES, StudyFolder
 from .study_result import StudyResult
@@ -100,7 +100,8 @@ class Study:
             out: The study's folder, made if it is not there.
             shard: ``(3, 16)`` computes every sixteenth unit, beginning with the third, into a file
                 of its own; the table is then that of all files in the folder.
-            engine: Computes units; one after the other, in this process, without one.
+            engine: Computes units, for instance a `RayEngine`; one after the other, in this
+                process, without one.
             models: Models in memory, by what the study calls them; all others are loaded.
             command: By which it was started, for the report.
             progress: Called with the units that are done.
@@ -115,9 +116,13 @@ class Study:
             raise InputError(f"shard {number}/{of}: write 1/{of} to {of}/{of}")
         folder = StudyFolder(Path(out))
         folder.check()
-        task = self.task(folder, models, progress)
-        folder.compare(task.items)
-        drive(task, self.text, folder, shard, engine or SerialEngine(), command, progress)
+        engine = engine or SerialEngine()
+        try:
+            task = self.task(folder, models, progress, engine)
+            folder.compare(task.items)
+            drive(task, self.text, folder, shard, engine, command, progress)
+        finally:
+            engine.close()
         return StudyResult.read(folder.path)
 
     def task(
@@ -125,6 +130,7 @@ class Study:
         folder: StudyFolder | None = None,
         models: Mapping[str, VisualLM] | None = None,
         progress: Progress = silent,
+        engine: StudyEngine | None = None,
     ) -> Task:
         """The study with its data read and its models looked at; nothing is computed.
 
@@ -132,7 +138,9 @@ class Study:
             folder: Its folder; without one nothing is kept.
             models: As for :meth:`run`.
             progress: Called as the models are opened.
+            engine: Where units will be computed; in this process without one.
         """
+        engine = engine or SerialEngine()
         given = dict(models or {})
         if unknown := set(given) - {model.called for model in self.file.models}:
             raise InputError(f"models: the study has none called {sorted(unknown)[0]!r}")
@@ -149,10 +157,10 @@ class Study:
         parts, identities = [], {}
         for index, model in enumerate(self.file.models):
             progress(f"opening {model.called}", index, len(self.file.models))
-            observed = opened.observer(index).model
-            identities[model.called] = model_identity(observed)
-            told = json.dumps([model.called, identities[model.called]])
-            parts.append(ModelPart(told, conditions_of(self.plans, observed.n_layers)))
+            identity = engine.identify(opened, index)
+            identities[model.called] = identity
+            told = json.dumps([model.called, identity])
+            parts.append(ModelPart(told, conditions_of(self.plans, identity["layers"])))
         settings = {
             **self.file.model_dump(
                 include={"batch_size", "conditions_at_once", "max_new_tokens", "nearest_words"}
@@ -164,7 +172,7 @@ class Study:
         said = json.dumps([settings, markers], sort_keys=True)
         sizes = self.file.batch_size, self.file.conditions_at_once
         units = Units(parts, items, measures, said, *sizes)
-        identity = {
+        what = {
             "name": self.file.name,
             "models": identities,
             "data": {"items": len(items), "content": _digest([item.key for item in items])},
@@ -174,7 +182,7 @@ class Study:
             "seed": self.file.seed,
             **settings,
         }
-        return Task(units, opened, identity)
+        return Task(units, opened, what)
 
     def _check_items(self, items: list[Item]) -> None:
         for measure in self.measures:

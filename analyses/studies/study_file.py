@@ -37,6 +37,7 @@ class ModelSpec(_Part):
     Attributes:
         name: Hub id, a folder, or ``shipped`` for the small one that comes along.
         label: What it is called in tables; its name by default.
+        remote: Whether its weights are on a server (NDIF), which then computes all units.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelSpec(_Part):
     attention: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    remote: bool = False
 
     @property
     def called(self) -> str:

@@ -124,7 +124,10 @@ class UnitStore:
     @property
     def study(self) -> Any:
         """What the study is, as it was when the file was made."""
-        row = self._db.execute("select value from meta where name = 'study'").fetchone()
+        try:
+            row = self._db.execute("select value from meta where name = 'study'").fetchone()
+        except sqlite3.OperationalError:  # a process has just made the file, or it is another's
+            row = None
         if row is None:
             raise InputError(f"{str(self.file)!r} holds no units of a study")
         return json.loads(row[0])

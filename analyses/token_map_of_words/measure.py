@@ -1,6 +1,7 @@
 """What every visual token says, and where: the table behind the picture."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,8 @@ from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..provenance import provenance
 from ..report_inputs import as_batches
+from .further_layers import read_layers
+from .kept_readings import kept_readings
 
 _LONGEST_SIDE = 640  # pixels kept of an image for the figure
 
@@ -28,6 +31,8 @@ def token_map(
     *,
     k: int = 3,
     truth: Sequence[Sequence[str] | None] | None = None,
+    layers: Collection[int] | Literal["all"] = (),
+    texts: Sequence[str] = (),
 ) -> Result:
     """Read every visual token as words, at its place in the image.
 
@@ -41,6 +46,10 @@ def token_map(
         k: How many words per token.
         truth: For each visual token, batch after batch, the words that name what it shows; None
             for a token that shows nothing. By default nothing is known.
+        layers: Residual streams, 0 to ``n_layers``, that ``view()`` of the result shows as well, by
+            every registered lens that the model allows, with norms and, where one more pass is
+            enough, the attention that tokens receive and give. By default none.
+        texts: Sentences for a `ContextLens` among these lenses, which shows where words stand.
 
     Returns:
         One row per visual token: sample (numbered through the batches), image, tile, frame, row,
@@ -48,20 +57,25 @@ def token_map(
         original image; missing for tokens without a place), class (missing when the batch has no
         classes), norm (L2), hit (whether one of the k words is a true one; missing where none is
         known), word_1 … word_k with cosine_1 … cosine_k, nearest first.
-        Tensors `image/<sample>/<image>`: the pictures, uint8 ``[height, width, 3]``.
+        Tensors `image/<sample>/<image>`: the pictures, uint8 ``[height, width, 3]``; and
+        ``layers/…`` with what was read in further layers, which ``meta["layers_read"]`` describes.
 
     Raises:
-        InputError: The batch was made from tensors, so its images are not known; k < 1; or not one
-            entry of truth per token.
+        InputError: The batch was made from tensors, so its images are not known; k < 1; a layer
+            that does not exist; texts without layers; or not one entry of truth per token.
     """
     if k < 1:
         raise InputError(f"k={k}: a token map needs at least one word per token")
+    further = layers == "all" or len(layers) > 0
+    if len(texts) and not further:
+        raise InputError("texts are compared with layers: say which, such as layers='all'")
     lens = EmbedLens(model)
+    batches = as_batches(batch)
     tables: list[pd.DataFrame] = []
     pictures: dict[str, torch.Tensor] = {}
     sizes: dict[str, list[int]] = {}
     prompts: list[str] = []
-    for part in as_batches(batch):
+    for part in batches:
         if not all(part.images):
             raise InputError("a token map needs the images: make the batch with model.encode(...)")
         tables.append(_table(lens, part, model.entry(part), k, first_sample=len(prompts)))
@@ -75,7 +89,10 @@ def token_map(
     frame = pd.concat(tables, ignore_index=True)
     frame["hit"] = _hits(frame, k, [None] * len(frame) if truth is None else truth)
     meta = provenance(model, k=k, prompts=prompts, images=len(pictures), image_sizes=sizes)
-    return Result("token_map", frame, pictures, meta)
+    if not further:
+        return Result("token_map", frame, pictures, meta)
+    tensors, record = kept_readings(*read_layers(model, batches, layers, texts))
+    return Result("token_map", frame, {**pictures, **tensors}, {**meta, "layers_read": record})
 
 
 def _hits(frame: pd.DataFrame, k: int, truth: Sequence[Sequence[str] | None]) -> "pd.Series[bool]":

@@ -1,17 +1,21 @@
 """What a token map says: the most frequent nearest words, by class."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
 
+from ...lens.inputs.batch import Batch
 from ..analysis import Analysis, Result, register
 from ..numbers_in_words import listing, number, percent
-from ..report_inputs import Material
+from ..report_inputs import MOST_PICTURES, Material
 from .figure import draw_token_map
+from .further_layers import layers_that_fit
 from .measure import token_map
 from .shown import view_token_map
 
 _MOST_WORDS = 6
+_MOST_TEXTS = 200  # sentences beside the picture, each at every layer that is read
 
 
 def _findings(result: Result) -> list[str]:
@@ -83,8 +87,25 @@ def _run(material: Material) -> Result:
     batches = material.batches if material.pictured is None else material.pictured
     known = [material.true_words(batch) for batch in batches]
     truth = [words for each in known if each is not None for words in each]
-    result = token_map(material.model, batches, truth=truth if material.truth else None)
+    result = token_map(
+        material.model,
+        batches,
+        truth=truth if material.truth else None,
+        layers=layers_that_fit(material.model, _shown_in_a_report(batches)),
+        texts=material.texts[:_MOST_TEXTS],
+    )
     return replace(result, meta={**result.meta, "chosen": material.pictured_by})
+
+
+def _shown_in_a_report(batches: Sequence[Batch]) -> int:
+    """Tokens of the pictures that can be pointed into."""
+    tokens = pictures = 0
+    for batch in batches:
+        for sample, images in enumerate(batch.images):
+            if pictures < MOST_PICTURES:
+                pictures += len(images)
+                tokens += int((batch.visual.sample == sample).sum())
+    return tokens
 
 
 def _data(result: Result) -> str:

@@ -1,26 +1,25 @@
 """`view`: look at images with their visual tokens, and what lenses read in them."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
 from PIL.Image import Image
 
 from ...interventions.plans.plan import Plan
-from ...lens.errors import InputError, Unsupported
+from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
-from ...lens.readouts import ContextLens, Lens, Readout, lenses_at_hand
-from ...lens.readouts.lens import read_at
+from ...lens.readouts import Lens, Readout
 from ...lens.torch_settings import default_torch
 from ..report_inputs import as_batches
 from .absent_tokens import absent_tokens
+from .attention_between_tokens import attention_measures
 from .panels import Picture
 from .token_readings import Reading, TokenNumbers, measures_of, part_of, reading_of
 from .view import View, view_of_table
+from .words_by_layer import every_lens, named_lenses, words_by_layer
 
 CLEAN = "clean"
 
@@ -35,6 +34,7 @@ def view(
     k: int = 10,
     lenses: Sequence[Lens] | None = None,
     measures: Mapping[str, object] | None = None,
+    attention: bool | None = None,
     title: str = "Visual tokens",
 ) -> View:
     """Look at images with their visual tokens: the words of each, by lens and layer.
@@ -50,8 +50,12 @@ def view(
         lenses: What reads the states; by default every registered lens that the model allows, but
             a `Patchscope`, which runs it for each state. A `ContextLens` shows the sentences of
             its words as well.
-        measures: More numbers of the tokens by name, ``[token]`` or ``[layer, token]``, such as
-            the attention that each receives. Their L2 norms are always there.
+        measures: More numbers of the tokens by name, ``[token]`` or ``[layer, token]``. Their L2
+            norms are always there.
+        attention: Whether to show the attention that each token receives (mean over the tokens that
+            see it and over heads, as a multiple of an even share) and gives to other visual tokens.
+            By default where one more pass for each batch and condition is enough for that; True
+            takes as many as it needs.
         title: Of the page.
 
     Returns:
@@ -82,7 +86,7 @@ def view(
     if not conditions:
         raise InputError("there is no condition to look at: leave plan out for the untouched model")
     notes: list[str] = []
-    asked = _named(_lenses(model, notes) if lenses is None else lenses)
+    asked = named_lenses(every_lens(model, notes) if lenses is None else lenses)
     runs = [
         model.run_many(
             part, list(conditions.values()), capture="residual", layers=layers, logits=None
@@ -101,8 +105,14 @@ def view(
             states[layer] = whole.masked_fill(absent.to(whole.device)[:, None], 0)
             norms.append(whole.float().norm(dim=-1).cpu().masked_fill(absent, torch.nan))
         for called, lens in asked.items():
-            readings += _read(lens, called, states, name, k)
+            readings += words_by_layer(lens, called, states, name, k)
         found.append(TokenNumbers("norm", name, list(states), torch.stack(norms).numpy()))
+    if attention is not False:
+        for name, in_force in conditions.items():
+            passes = None if attention else 1
+            found += attention_measures(
+                model, batches, in_force, name, list(runs[0][0].residual), notes, passes=passes
+            )
     return _made(batches, readings, found + measures_of(measures or {}, count), title, notes)
 
 
@@ -138,85 +148,6 @@ def view_readout(
         part = readout if len(shape) == 1 else part_of(readout, index)
         readings.append(reading_of(part, CLEAN, "words", layer, "score"))
     return _made([batch], readings, measures_of(measures or {}, count), title, [])
-
-
-def _lenses(model: VisualLM, notes: list[str]) -> list[Lens]:
-    """Every registered lens at hand; what the model refuses is said below the picture."""
-    made: list[Lens] = []
-    for name, kind in lenses_at_hand().items():
-        try:
-            made.append(kind(model))
-        except Unsupported as error:
-            notes.append(f"{name} is not there: {error}")
-    if not made:
-        raise Unsupported(" ".join(notes))
-    return made
-
-
-def _named(lenses: Sequence[Lens]) -> dict[str, Lens]:
-    """The lenses by the names of their classes; a second of one class is numbered."""
-    if not lenses:
-        raise InputError("there is no lens to read with: leave lenses out for all that there are")
-    named: dict[str, Lens] = {}
-    for lens in lenses:
-        kind = type(lens).__name__
-        same = sum(type(other) is type(lens) for other in named.values())
-        named[f"{kind} {same + 1}" if same else kind] = lens
-    return named
-
-
-def _read(
-    lens: Lens,
-    name: str,
-    states: Mapping[int, Float[torch.Tensor, "token d"]],
-    condition: str,
-    k: int,
-) -> list[Reading]:
-    """The words at every layer; a state of zeros, which a dropped token has here, has none."""
-    ranked_by = getattr(lens, "ranked_by", "score")
-    if isinstance(lens, ContextLens):
-        # Compared with text at the same layer, where the bank has it.
-        found = {
-            layer: _of_some(partial(lens.read, k=k, layer=layer), at)
-            if layer in lens.bank.layers
-            else _of_some(partial(lens.read, k=k), at)
-            for layer, at in states.items()
-        }
-    elif getattr(lens, "runs_the_model", False):
-        found = {
-            layer: _of_some(partial(read_at, lens, k=k, layer=layer), at)
-            for layer, at in states.items()
-        }
-    else:
-        # Of all layers at once: the vocabulary is gone through once.
-        device = next(iter(states.values())).device
-        every = torch.cat([at.to(device) for at in states.values()])
-        readout, there = _of_some(partial(lens.read, k=k), every)
-        found = _by_layer(readout, there, {layer: len(at) for layer, at in states.items()})
-    return [
-        reading_of(readout, condition, name, layer, ranked_by, there)
-        for layer, (readout, there) in found.items()
-    ]
-
-
-Some = tuple[Readout, Bool[torch.Tensor, " _"]]
-"""A readout, and the tokens that it is of."""
-
-
-def _of_some(read: Callable[[torch.Tensor], Readout], states: torch.Tensor) -> Some:
-    there = states.abs().amax(-1) > 0
-    return read(states[there]), there.cpu()
-
-
-def _by_layer(
-    readout: Readout, there: Bool[torch.Tensor, " token"], sizes: Mapping[int, int]
-) -> dict[int, Some]:
-    parts, start = {}, 0
-    every = torch.split(there, list(sizes.values()))
-    for mine, layer in zip(every, sizes, strict=True):
-        rows = slice(start, start := start + int(mine.sum()))
-        parts[layer] = part_of(readout, rows), mine
-    return parts
 
 
 def _made(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,7 +11,23 @@ from numpy.typing import NDArray
 
 from ...lens.errors import InputError
 from ...lens.readouts import ContextReadout, Readout
-from ...lens.readouts.text_bank import TextBank
+
+
+@runtime_checkable
+class WordsInTexts(Protocol):
+    """Words and where in which text they stand, as a `TextBank` has them."""
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """The texts."""
+
+    @property
+    def text(self) -> Int[np.ndarray, " word"]:
+        """Which one each word stands in, ``[word]``."""
+
+    @property
+    def span(self) -> Int[np.ndarray, "word 2"]:
+        """First and one past the last character there, ``[word, 2]``; -1 if unknown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,12 +35,12 @@ class Sentences:
     """Where the words of a reading stand.
 
     Attributes:
-        bank: The sentences.
+        bank: The words in their sentences.
         entries: Words of the bank, ``[token, k]``.
         layers: Layer that each word's state was taken at, ``[token, k]``.
     """
 
-    bank: TextBank
+    bank: WordsInTexts
     entries: Int[np.ndarray, "token k"]
     layers: Int[np.ndarray, "token k"]
 

@@ -17,7 +17,14 @@ from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 from nnsight.tracing.backend import Backend
 from pydantic import ValidationError
 
-from ..errors import REFUSED, EmbedlensError, InputError, RemoteRunFailed, Unsupported
+from ..errors import (
+    REFUSED,
+    EmbedlensError,
+    InputError,
+    RemoteRunFailed,
+    Unreached,
+    Unsupported,
+)
 
 # Transformers models that are here for their structure only. (Weights on the meta device are no
 # sign of it: those that accelerate offloads are there too.)
@@ -117,11 +124,11 @@ def explained(error: Exception, backend: RemoteBackend) -> EmbedlensError:
     if isinstance(error, RemoteError) and cause is None:
         return _job_failed(str(error), server)
     if isinstance(cause, (*UNREACHED, *_http("ConnectError"))):
-        return RemoteRunFailed(
+        return Unreached(
             f"no server answers at {server} ({_first_line(cause)}): check nnsight.CONFIG.API.HOST "
             "(or NDIF_HOST) and the network"
         )
-    return RemoteRunFailed(
+    return Unreached(
         f"the connection to {server} was lost before the result came back "
         f"({type(cause).__name__}); {REPEAT}"
     )
@@ -132,16 +139,14 @@ def _answered(status: int, said: str, server: str, backend: RemoteBackend) -> Em
     said = said.removeprefix("Failed to send request: ")
     if status in (401, 403):
         given = "does not take the API key that was sent" if backend.api_key else "wants an API key"
-        return RemoteRunFailed(f"{server} {given} ({status}: {said}): {KEY}")
+        return Unreached(f"{server} {given} ({status}: {said}): {KEY}")
     if status == 404:
-        return RemoteRunFailed(
+        return Unreached(
             f"{server} does not run {backend.model_key.partition(':')[2]} ({said}): "
             "nnsight.ndif_status() lists what it runs; the same call without remote= runs here"
         )
     if status in (408, 429) or status >= 500:
-        return RemoteRunFailed(
-            f"{server} does not take runs now ({status}: {said}); {REPEAT} later"
-        )
+        return Unreached(f"{server} does not take runs now ({status}: {said}); {REPEAT} later")
     return RemoteRunFailed(f"{server} refused the run ({status}: {said})")
 
 

@@ -20,7 +20,7 @@ from embedlens.analyses.conditions_by_layer.compared_conditions import (
 )
 from embedlens.analyses.conditions_by_layer.condition import (
     AskedTokens,
-    Condition,
+    PlacedPlan,
     check_known,
     checked_tokens,
     some_layers,
@@ -110,7 +110,7 @@ def test_two_conditions_about_the_same_and_none_are_refused(
         "family": (), "metrics": ["kl"], "margins": None, "max_new_tokens": 1, "seed": 0,
         "progress": print,
     }  # fmt: skip
-    one = Condition(Plan(ZeroFFN(layers=0)), {"layer": 0})
+    one = PlacedPlan(Plan(ZeroFFN(layers=0)), {"layer": 0})
     for conditions, told in (([one, one], "about the same"), ([], "nothing to compare")):
         with pytest.raises(InputError, match=told):
             compare_conditions("x", model, EXAMPLES, conditions, asked, **rest)  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def test_two_conditions_about_the_same_and_none_are_refused(
 def test_each_family_is_corrected_by_itself() -> None:
     frame = comparison().frame
     told = {"strong": "a", "weak": "a", "none": "b"}
-    conditions = {n: Condition(Plan(), {"kind": kind, "layer": 1}) for n, kind in told.items()}
+    conditions = {n: PlacedPlan(Plan(), {"kind": kind, "layer": 1}) for n, kind in told.items()}
     whole = pd.concat([about(frame, conditions), frame], axis=1)
     assert whole["layer"].dtype == "Int64"
     assert whole.loc[whole["condition"] == UNTOUCHED, "kind"].isna().all()

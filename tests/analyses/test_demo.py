@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
 
 NAMES = ("token_map", "lens_hits", "class_agreement", "sparsity", "alignment", "ablation")
 
+NUMBERS = ["norm", "attention received", "attention given to visual tokens"]
+
 
 @dataclass(frozen=True)
 class Demo:
@@ -183,7 +185,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("width", [1200, 400])
-def test_the_page_in_a_browser(demo: Demo, browser: Any, width: int) -> None:
+def test_the_page_in_a_browser(demo: Demo, browser: Any, shipped: VisualLM, width: int) -> None:
     page, complaints = opened(browser, demo.folder / "report.html", width)
     assert page.locator("img").count() == len(NAMES)
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 600)")
@@ -195,6 +197,13 @@ def test_the_page_in_a_browser(demo: Demo, browser: Any, width: int) -> None:
     viewer.locator('.cell[data-class="alive"]').first.click()
     first = demo.result("token_map").frame.query("`class` == 'alive' and sample == 0").iloc[0]
     assert viewer.locator(".told tbody b").first.inner_text() == first["word_1"]
+    assert viewer.locator(".layers button").count() == shipped.n_layers + 1
+    numbers = viewer.locator(".told dt").all_inner_texts()
+    assert [name.split(" (")[0] for name in numbers] == NUMBERS
+    viewer.locator("select").filter(has_text="ContextLens").select_option(label="ContextLens")
+    viewer.locator(".layers button").nth(4).click()
+    assert viewer.locator(".sentence mark").count() == 5
+    assert viewer.locator(".sentence").first.inner_text().endswith("(layer 4)")
     assert complaints == []
     page.close()
 

@@ -17,7 +17,7 @@ from embedlens.analyses.rows import one, select
 from processes import ROOT
 
 STUDIES = ROOT / "examples" / "studies"
-COMMANDS, _ = re.findall(r"```bash\n(.*?)```", (STUDIES / "README.md").read_text(), re.DOTALL)
+COMMANDS, *_ = re.findall(r"```bash\n(.*?)```", (STUDIES / "README.md").read_text(), re.DOTALL)
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 import nnsight
+import numpy as np
 import pytest
 import torch
 from nnsight.intervention.serialization import loads
@@ -44,6 +45,7 @@ from embedlens import (
     VisualLM,
     ZeroFFN,
 )
+from embedlens.analyses import Study, StudyResult
 from embedlens.interventions import (
     BlockAttention,
     InjectTokens,
@@ -51,6 +53,7 @@ from embedlens.interventions import (
     ReplaceTokens,
     ScaleTokens,
 )
+from embedlens.lens.runs.remote import ExplainingBackend
 from tolerances import EQUAL, MOVED
 
 torch.set_num_threads(1)
@@ -511,3 +514,62 @@ def test_a_hub_out_of_reach_is_said(
 def test_the_revision_is_part_of_what_a_server_is_asked_for(folder: str) -> None:
     named = VisualLM.load(folder, device="cpu", revision="v2")
     assert json.loads(named.nn.to_model_key().partition(":")[2])["revision"] == "v2"
+
+
+# ---------------------------------------------------------------- studies
+
+STUDY = """
+name: on a server
+models: [{name: FOLDER, label: tiny, remote: true}]
+data: {kind: images, path: [0.png, 1.png], question: "what is this ?", answer: red}
+conditions:
+  - name: no ffn
+    plan: {operations: [{op: zero-ffn, layers: $layers}]}
+    grid: {layers: each}
+measures: [logprob, exact_match]
+conditions_at_once: 3
+max_new_tokens: 3
+"""
+
+
+def test_a_study_sends_many_plans_at_once_and_goes_on_after_the_server_was_gone(
+    folder: str, plain_server: str, at: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(2):
+        tiny.image(i).save(tmp_path / f"{i}.png")
+    text = STUDY.replace("FOLDER", folder)
+    here = Study.from_yaml(text.replace(", remote: true", ""), folder=tmp_path)
+    expected = here.run(tmp_path / "here").frame
+    study, out = Study.from_yaml(text, folder=tmp_path), tmp_path / "out"
+    mine = {"tiny": VisualLM.load(folder, remote=True)}
+    sent = []
+    call = ExplainingBackend.__call__
+    monkeypatch.setattr(
+        ExplainingBackend, "__call__", lambda *a, **k: (sent.append(1), call(*a, **k))[1]
+    )
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    at(plain_server)
+
+    def leave(doing: str, done: int, total: int) -> None:
+        if (doing, done) == ("computing units", 1):
+            at("http://127.0.0.1:1")
+
+    with pytest.raises(RemoteRunFailed, match="no server answers"):
+        study.run(out, models=mine, progress=leave)
+    assert len(waited) == 3  # asked again before the study stops
+    assert StudyResult.read(out).done == 1
+    # Three plans in one request, which is proven once on this model; and four that did not arrive.
+    assert len(sent) == 4 + 4
+    at(plain_server)
+    sent.clear()
+    httpx.post(f"{plain_server}/next/reject").raise_for_status()
+    found = study.run(out, models=mine)
+    assert found.complete
+    assert len(sent) == 1 + 1 + 5  # once refused, two plans scored in one, and five that write
+    assert found.study["models"]["tiny"]["device"] == "server"
+    np.testing.assert_allclose(found.frame["value"], expected["value"], **AS_HERE)
+    assert found.frame["text"].tolist() == expected["text"].tolist()
+    sent.clear()
+    study.run(out)  # with the model that the file names: it is the same
+    assert not sent

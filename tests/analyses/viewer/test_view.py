@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -18,6 +22,7 @@ from embedlens import (
     EmbedLens,
     InjectTokens,
     InputError,
+    LogitLens,
     Markers,
     Plan,
     PruneTokens,
@@ -26,6 +31,7 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.analyses import Result, token_map, view
+from embedlens.analyses.viewer.attention_between_tokens import GIVEN, RECEIVED
 from embedlens.analyses.viewer.panels import panels
 from embedlens.analyses.viewer.static_page import script_source
 from tolerances import ACCUMULATED, EQUAL
@@ -172,6 +178,55 @@ def test_a_token_map_is_viewed_also_after_saving(
     assert earlier.view().data == found.view().data
     with pytest.raises(InputError, match="token_map"):
         Result("sparsity", found.frame).view()
+
+
+@pytest.mark.full
+def test_a_token_map_of_layers_is_viewed_with_all_of_them(
+    model: VisualLM, batch: Batch, tmp_path: Path
+) -> None:
+    plain = token_map(model, batch)
+    # So many that not every word is near some token.
+    texts = [*map(" ".join, permutations(["red", "star", "left", "letter", "circle"])), *SENTENCES]
+    found = token_map(model, batch, layers=[0, 2, 4], texts=texts)
+    pd.testing.assert_frame_equal(found.frame, plain.frame)
+    data = Result.load(found.save(tmp_path / "map")).view().data
+    assert data == found.view().data
+    lenses = [EmbedLens(model), LogitLens(model), ContextLens(model, texts, layers=[0, 2, 4])]
+    assert len(found.tensors["layers/ContextLens/text"]) < len(lenses[2].bank)
+    seen = view(model, batch, layers=[0, 2, 4], k=5, lenses=lenses).data
+    states = model.run(batch, capture="residual", layers=[0, 2, 4]).residual
+    for name in ("EmbedLens", "LogitLens", "ContextLens"):
+        for layer in (0, 2, 4):
+            words = words_in(data, "clean", name, layer)
+            assert words.tolist() == words_in(seen, "clean", name, layer).tolist()
+            scores = scores_in(data, "clean", name, layer)
+            expected = scores_in(seen, "clean", name, layer)
+            np.testing.assert_allclose(scores, expected, atol=ACCUMULATED)
+    assert marked_in(data) == marked_in(seen)
+    assert set(marked_in(data)) == set(lenses[2].read(states[4], k=5, layer=4).contexts.ravel())
+    names = [measure["name"] for measure in data["measures"]]
+    assert names == ["norm", RECEIVED, GIVEN]
+    for mine, theirs in zip(data["measures"], seen["measures"], strict=True):
+        np.testing.assert_array_equal(numbers(mine["values"]), numbers(theirs["values"]))
+    # Of some pictures it has their tokens.
+    first = found.view(1).data
+    assert words_in(first, "clean", "LogitLens", 4).tolist() == (
+        words_in(data, "clean", "LogitLens", 4)[: tiny.CELLS].tolist()
+    )
+    with pytest.raises(InputError, match="say which"):
+        token_map(model, batch, texts=SENTENCES)
+
+
+def marked_in(data: Mapping[str, Any], layer: int = 4) -> list[str]:
+    """The sentences of the words that `ContextLens` found there, the words in brackets."""
+    table = numbers(data["contexts"]).reshape(-1, 4).tolist()
+    (one,) = [r for r in data["readings"] if (r["lens"], r["layer"]) == ("ContextLens", layer)]
+    marked = []
+    for number in numbers(one["contexts"]):
+        sentence, start, stop, _ = table[number - 1]
+        text = data["sentences"][sentence]
+        marked.append(f"{text[:start]}[{text[start:stop]}]{text[stop:]}")
+    return marked
 
 
 def test_tokens_without_pixels_lie_on_a_grid_and_those_without_a_place_beside_it(
