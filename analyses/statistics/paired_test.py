@@ -4,6 +4,8 @@ With one question per image that is answered right or wrong, it is McNemar's exa
 of one image are swapped together, since they are no independent observations.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
@@ -82,7 +84,12 @@ def _p(sums: Float[np.ndarray, " image"], seed: int) -> float:
             chance = (np.pad(chance, (0, 2 * size)) + np.pad(chance, (2 * size, 0))) / 2
         away = np.abs(np.arange(len(chance)) - whole.sum())
         return float(min(1.0, chance[away >= observed].sum()))
-    rng = np.random.default_rng(seed)
-    flips = rng.choice((-1.0, 1.0), (_DRAWS, len(sums)))
-    as_far = np.abs(flips @ sums) >= observed * (1 - 1e-9)
+    as_far = np.abs(_flips(seed, len(sums)) @ sums) >= observed * (1 - 1e-9)
     return float((as_far.sum() + 1) / (_DRAWS + 1))
+
+
+@lru_cache(maxsize=4)
+def _flips(seed: int, images: int) -> Float[np.ndarray, "draw image"]:
+    flips = np.random.default_rng(seed).choice((-1.0, 1.0), (_DRAWS, images))
+    flips.setflags(write=False)
+    return flips
