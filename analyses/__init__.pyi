@@ -6,15 +6,21 @@ from .attention_over_image import attention_map
 from .causal_evidence_of_markers import causal_evidence
 from .claim import Claim
 from .class_agreement_with_truth import class_agreement
+from .comparison_of_lenses import compare_lenses
 from .comparison_of_plans import compare
 from .effect_of_plan import PlanEffect, effect_of_plan
 from .example import Example
 from .extraction import ExtractedStates, StatesBlock, extract, read_states
+from .injection_by_layer import injection
 from .integrated_gradients_of_tokens import integrated_gradients
 from .lens_hits_by_layer import lens_hits
 from .logit_attribution import logit_attribution
+from .partition_of_tokens import partition
 from .patching_by_layer import patching
 from .probes_by_layer import probes
+from .profiles_of_classes import class_profiles
+from .pruning_of_tokens import pruning
+from .redundancy_by_layer import redundancy
 from .report_inputs import Material, Truth
 from .sparsity_of_classes import sparsity
 from .steering_directions import directions
@@ -40,17 +46,23 @@ __all__ = [
     "attention_map",
     "causal_evidence",
     "class_agreement",
+    "class_profiles",
     "compare",
+    "compare_lenses",
     "directions",
     "effect_of_plan",
     "extract",
     "find",
+    "injection",
     "integrated_gradients",
     "lens_hits",
     "logit_attribution",
+    "partition",
     "patching",
     "probes",
+    "pruning",
     "read_states",
+    "redundancy",
     "register",
     "registered",
     "sparsity",

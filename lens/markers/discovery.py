@@ -92,7 +92,7 @@ def measure_tokens(
             (
                 streams[0][rows].cpu(),
                 visual.sample + start,
-                _vit_norms(model, batch.inputs, streams[0][rows]),
+                vit_norms(model, batch.inputs, streams[0][rows]),
                 to_first.double().cpu().numpy(),
                 torch.stack([s[rows].norm(dim=1) for s in streams[2:]], 1).double().cpu().numpy(),
                 _massive([s[rows] for s in streams], visual.sample),
@@ -173,7 +173,7 @@ def _massive(streams: list[Tensor], sample: NDArray[np.int64]) -> NDArray[np.flo
     return largest
 
 
-def _vit_norms(model: VisualLM, inputs: Any, entry: Tensor) -> NDArray[np.float64]:
+def vit_norms(model: VisualLM, inputs: Any, entry: Tensor) -> NDArray[np.float64]:
     """Norms of the tokens just before the projector, found as the module whose rows come out.
 
     The projector is the outermost module outside the decoder whose output rows are the visual

@@ -164,7 +164,8 @@ class Patchscope(ReadsWithItsModel):
         Raises:
             InputError: No such layer, or states of another width or not finite.
         """
-        at, texts, flat = self._written_at(layer), [], self._flat(states)
+        at, flat = self._written_at(layer), self._flat(states)
+        texts: list[str] = []
         for part in torch.split(flat, self._at_once) if len(flat) else ():
             batch, plan = self._patched(part, at)
             texts += self._model.generate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -31,7 +32,9 @@ from embedlens.analyses import (
     ablation,
     alignment,
     class_agreement,
+    class_profiles,
     lens_hits,
+    partition,
     registered,
     sparsity,
     token_map,
@@ -61,6 +64,8 @@ def results(shipped: VisualLM) -> dict[str, Result]:
         alignment(shipped, batch, [scene.describe() for scene in scenes(6, start=900)]),
         ablation(shipped, [Example(s.image(), q.text, q.answer, q.task) for s, q in questions]),
     ]
+    made += [partition(shipped, batch, clusters=(2, 3)), class_profiles(shipped, batch)]
+    made += [replace(made[1], name="lens_comparison", meta={**made[1].meta, "left_out": {}})]
     made += [chosen.comparison(), chosen.probes(), chosen.logit_attribution()]
     made += [chosen.integrated_gradients(), chosen.patching()]
     return {result.name: result for result in made}
