@@ -11,6 +11,7 @@ from .comparison_of_plans import compare
 from .effect_of_plan import PlanEffect, effect_of_plan
 from .example import Example
 from .extraction import ExtractedStates, StatesBlock, extract, read_states
+from .injection_by_layer import injection
 from .integrated_gradients_of_tokens import integrated_gradients
 from .lens_hits_by_layer import lens_hits
 from .logit_attribution import logit_attribution
@@ -18,6 +19,8 @@ from .partition_of_tokens import partition
 from .patching_by_layer import patching
 from .probes_by_layer import probes
 from .profiles_of_classes import class_profiles
+from .pruning_of_tokens import pruning
+from .redundancy_by_layer import redundancy
 from .report_inputs import Material, Truth
 from .sparsity_of_classes import sparsity
 from .steering_directions import directions
@@ -50,13 +53,16 @@ __all__ = [
     "effect_of_plan",
     "extract",
     "find",
+    "injection",
     "integrated_gradients",
     "lens_hits",
     "logit_attribution",
     "partition",
     "patching",
     "probes",
+    "pruning",
     "read_states",
+    "redundancy",
     "register",
     "registered",
     "sparsity",

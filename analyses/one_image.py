@@ -32,6 +32,17 @@ def image_groups(contents: Sequence[Sequence[int]]) -> Int[np.ndarray, " observa
     return np.array([group_of[images[0]] if len(images) else -1 for images in contents], dtype=int)
 
 
+def images_of_samples(batch: Batch) -> Int[np.ndarray, " sample"]:
+    """A number for every sample, the same for those with a common image, by content."""
+    rows = batch.images or [()] * len(batch)
+    return image_groups(
+        [
+            [image_content(image) for image in row] or [content]
+            for row, content in zip(rows, batch.contents, strict=True)
+        ]
+    )
+
+
 def images_of_tokens(batches: Iterable[Batch]) -> Int[np.ndarray, " token"]:
     """A number for the image of every visual token, batch after batch, by content.
 

@@ -46,12 +46,12 @@ def _untouched(result: Result, rows: pd.DataFrame) -> str:
 
 
 def _verdicts(result: Result, rows: pd.DataFrame, metric: str) -> str:
-    margin = _amount(result.meta["margins"][metric], metric)
+    margin = amount(result.meta["margins"][metric], metric)
     parts = []
     for verdict, how in (("differs", "more"), ("agrees", "less")):
         found = rows[rows["verdict"] == verdict].to_dict("records")
         if found:
-            told = listing(f"{row['condition']} ({_change(row, metric)})" for row in found)
+            told = listing(f"{row['condition']} ({change(row, metric)})" for row in found)
             parts.append(f"by {how} than {margin} under {len(found)}: {told}")
     if undecided := int((rows["verdict"] == "undecided").sum()):
         parts.append(f"undecided under {undecided}")
@@ -64,7 +64,7 @@ def _beyond_control(rows: pd.DataFrame) -> str:
     for name, metric in rows[["condition", "metric"]].drop_duplicates().itertuples(index=False):
         row = one(rows, condition=name, metric=metric)
         if row["control_p_holm"] <= _SURE:
-            change = _amount(row["beyond"], metric, signed=True)
+            change = amount(row["beyond"], metric, signed=True)
             p = p_value(row["control_p_holm"])
             told.append(f"{name} in {_WHAT[metric]} (by {change}, {p})")
     if not told:
@@ -72,15 +72,16 @@ def _beyond_control(rows: pd.DataFrame) -> str:
     return f"Other than its control, corrected for all (Holm): {listing(told)}."
 
 
-def _change(row: Mapping[Any, Any], metric: str) -> str:
+def change(row: Mapping[Any, Any], metric: str) -> str:
+    """A change with its interval, in the unit of its measure."""
     if metric == "accuracy":
         return difference(row)
     low, high = row["difference_low"], row["difference_high"]
     ends = f" ({_plain(low, metric)} to {_plain(high, metric)})" if low == low else ""
-    return _amount(row["difference"], metric, signed=metric == "logprob") + ends
+    return amount(row["difference"], metric, signed=metric == "logprob") + ends
 
 
-def _amount(value: float, metric: str, *, signed: bool = False) -> str:
+def amount(value: float, metric: str, *, signed: bool = False) -> str:
     """A change in the unit of its measure, with its sign where it can have either."""
     plus = "+" if signed and value > 0 else ""
     if metric in ("kl", "logprob"):
@@ -103,7 +104,7 @@ def _table(result: Result) -> pd.DataFrame:
             "Task": rows["task"],
             "Questions": rows["examples"],
             "Images": rows["images"],
-            "Change": [_change(row, row["metric"]) for row in rows.to_dict("records")],
+            "Change": [change(row, row["metric"]) for row in rows.to_dict("records")],
             "p (Holm)": [_p(p) for p in rows["p_holm"]],
             "Beyond control, p (Holm)": [_p(p) for p in rows["control_p_holm"]],
             "Verdict": rows["verdict"],

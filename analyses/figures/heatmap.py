@@ -1,9 +1,11 @@
 """A matrix over two axes in colours around zero, with its own scale beside it."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+
+from .style import INK
 
 _MOST_TICKS = 8
 
@@ -31,3 +33,15 @@ def heatmap(
     scale.locator = MaxNLocator(5)
     scale.update_ticks()
     scale.ax.set_title(unit, fontweight="normal")
+
+
+def mark(axes: Axes, marked: Bool[np.ndarray, " cell"], cells: Int[np.ndarray, "cell two"]) -> None:
+    """Put a dot into some cells of a matrix that was drawn.
+
+    Args:
+        axes: Of the matrix.
+        marked: Which of the cells.
+        cells: Their rows and columns.
+    """
+    rows, columns = cells[marked].T
+    axes.plot(columns, rows, "o", color=INK, markersize=2, linestyle="")

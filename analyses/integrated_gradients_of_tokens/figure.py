@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from ..analysis import Result
 from ..figures.heatmap import heatmap
 from ..figures.style import new_figure, printable, style
+from ..numbers_in_words import estimate
 
 _MOST = 6
 
@@ -34,6 +35,9 @@ def draw_integrated_gradients(result: Result) -> Figure:
             word = printable(result.meta["targets"][sample])
             more = "" if image == tile == 0 else f" ({image}, {tile})"
             axes.set_title(f"{letter}  “{word}”{more}")
+        gain = result.meta.get("gain")
+        if gain is not None and not np.isnan(gain["low"]):
+            figure.suptitle(f"gain over all images: {estimate(gain)} {_UNIT[result.meta['of']]}")
     return figure
 
 

@@ -1,13 +1,15 @@
 """The picture of a logit's parts: by layer, by head, and what heads bring from visual tokens."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..analysis import Result
 from ..figures.curves import layer_axis
-from ..figures.heatmap import heatmap
+from ..figures.heatmap import heatmap, mark
 from ..figures.style import ACCENT, INK, MUTED, SECOND, new_figure, style, tidy
+from .parts import SURE, parts_over_images
 
 _ATTENTION = ("attention", "head", "attention bias")
 
@@ -31,8 +33,19 @@ def draw_logit_attribution(result: Result) -> Figure:
             summed = heads.groupby(["layer", "head"])[column].sum() / tokens
             matrix = summed.unstack("head").to_numpy(dtype=float)
             heatmap(axes, matrix, unit="logit", rows="layer", columns="head")
+            over = parts_over_images(heads, column)
+            mark(axes, over["p_corrected"].le(SURE).to_numpy().reshape(-1), _cells(heads, over))
             axes.set_title(title)
     return figure
+
+
+def _cells(heads: pd.DataFrame, over: pd.DataFrame) -> np.ndarray:
+    """Row and column of each head in the map of those that there are."""
+    places = [
+        over[name].map({n: i for i, n in enumerate(sorted(heads[name].unique()))})
+        for name in ("layer", "head")
+    ]
+    return np.stack([place.to_numpy(dtype=int) for place in places], 1)
 
 
 def _sublayers(axes: Axes, frame: pd.DataFrame, tokens: int) -> None:
@@ -40,9 +53,21 @@ def _sublayers(axes: Axes, frame: pd.DataFrame, tokens: int) -> None:
         (_ATTENTION, ACCENT, "attention", -0.2),
         (("ffn",), SECOND, "FFN", 0.2),
     ):
-        summed = frame[frame["part"].isin(parts)].groupby("layer")["value"].sum() / tokens
-        layers = summed.index.to_numpy(dtype=float)
-        axes.bar(layers + side, summed.to_numpy(), width=0.4, color=color, label=label)
+        mine = frame[frame["part"].isin(parts)]
+        if mine.empty:
+            continue
+        over = parts_over_images(mine, by=["layer"]).sort_values("layer")
+        value = over["value"].to_numpy()
+        ends = np.abs(over[["low", "high"]].to_numpy().T - value)
+        axes.bar(
+            over["layer"].to_numpy(dtype=float) + side,
+            value,
+            width=0.4,
+            color=color,
+            label=label,
+            yerr=None if np.isnan(ends).all() else ends,
+            error_kw={"elinewidth": 0.8, "ecolor": INK},
+        )
     rest = frame[frame["part"].isin(["embedding", "constant"])]["value"].sum() / tokens
     axes.bar(-1, rest, width=0.6, color=MUTED, label="embedding, biases")
     axes.axhline(0, color=INK, linewidth=0.8)

@@ -14,9 +14,11 @@ from ...lens.model import VisualLM
 from ...lens.runs.run import Capture, Run
 from ...lens.torch_settings import default_torch
 from ..analysis import Result
+from ..one_image import images_of_samples
 from ..provenance import provenance
 from ..target_words import Targets, target_ids, word_of
 from .logit_directions import LogitDirections, logit_directions
+from .parts import PART, parts_over_images
 from .source_tokens import brought, values_by_position
 
 DOING = "attributing logits"
@@ -35,6 +37,7 @@ def logit_attribution(
     against: Targets | None = None,
     tokens: str | Selector = "last",
     by: Literal["sublayer", "head"] = "head",
+    seed: int = 0,
 ) -> Result:
     r"""What every part of the model adds to one logit, at one token of each sample.
 
@@ -55,13 +58,17 @@ def logit_attribution(
         against: Other ids or words, whose logits are taken off: shares of a difference.
         tokens: At which tokens the logits are read, in the selector language.
         by: Whether attention is one part per layer, or one per head and source token.
+        seed: Of the intervals.
 
     Returns:
         One row per token and part: sample, position, part (``embedding``, ``attention``, ``head``,
         ``attention bias``, ``ffn``, ``constant``), layer, head, value, visual (what of a head's
-        value comes from visual tokens). Tensors ``sources`` ``[token, layer, head, position]`` (by
-        head only; of the layers in ``meta["layers_with_heads"]``, where these have as many heads
-        each) and ``logits`` ``[token]``, what all parts of a token sum to.
+        value comes from visual tokens), image_group (alike for samples with a common image);
+        and of the part over all tokens: mean (low and high, 95 % over images; missing below 8), and
+        p_corrected (that it adds nothing: signs of whole images flipped, for all parts). Tensors
+        ``sources`` ``[token, layer, head, position]`` (by head only; of the layers in
+        ``meta["layers_with_heads"]``, where these have as many heads each) and ``logits``
+        ``[token]``, what all parts of a token sum to.
 
     Raises:
         InputError: Not one target per token, or a word that is several tokens.
@@ -125,8 +132,12 @@ def logit_attribution(
         for part, layer, head, value, seen in parts
     ]
     frame = pd.DataFrame(rows)
+    frame["image_group"] = images_of_samples(batch)[frame["sample"]]
     for column in ("layer", "head"):
         frame[column] = frame[column].astype("Int64")
+    over = parts_over_images(frame, seed=seed)
+    means = {"value": "mean", "low": "mean_low", "high": "mean_high"}
+    frame = frame.merge(over.rename(columns=means), on=PART, how="left")
     tensors = {"logits": torch.stack([part[3] for part in parts]).sum(0).cpu()}
     if len({found.shape for found in sources.values()}) == 1:
         tensors["sources"] = torch.stack([*sources.values()], 1).float().cpu()
@@ -137,6 +148,7 @@ def logit_attribution(
         against=None if against is None else list(map(str, against)),
         tokens=str(tokens),
         by=by,
+        seed=seed,
         layers_with_heads=list(sources),
         prompts=list(batch.prompts),
     )

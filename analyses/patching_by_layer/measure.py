@@ -11,15 +11,15 @@ from torch import Tensor
 from ...interventions import PatchTokens, Plan
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
-from ...lens.inputs.content import image_content
 from ...lens.model import VisualLM
 from ...lens.progress import Progress, silent
 from ...lens.runs.run import Run, Site
+from ...lens.tolerances import LOGITS
 from ...lens.torch_settings import default_torch
 from ..analysis import Result
-from ..one_image import image_groups
+from ..one_image import images_of_samples
 from ..provenance import provenance
-from ..statistics import bootstrap_mean
+from ..statistics import bootstrap_mean, paired_test_of_many
 from ..target_words import Targets, target_ids, word_of
 
 DOING = "patching states"
@@ -63,7 +63,8 @@ def patching(
 
     Returns:
         One row per layer × set of tokens: layer, tokens, effect (low and high, 95 % over images),
-        samples, images. Tensor ``moved``: $m_{patched} - m_{own}$, ``[layer, tokens, sample]``;
+        p_corrected (that nothing moves: signs of whole images flipped, for all patches), samples,
+        images. Tensor ``moved``: $m_{patched} - m_{own}$, ``[layer, tokens, sample]``;
         ``apart``: $m_{donor} - m_{own}$, ``[sample]``.
 
     Raises:
@@ -91,15 +92,21 @@ def patching(
     used = (theirs != ours).numpy()
     if not used.any():
         raise InputError("donors and samples give the same answers: there is nothing to bring")
-    contents = [[image_content(image) for image in row] for row in batch.images]
-    groups = image_groups(contents)[used] if all(contents) else np.flatnonzero(used)
+    groups = images_of_samples(batch)[used]
     scaled = (moved[:, used] / apart[used].mean()).T
     estimate = bootstrap_mean(scaled, groups, seed=seed)
+    # What rounding moves is nothing that moved.
+    assert own.logits is not None
+    rounding = LOGITS.of(own.logits.dtype) * float(own.logits.abs().max())
+    p = paired_test_of_many(
+        np.where(np.abs(moved[:, used].T) > rounding, scaled, 0.0), groups, seed=seed
+    )
     rows = [
         {
             "layer": layer,
             "tokens": name,
             **estimate.row(i * len(sets) + j, name="effect"),
+            "p_corrected": float(p[i * len(sets) + j]),
             "samples": int(used.sum()),
             "images": len(np.unique(groups)),
         }

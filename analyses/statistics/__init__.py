@@ -2,7 +2,7 @@
 
 from .bootstrap import bootstrap_mean, bootstrap_pairs, resampling_weights
 from .estimate import LEVEL, MIN_IMAGES, Estimate
-from .paired_test import paired_test
+from .paired_test import paired_test, paired_test_of_many
 from .proportions import paired_difference, proportion
 from .verdicts import Evidence, Interval, Region, Verdict, evidence, evidence_of_many, holm
 
@@ -21,6 +21,7 @@ __all__ = [
     "holm",
     "paired_difference",
     "paired_test",
+    "paired_test_of_many",
     "proportion",
     "resampling_weights",
 ]

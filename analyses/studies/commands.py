@@ -14,7 +14,7 @@ from ..terminal import Interrupted, progress_bar, quiet, show_lines
 NOT_ALL = 1
 
 
-class Engine(StrEnum):
+class UnitEngine(StrEnum):
     """Where units are computed."""
 
     SERIAL = "serial"
@@ -45,8 +45,8 @@ def run(
     ] = None,
     shard: Share = "1/1",
     engine: Annotated[
-        Engine, typer.Option(help="serial: in this process; ray: on workers, pip install ray.")
-    ] = Engine.SERIAL,
+        UnitEngine, typer.Option(help="serial: in this process; ray: on workers, pip install ray.")
+    ] = UnitEngine.SERIAL,
     ray_address: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="A Ray cluster; one on this machine without."),
@@ -64,7 +64,7 @@ def run(
     Exit code 0 if all is done, 1 if something could not be computed, 2 if the study is refused.
     """
     share = share_of(shard)
-    if engine is Engine.SERIAL and (ray_address is not None or workers is not None):
+    if engine is UnitEngine.SERIAL and (ray_address is not None or workers is not None):
         raise typer.BadParameter("--ray-address and --workers go with --engine ray")
     place = file.with_suffix(".study") if out is None else out
     try:
@@ -74,7 +74,7 @@ def run(
             if dry_run:
                 lines = list(studies.forecast(study.task(progress=progress), progress).lines())
             else:
-                ray = engine is Engine.RAY
+                ray = engine is UnitEngine.RAY
                 by = studies.RayEngine(ray_address, workers=workers) if ray else None
                 result = study.run(place, shard=share, engine=by, progress=progress)
                 result.save()

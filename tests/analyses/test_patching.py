@@ -111,7 +111,7 @@ def test_refusals_say_what_is_wrong(pair: Any) -> None:
 def test_findings_name_the_best_layer_of_each_set(pair: Any) -> None:
     model, batch, donor = pair
     result = patching(model, batch, donor, tokens={"last": "last"})
-    (said,) = find("patching").findings(result)
+    said, *_ = find("patching").findings(result)
     best = result.frame.loc[result.frame["effect"].idxmax()]
     assert f"last {best['effect']:.2f}" in said
     assert f"at layer {best['layer']}" in said

@@ -272,18 +272,18 @@ def probes(effect: float = 1.0) -> Result:
 
 
 def logit_attribution() -> Result:
-    """Parts of the logits of three samples, by head."""
+    """Parts of the logits of nine images, by head; one head adds to all of them."""
     rng, rows = np.random.default_rng(0), []
     parts = [("embedding", None, None), ("constant", None, None)]
     for layer in range(LAYERS):
         parts += [("head", layer, head) for head in range(6)]
         parts += [("attention bias", layer, None), ("ffn", layer, None)]
-    for sample in range(3):
+    for sample in range(9):
         for part, layer, head in parts:
-            value = rng.normal()
+            value = rng.normal() + 4 * ((layer, head) == (2, 3))
             seen = value / 2 if part == "head" else np.nan
             at = {"sample": sample, "position": 9, "part": part, "layer": layer, "head": head}
-            rows.append({**at, "value": value, "visual": seen})
+            rows.append({**at, "value": value, "visual": seen, "image_group": sample})
     frame = pd.DataFrame(rows)
     for column in ("layer", "head"):
         frame[column] = frame[column].astype("Int64")
@@ -300,6 +300,7 @@ def integrated_gradients() -> Result:
     frame["value"] = np.random.default_rng(0).normal(size=len(frame))
     meta = {"targets": ["red", "blue", "green", "<unk>"], "of": "logprob", "gaps": [0.001] * 4}
     meta |= {"before": [-3.0] * 4, "after": [-1.0] * 4}
+    meta |= {"gain": {"value": 2.0, "low": 1.5, "high": 2.5, "p": 0.01}}
     return Result("integrated_gradients", frame, {}, {**META, **meta})
 
 
@@ -308,6 +309,7 @@ def patching() -> Result:
     rows = [
         {"layer": layer, "tokens": name, "samples": 9, "images": 9}
         | {"effect": value, "effect_low": value - 0.1, "effect_high": value + 0.1}
+        | {"p_corrected": 0.004 if value > 0.1 else 1.0}
         for layer in range(33)
         for name, value in (("visual", 1 - layer / 32), ("text", 0.05), ("last", layer / 32))
     ]

@@ -1,0 +1,149 @@
+"""What injection says: from which layer on, and up to which, visual tokens are enough."""
+
+import pandas as pd
+
+from ..analysis import Analysis, Result, register
+from ..claim import ABSTRACT, Claim
+from ..comparison_of_plans.outcomes import DOING
+from ..comparison_of_plans.words import amount, change
+from ..conditions_by_layer.conditions_in_words import (
+    beyond_control,
+    table_of_changes,
+    told_change,
+    told_reference,
+)
+from ..numbers_in_words import counted, listing
+from ..rows import one, select
+from ..statistics import Evidence
+from .figure import draw_injection
+from .measure import NEVER, injection
+
+_NORMS = {"raw": "as they are", "rescaled": "rescaled", "matched": "each with the text’s norm"}
+
+
+def sufficient(rows: pd.DataFrame) -> list[int]:
+    """The layers at which nothing changes, of the rows of one measure, way and norm."""
+    return sorted(int(layer) for layer in rows.loc[rows["verdict"] == "agrees", "layer"])
+
+
+def _curve(rows: pd.DataFrame, way: str, norm: str | None) -> pd.DataFrame:
+    found = select(rows, way=way)
+    return found[found["norm"].isna()] if norm is None else select(found, norm=norm)
+
+
+def _findings(result: Result) -> list[str]:
+    rows, metrics = select(result.frame, task="all"), result.meta["margins"]
+    metric = "accuracy" if "accuracy" in metrics else next(iter(metrics))
+    said = [told for m in metrics if (told := _told(result, rows, m))]
+    if metric == "accuracy":
+        said.append(told_reference(result))
+    never = one(rows, metric=metric, way=NEVER)
+    said.append(
+        f"Where the tokens are never seen, {metric} changes by "
+        f"{told_change(never, metric, metrics[metric])}: what cannot be worse than that tells "
+        "little."
+    )
+    said += _by_task(result, metric)
+    if control := beyond_control(rows, "condition"):
+        said.append(control)
+    return said
+
+
+def _told(result: Result, rows: pd.DataFrame, metric: str) -> str:
+    """Where entering and leaving are enough, by one measure."""
+    parts = []
+    mine, margin = select(rows, metric=metric), amount(result.meta["margins"][metric], metric)
+    for norm, name in _NORMS.items():
+        entries = _curve(mine, "entry", norm)
+        if len(entries):
+            parts.append(f"{name} {_where(entries, 'latest')}")
+    said = []
+    if parts:
+        said.append(f"entering is enough {'; '.join(parts)}")
+    if len(exits := _curve(mine, "exit", None)):
+        said.append(f"leaving is possible {_where(exits, 'earliest')}")
+    if not said:
+        return ""
+    told = " and ".join(said)
+    return f"By {metric}, to within {margin}: {told}."
+
+
+def _where(rows: pd.DataFrame, end: str) -> str:
+    """At which of the layers of a curve nothing changes."""
+    layers = sufficient(rows)
+    n = counted(len(rows), "layer")
+    if not layers:
+        undecided = int((rows["verdict"] == "undecided").sum())
+        return f"at none of {n} (undecided at {undecided})"
+    best = max(layers) if end == "latest" else min(layers)
+    return f"at {len(layers)} of {n}, {end} layer {best}"
+
+
+def _by_task(result: Result, metric: str) -> list[str]:
+    """For every task the latest layer at which tokens may enter as they are."""
+    tasks = [task for task in dict.fromkeys(result.frame["task"]) if task != "all"]
+    if not tasks:
+        return []
+    told = []
+    for task in tasks:
+        rows = _curve(select(result.frame, task=task, metric=metric), "entry", "raw")
+        if len(rows):
+            told.append(f"{task} {_where(rows, 'latest')}")
+    return [f"By task, entering as they are is enough: {listing(told)}."] if told else []
+
+
+def _claims(result: Result) -> list[Claim]:
+    if "accuracy" not in result.meta["margins"]:
+        return []
+    rows = _curve(select(result.frame, task="all", metric="accuracy"), "entry", "raw")
+    middle = result.meta["layers"] // 2
+    rows = rows[(rows["layer"] > 0) & (rows["layer"] <= middle)]
+    if rows.empty:
+        return []
+    row = rows.loc[rows["layer"].astype(int).idxmax()].to_dict()
+    margin = amount(result.meta["margins"]["accuracy"], "accuracy")
+    return [
+        Claim(
+            "Injecting visual tokens directly at a middle layer is sufficient.",
+            ABSTRACT,
+            f"{change(row, 'accuracy')} when they enter at layer {row['layer']} of "
+            f"{result.meta['layers']} as they are",
+            evidence=Evidence.from_row(row),
+            agrees_if=f"accuracy changes by less than {margin}",
+        )
+    ]
+
+
+def _table(result: Result) -> pd.DataFrame | None:
+    columns = {"way": "Way", "norm": "Norm", "layer": "Layer", "last": "Until"}
+    return table_of_changes(select(result.frame, task="all"), columns, result.meta["margins"])
+
+
+INJECTION = Analysis(
+    name="injection",
+    run=lambda m: injection(
+        m.model,
+        m.examples,
+        markers=m.markers,
+        batch_size=m.examples_at_once,
+        seed=m.seed,
+        progress=m.progress,
+    ),
+    figure=draw_injection,
+    doing=DOING,
+    order=63,
+    heading="Which layers need visual tokens?",
+    method="Visual tokens enter at a layer, with the states with which they entered the model, or "
+    "leave at one, or both; all tokens keep their positions and nothing is trained. A layer is "
+    "enough where the whole interval of the change lies within the margin, corrected for the "
+    "layers of its curve.",
+    caption="Change when visual tokens enter at layer k (as they are, with one factor, or each "
+    "with the text’s norm), leave at m, or are in half of the layers; bands are 95 % intervals "
+    "over images, the strip is the margin.",
+    findings=_findings,
+    claims=_claims,
+    table=_table,
+    by_default=False,
+    claims_order=45,
+)
+register(INJECTION)

@@ -1,0 +1,81 @@
+"""How long passes over a prompt take with dropped tokens, and how large their cache is."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import nan
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ...interventions import Plan, PruneTokens
+from ...lens.errors import Unsupported
+from ...lens.inputs.batch import Batch
+from ...lens.model import VisualLM
+
+
+@dataclass(frozen=True, eq=False)
+class PassTimes:
+    """Seconds of repeated passes over one batch, the conditions in turn.
+
+    Attributes:
+        seconds: Wall-clock time of every pass; NaN where a plan cannot be carried out.
+        repeats: How often each was run.
+    """
+
+    seconds: Mapping[str, Float[np.ndarray, " repeat"]]
+    repeats: int
+
+    def speed_up(self, name: str, clean: str) -> dict[str, float]:
+        """The median of the ratios, pass by pass, with the quartiles of them."""
+        ratios = self.seconds[clean] / self.seconds[name]
+        low, value, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+        return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def time_passes(
+    model: VisualLM, batch: Batch, plans: Mapping[str, Plan | None], repeats: int
+) -> PassTimes:
+    """Run every plan in turn, ``repeats`` times, after one pass that is not counted.
+
+    In turn, so that what else the machine does falls on all alike; synchronised on a GPU.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in plans}
+    for plan in plans.values():
+        model.run(batch, plan)
+    for _ in range(repeats):
+        for name, plan in plans.items():
+            started = _now(model)
+            model.run(batch, plan)
+            seconds[name].append(_now(model) - started)
+    return PassTimes({name: np.array(times) for name, times in seconds.items()}, repeats)
+
+
+def _now(model: VisualLM) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+def kept_in_cache(model: VisualLM, batch: Batch, plan: Plan) -> float:
+    """The share of keys and values that a cache keeps where the dropped tokens are taken out.
+
+    Over layers and samples; of plans that drop tokens.
+    """
+    real = batch.real.sum(1)
+    kept = np.ones(model.n_layers)
+    for operation in plan:
+        if isinstance(operation, PruneTokens):
+            dropped = operation.tokens.select(batch).prompt.sum(1)
+            kept[operation.layer :] -= float((dropped / real).mean())
+    return float(kept.mean())
+
+
+def skipped_operations(model: VisualLM, batch: Batch, plan: Plan) -> float:
+    """The share of the operations of the decoder's layers not computed; NaN where not known."""
+    try:
+        total = plan.cost(model, batch).total
+    except Unsupported:
+        return nan
+    return total["skipped"] / total["clean"]
