@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from nnsight.tracing.backend import Backend
@@ -15,22 +16,41 @@ from ..opening.placement import placed
 from .one_at_a_time import refuse_inside_a_trace
 from .remote import ExplainingBackend, destination, goes_to_server
 from .undisturbed import undisturbed
+from .watched import watched
+
+# By the function that a model runs, whether it takes ``use_cache``.
+_TAKES_CACHE: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 class UndisturbedBackend(Backend):  # type: ignore[misc]
     """Runs an nnsight block through another backend, on a model left :func:`undisturbed`.
 
-    Gradients are recorded only if asked for; nnsight does by default.
+    Gradients are recorded only if asked for; nnsight does by default. ``only`` are the paths of
+    the modules that the block and the host's edits look into, None for any.
     """
 
-    def __init__(self, inner: Backend, model: nn.Module, *, grad: bool) -> None:
+    def __init__(
+        self,
+        inner: Backend,
+        host: Any,
+        model: nn.Module,
+        *,
+        grad: bool,
+        only: frozenset[str] | None = None,
+    ) -> None:
         self.inner = inner
+        self.host = host
         self.model = model
         self.grad = grad
+        self.only = only
 
     def __call__(self, tracer: Any) -> None:
         """Run the tracer's block."""
-        with undisturbed(self.model), torch.set_grad_enabled(self.grad):
+        with (
+            undisturbed(self.model),
+            watched(self.host, self.model, self.only),
+            torch.set_grad_enabled(self.grad),
+        ):
             self.inner(tracer)
 
 
@@ -41,9 +61,13 @@ def trace_forward(
     *,
     remote: bool | str = False,
     grad: bool = False,
+    only: frozenset[str] | None = None,
     **forward: Any,
 ) -> Any:
-    """A tracing context of nnsight over one forward pass of the host, perhaps a copy with edits."""
+    """A tracing context of nnsight over one forward pass of the host, perhaps a copy with edits.
+
+    ``only`` are the paths of the modules that are looked into, None for any.
+    """
     config: Any = model.config
     made_by = config.get_text_config()._attn_implementation
     if forward.get("output_attentions") and made_by != "eager":
@@ -62,13 +86,23 @@ def trace_forward(
     tracer.backend = (
         ExplainingBackend(tracer.backend)
         if sent
-        else UndisturbedBackend(tracer.backend, model, grad=grad)
+        else UndisturbedBackend(
+            tracer.backend, host, model, grad=grad, only=None if remote else only
+        )
     )
     return tracer
 
 
 def without_cache(model: nn.Module) -> dict[str, Any]:
     """The argument that keeps a forward from filling a cache, where the forward takes it."""
-    parameters = inspect.signature(model.forward).parameters
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    return {"use_cache": False} if open_ended or "use_cache" in parameters else {}
+    forward: Any = model.forward
+    # nnsight's entry, and a method of the model, say which function they run.
+    function = getattr(forward, "__wrapped__", getattr(forward, "__func__", None))
+    takes = None if function is None else _TAKES_CACHE.get(function)
+    if takes is None:
+        parameters = inspect.signature(forward).parameters
+        open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        takes = open_ended or "use_cache" in parameters
+        if function is not None:
+            _TAKES_CACHE[function] = takes
+    return {"use_cache": False} if takes else {}
