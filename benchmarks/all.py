@@ -1,11 +1,12 @@
 """Every benchmark of time and memory in one go, and RESULTS.md with what came out.
 
-    python benchmarks/all.py            # about half an hour on two idle cores
-    python benchmarks/all.py --tiny     # a minute: whether it all runs; writes nothing
+    python benchmarks/all.py                     # about ten minutes of an idle core
+    python benchmarks/all.py --only encode.py    # one script anew; the others' rows stay
+    python benchmarks/all.py --tiny              # a minute: whether it all runs; writes nothing
 
 Each script runs in a process of its own. What it compares takes turns in that process, so a row is
-a ratio of one run; rows beside each other need not be. The exit code is 1 if a script failed, not
-if a goal was missed: that stands in the table.
+a ratio of one run; rows beside each other need not be. The numbers are kept in RESULTS.json. The
+exit code is 1 if a script failed, not if a goal was missed: that stands in the table.
 """
 
 from __future__ import annotations
@@ -17,45 +18,52 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rows import GATHERED, Row, number  # type: ignore[import-not-found]
 from timing import write  # type: ignore[import-not-found]
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "RESULTS.md"
 PACKAGES = ("torch", "transformers", "nnsight", "transformer-lens", "numpy")
 
-# Title, script, its arguments, and those of a run that only shows that it runs.
-PARTS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
-    (
-        "Many plans on one batch",
-        "conditions.py",
-        ("--every=2",),
-        ("--layers=2", "--width=64", "--side=4", "--repeats=1"),
-    ),
-    (
+
+@dataclass(frozen=True)
+class Part:
+    """One script, its arguments, and those of a run that only shows that it runs."""
+
+    title: str
+    script: str
+    arguments: tuple[str, ...]
+    tiny: tuple[str, ...]
+
+
+_SMALL = ("--layers=2", "--width=64", "--side=4", "--repeats=1")
+PARTS = (
+    Part("Many plans on one batch", "conditions.py", ("--every=4", "--repeats=2"), _SMALL),
+    Part(
         "Many plans, next to TransformerLens",
         "on_bridge.py",
-        (),
-        ("--layers=2", "--width=64", "--side=4", "--repeats=1", "--every=2"),
+        ("--repeats=2", "--every=12"),
+        (*_SMALL, "--every=2"),
     ),
-    ("One plan", "one_plan.py", (), ("--repeats=1", "--tiny")),
-    ("Encoding", "encode.py", (), ("--repeats=1", "--families=llava")),
-    (
+    Part("One plan", "one_plan.py", (), ("--repeats=1", "--tiny")),
+    Part("Encoding", "encode.py", (), ("--repeats=1", "--families", "llava")),
+    Part(
         "Reading",
         "readout.py",
-        ("--vocabulary=64000", "--width=2048", "--repeats=3", "--dtypes=bfloat16"),
-        ("--states=300", "--vocabulary=5000", "--width=64", "--repeats=1", "--dtypes=bfloat16"),
+        ("--vocabulary=32000", "--width=1024", "--repeats=3", "--dtypes", "bfloat16"),
+        ("--states=300", "--vocabulary=5000", "--width=64", "--repeats=1", "--dtypes", "bfloat16"),
     ),
-    ("Starting", "starting.py", (), ("--repeats=1", "--no-demo")),
-    (
+    Part("Starting", "starting.py", (), ("--repeats=1", "--no-demo")),
+    Part(
         "Growth",
         "growth.py",
-        (),
+        ("--repeats=2",),
         (
             *("--layers", "2", "--sides", "4", "--conditions", "4", "8"),
             *("--images", "1", "2", "--width=64", "--repeats=1"),
@@ -70,85 +78,109 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="only whether everything runs")
     parser.add_argument("--only", nargs="+", default=[], help="scripts, for instance encode.py")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, help="where to write; benchmarks/RESULTS.md")
+    parser.add_argument("--folder", type=Path, default=HERE, help="of RESULTS.md and RESULTS.json")
     options = parser.parse_args()
-    found: list[tuple[str, str, list[Row]]] = []
+    kept = options.folder / "RESULTS.json"
+    found: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
     failed = []
-    for title, script, arguments, tiny in PARTS:
-        if options.only and script not in options.only:
+    for part in PARTS:
+        if options.only and part.script not in options.only:
             continue
-        threads = () if script == "starting.py" else (f"--threads={options.threads}",)
-        chosen = tiny if options.tiny else arguments
-        rows, stopped = _rows(script, (*chosen, *threads))
-        if stopped:
-            failed.append(script)
-        found.append((title, script, rows))
-    results = options.results or (None if options.tiny else RESULTS)
-    if results is not None:
-        results.write_text(page(found, failed, options.threads))
-        write(f"written: {results.name}")
+        threads = () if part.script == "starting.py" else (f"--threads={options.threads}",)
+        arguments = (*(part.tiny if options.tiny else part.arguments), *threads)
+        load = os.getloadavg()[0]
+        rows = _rows(part.script, arguments)
+        if not rows:
+            failed.append(part.script)
+            continue
+        found[part.script] = {
+            "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "load": round(load, 1),
+            "arguments": list(arguments),
+            "machine": machine(),
+            "rows": [asdict(row) for row in rows],
+        }
+        if not options.tiny:
+            kept.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+            (options.folder / "RESULTS.md").write_text(page(found))
+    write(f"stopped with an error: {', '.join(failed)}" if failed else "all ran")
     return 1 if failed else 0
 
 
-def _rows(script: str, arguments: Sequence[str]) -> tuple[list[Row], bool]:
-    """What a script measured, and whether it stopped with an error."""
+def _rows(script: str, arguments: Sequence[str]) -> list[Row]:
+    """What a script measured; nothing if it stopped with an error."""
     write(f"\n{script} {' '.join(arguments)}")
     with tempfile.TemporaryDirectory() as folder:
         gathered = Path(folder) / "rows"
         env = os.environ | {GATHERED: str(gathered)}
-        done = subprocess.run([sys.executable, HERE / script, *arguments], env=env, check=False)
+        done = subprocess.run(
+            [sys.executable, HERE / script, *arguments],
+            env=env,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
         lines = gathered.read_text().splitlines() if gathered.exists() else []
-    rows = [Row(**json.loads(line)) for line in lines]
-    # A missed limit ends a script with 1 as well, but then it has measured.
-    return rows, done.returncode != 0 and (done.returncode != 1 or not rows)
+    # A missed limit ends a script with 1 as well.
+    if done.returncode not in (0, 1) or "Traceback" in done.stderr:
+        write(done.stderr)
+        return []
+    return [Row(**json.loads(line)) for line in lines]
 
 
-def page(
-    found: Sequence[tuple[str, str, Sequence[Row]]], failed: Sequence[str], threads: int
-) -> str:
+def page(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows as a page."""
-    when = datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC")
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    rows = [row for _, _, some in found for row in some if row.goal is not None]
-    missed = sum(not row.kept for row in rows)
+    rows = {script: [Row(**row) for row in part["rows"]] for script, part in found.items()}
+    judged = [row for some in rows.values() for row in some if row.goal is not None]
     lines = [
         "# Results",
         "",
-        f"Written by `python benchmarks/all.py` on {when}; [what is measured, and how](README.md).",
+        "Written by `python benchmarks/all.py`; [what is measured, and how](README.md).",
+        "Ratios are in processor time, beside it by the clock; *limit* is what arithmetic leaves. "
+        f"{sum(row.kept for row in judged)} of {len(judged)} goals are reached.",
         "",
-        f"- Machine: {_processor()}, {os.cpu_count()} cores, {threads} thread"
-        f"{'s' if threads > 1 else ''} used; {platform.system()}, Python {platform.python_version()}",
-        f"- Load of the machine when this was written: {os.getloadavg()[0]:.1f} processes",
-        f"- Versions: {versions}",
-        "- No GPU was at hand: `one_gpu.py` was run in its tiny form on the processor only, which "
-        "shows that it runs and measures nothing.",
-        f"- Of {len(rows)} rows with a goal {len(rows) - missed} reach it.",
+        "No GPU was at hand: `one_gpu.py` was run in its tiny form on the processor only, which "
+        "shows that it runs, and measures nothing.",
         "",
-        "Ratios are in processor time, beside it by the clock. *Limit* is what arithmetic leaves.",
+        *(f"- {told}" for told in dict.fromkeys(part["machine"] for part in found.values())),
     ]
-    if failed:
-        lines += ["", f"Stopped with an error: {', '.join(failed)}."]
-    for title, script, some in found:
-        lines += ["", f"## {title}", "", f"`{script}`", ""]
-        lines += ["| what | measured | clock | limit | goal | |", "|---|---|---|---|---|---|"]
-        for row in some:
-            cells = (row.measured, row.clock, row.limit, row.goal)
-            said = [
-                "" if cell is None else number(cell) + (f" {row.unit}" if row.unit else "")
-                for cell in cells
-            ]
-            verdict = "" if row.goal is None else "reached" if row.kept else "**missed**"
-            told = f"{verdict}; {row.note}" if verdict and row.note else verdict or row.note
-            lines.append(f"| {row.what} | {' | '.join(said)} | {told} |")
+    for part in PARTS:
+        if part.script not in found:
+            continue
+        ran = found[part.script]
+        lines += ["", f"## {part.title}", ""]
+        lines += [
+            f"`{' '.join((part.script, *ran['arguments']))}`, {ran['when']}; {ran['load']} "
+            "processes ran on the machine, or waited for it, when it began.",
+            "",
+            "| what | measured | clock | limit | goal | |",
+            "|---|---|---|---|---|---|",
+        ]
+        lines += [_line(row) for row in rows[part.script]]
     return "\n".join(lines) + "\n"
 
 
-def _processor() -> str:
-    """The processor's name, as the system tells it."""
+def _line(row: Row) -> str:
+    cells = [
+        "" if cell is None else number(cell) + (f" {row.unit}" if row.unit else "")
+        for cell in (row.measured, row.clock, row.limit, row.goal)
+    ]
+    verdict = "" if row.goal is None else "reached" if row.kept else "**missed**"
+    told = "; ".join(part for part in (verdict, row.note) if part)
+    return f"| {row.what} | {' | '.join(cells)} | {told} |"
+
+
+def machine() -> str:
+    """Processor and versions in one line."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    processor = next(named, platform.processor() or platform.machine())
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return (
+        f"{processor}, {os.cpu_count()} cores; {platform.system()}, "
+        f"Python {platform.python_version()}, {versions}"
+    )
 
 
 if __name__ == "__main__":
