@@ -51,8 +51,8 @@ PARTS = (
         ("--repeats=2", "--every=12"),
         (*_SMALL, "--every=2"),
     ),
-    Part("One plan", "one_plan.py", (), ("--repeats=1", "--tiny")),
-    Part("Encoding", "encode.py", (), ("--repeats=1", "--families", "llava")),
+    Part("One plan", "one_plan.py", ("--repeats=15",), ("--repeats=1", "--tiny")),
+    Part("Encoding", "encode.py", ("--repeats=7",), ("--repeats=1", "--families", "llava")),
     Part(
         "Reading",
         "readout.py",

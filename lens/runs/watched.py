@@ -36,7 +36,8 @@ def ask_only(host: Any, paths: Collection[str]) -> None:
 def asked_of(host: Any, sites: Sequence[Mapping[str, Any]] = ()) -> frozenset[str] | None:
     """The modules that a pass on a host looks into, its sites included; None where any may be."""
     edits, asked = _ASKED.get(host, (0, frozenset()))
-    if len(host._edits) != edits or host.interleaver.fragments is not None:
+    shards = host.interleaver.fragments
+    if len(host._edits) != edits or (shards is not None and shards.enabled):
         return None
     return asked.union(*map(paths_in, sites))
 
