@@ -19,7 +19,6 @@ from ...lens.anatomy.mixer_kinds import MASKED
 from ...lens.errors import Unsupported
 from ...lens.opening.wrapping import envoy_path
 from ...lens.runs.inside_layers import inside_site
-from ...lens.runs.watched import ask_only, paths_in
 from ...lens.selectors.best_tokens import best
 from ..program.scope import Scope, Subject
 from ..program.steps import Choose, Drop, ScaleWeights, Step, ZeroWeights
@@ -42,8 +41,6 @@ for _sent in (block, edit_weights, zero, drop_before_decoder, drop_between_layer
     nnsight.register(_sent.__module__)
 for _more in (carry_out_when, leave_out, choose, best):
     nnsight.register(_more.__module__)
-# What is carried out there looks into no module but those that its step names.
-_OURS = f"{zero.__module__.rpartition('.')[0]}."
 
 
 @singledispatch
@@ -167,16 +164,11 @@ def store_edits(
 ) -> Any:
     """A copy of an nnsight model that carries out functions with the dicts they are given."""
     edited = envoy._shallow_copy()
-    owners = len(edited._edits)
     store: dict[str, Any] = {}
     if clock is not None:
         _store_clock(edited, store, clock, Iterations())
     for action, step in actions:
         _store_edit(edited, store, action, step, Iterations())
-    # An action from elsewhere, or an edit of the owner's, may look into any module.
-    if not owners and all(action.__module__.startswith(_OURS) for action, _ in actions):
-        named = [clock or {}, *(step for _, step in actions)]
-        ask_only(edited, frozenset().union(*map(paths_in, named)))
     return edited
 
 

@@ -35,7 +35,6 @@ from .remote import destination
 from .run import PAIRS, Capture, Run
 from .scored_tokens import with_scores
 from .tracing import trace_forward
-from .watched import asked_of
 from .weights_in_force import read_weights
 
 nnsight.register(read_sites.__module__)
@@ -149,18 +148,12 @@ def run_request(
 def forward_pass(model: Any, host: Any, request: Request) -> Output:
     """Trace one pass on the host (its nnsight model, or a copy with a program), and read in it."""
     # The block is sent to a server with all that it names: so it names plain values only.
-    remote = request.during.remote
     # A host with edits, which is the nnsight model too, is not sent twice.
-    nn = model.nn if destination(model.hf, remote) else host
+    nn = model.nn if destination(model.hf, request.during.remote) else host
     sites, samples = request.sites, request.samples
     rows, columns, pairs = request.rows, request.columns, dict(request.pairs)
     tracer = trace_forward(
-        host,
-        model.hf,
-        request.inputs,
-        remote=remote,
-        only=asked_of(host, sites),
-        **request.arguments,
+        host, model.hf, request.inputs, remote=request.during.remote, **request.arguments
     )
     with lookups(model.hf) as asked:
         try:

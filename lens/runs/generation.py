@@ -23,7 +23,6 @@ from .generation_modes import Mode, mode_of
 from .generation_trace import behind_the_prompts, ending_quietly, trace_generation
 from .plan_protocol import Intervention, Pass, in_force
 from .remote import destination
-from .watched import asked_of
 
 Written = TypeVar("Written")
 
@@ -167,8 +166,7 @@ def _new_ids(
 ) -> Int[Tensor, "text new"]:
     """Ids that a model writes after the prompts."""
     with ending_quietly(), refusals_in_one_line():
-        arguments, only = mode.arguments, asked_of(host)
-        tracer = trace_generation(host, model.hf, batch.inputs, arguments, remote=remote, only=only)
+        tracer = trace_generation(host, model.hf, batch.inputs, mode.arguments, remote=remote)
         with tracer:
             written = tracer.result
             ids: Tensor = getattr(written, "sequences", written).save()

@@ -100,12 +100,8 @@ def trace_generation(
     arguments: Mapping[str, Any],
     *,
     remote: bool | str = False,
-    only: frozenset[str] | None = None,
 ) -> Any:
-    """A tracing context over transformers' ``generate`` of the host, perhaps a copy with edits.
-
-    ``only`` are the paths of the modules that are looked into, None for any.
-    """
+    """A tracing context over transformers' ``generate`` of the host, perhaps a copy with edits."""
     refuse_inside_a_trace(host, model)
     remote = destination(model, remote)
     sent = goes_to_server(host, remote)
@@ -116,9 +112,7 @@ def trace_generation(
     tracer.backend = (
         ExplainingBackend(tracer.backend)
         if sent
-        else UndisturbedBackend(
-            tracer.backend, host, model, grad=False, only=None if remote else only
-        )
+        else UndisturbedBackend(tracer.backend, model, grad=False)
     )
     return tracer
 

@@ -16,7 +16,6 @@ from ..opening.placement import placed
 from .one_at_a_time import refuse_inside_a_trace
 from .remote import ExplainingBackend, destination, goes_to_server
 from .undisturbed import undisturbed
-from .watched import watched
 
 # By the function that a model runs, whether it takes ``use_cache``.
 _TAKES_CACHE: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
@@ -25,32 +24,17 @@ _TAKES_CACHE: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 class UndisturbedBackend(Backend):  # type: ignore[misc]
     """Runs an nnsight block through another backend, on a model left :func:`undisturbed`.
 
-    Gradients are recorded only if asked for; nnsight does by default. ``only`` are the paths of
-    the modules that the block and the host's edits look into, None for any.
+    Gradients are recorded only if asked for; nnsight does by default.
     """
 
-    def __init__(
-        self,
-        inner: Backend,
-        host: Any,
-        model: nn.Module,
-        *,
-        grad: bool,
-        only: frozenset[str] | None = None,
-    ) -> None:
+    def __init__(self, inner: Backend, model: nn.Module, *, grad: bool) -> None:
         self.inner = inner
-        self.host = host
         self.model = model
         self.grad = grad
-        self.only = only
 
     def __call__(self, tracer: Any) -> None:
         """Run the tracer's block."""
-        with (
-            undisturbed(self.model),
-            watched(self.host, self.model, self.only),
-            torch.set_grad_enabled(self.grad),
-        ):
+        with undisturbed(self.model), torch.set_grad_enabled(self.grad):
             self.inner(tracer)
 
 
@@ -61,13 +45,9 @@ def trace_forward(
     *,
     remote: bool | str = False,
     grad: bool = False,
-    only: frozenset[str] | None = None,
     **forward: Any,
 ) -> Any:
-    """A tracing context of nnsight over one forward pass of the host, perhaps a copy with edits.
-
-    ``only`` are the paths of the modules that are looked into, None for any.
-    """
+    """A tracing context of nnsight over one forward pass of the host, perhaps a copy with edits."""
     config: Any = model.config
     made_by = config.get_text_config()._attn_implementation
     if forward.get("output_attentions") and made_by != "eager":
@@ -86,9 +66,7 @@ def trace_forward(
     tracer.backend = (
         ExplainingBackend(tracer.backend)
         if sent
-        else UndisturbedBackend(
-            tracer.backend, host, model, grad=grad, only=None if remote else only
-        )
+        else UndisturbedBackend(tracer.backend, model, grad=grad)
     )
     return tracer
 
