@@ -1,6 +1,5 @@
-"""The command line: embedlens demo, analyze, check, run and study."""
+"""The command line: embedlens demo, analyze, check, run, extract and study."""
 
-import signal
 import sys
 import webbrowser
 from functools import partial
@@ -15,7 +14,10 @@ import typer
 from embedlens import analyses, interventions, lens
 from embedlens.analyses import check as checks
 from embedlens.analyses import report
+from embedlens.analyses.command_options import Attention, Device, Dtype, RemoteCode, Revision
+from embedlens.analyses.extraction import extract_command
 from embedlens.analyses.image_files import image_files
+from embedlens.analyses.interruption import stop_between_imports
 from embedlens.analyses.studies import commands
 from embedlens.analyses.terminal import (
     Interrupted,
@@ -41,23 +43,14 @@ app = typer.Typer(
     help="See, change and measure what the visual tokens of a multimodal LLM carry.",
 )
 app.add_typer(commands.app, name="study")
+app.command("extract")(extract_command.extract_states)
 
-Device = Annotated[
-    str | None,
-    typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...; a GPU if there is one."),
-]
 Seed = Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Of every random choice.")]
 Open = Annotated[
     bool, typer.Option("--open", help="Show the page in your browser when it is done.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an older report folder.")]
 Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Where to put the report.")]
-Dtype = Annotated[str | None, typer.Option(metavar="TYPE", help="float32, bfloat16, float16.")]
-Attention = Annotated[str | None, typer.Option(metavar="KIND", help="sdpa or eager.")]
-Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Revision of a hub model.")]
-RemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")
-]
 
 
 def _version(wanted: bool | None) -> None:
@@ -126,7 +119,9 @@ def analyze(
     only: Annotated[
         str | None,
         typer.Option(
-            "--analyses", metavar="NAMES", help="With commas between them; all by default."
+            "--analyses",
+            metavar="NAMES",
+            help="With commas between them; default and all are names of sets.",
         ),
     ] = None,
     out: Out = Path("embedlens-report"),
@@ -145,7 +140,7 @@ def analyze(
     pictures = [inputs.read_image(path) for path in image_files(image)]
     with progress_bar(stages=True) as progress:
         quiet()
-        names = None if only is None else [analyses.find(n.strip()).name for n in only.split(",")]
+        names = None if only is None else report.runs.checked(only.split(","))
         load = _loader(model, device, dtype, attention, revision, trust_remote_code)
         results = report.analyze.analyze(
             load(),
@@ -285,17 +280,13 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Run the command line.
 
     Exit codes: 0 done, 1 a model that does not pass the check (or a bug), 2 refused with one line,
     130 interrupted.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    stop_between_imports()
     code: Any
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)

@@ -9,6 +9,7 @@ from .class_agreement_with_truth import class_agreement
 from .comparison_of_plans import compare
 from .effect_of_plan import PlanEffect, effect_of_plan
 from .example import Example
+from .extraction import ExtractedStates, StatesBlock, extract, read_states
 from .integrated_gradients_of_tokens import integrated_gradients
 from .lens_hits_by_layer import lens_hits
 from .logit_attribution import logit_attribution
@@ -25,9 +26,11 @@ __all__ = [
     "Analysis",
     "Claim",
     "Example",
+    "ExtractedStates",
     "Material",
     "PlanEffect",
     "Result",
+    "StatesBlock",
     "Study",
     "StudyResult",
     "Truth",
@@ -40,12 +43,14 @@ __all__ = [
     "compare",
     "directions",
     "effect_of_plan",
+    "extract",
     "find",
     "integrated_gradients",
     "lens_hits",
     "logit_attribution",
     "patching",
     "probes",
+    "read_states",
     "register",
     "registered",
     "sparsity",

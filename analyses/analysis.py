@@ -154,6 +154,8 @@ class Analysis:
         view: The tokens of a result to look at and point into, in some of its pictures or (None)
             in all; None where there is nothing of the kind.
         headline: Whether the first finding belongs into the summary.
+        by_default: Whether a report has it without being asked for it; what takes long is asked
+            for by name.
         order: Place in the report, low first.
         claims_order: Place of the claims among those of other analyses, low first.
     """
@@ -172,6 +174,7 @@ class Analysis:
     view: Callable[[Result, int | None], View] | None = None
     needs: tuple[str, ...] = ()
     headline: bool = True
+    by_default: bool = True
     order: int = 100
     claims_order: int = 100
 

@@ -6,7 +6,15 @@ from .inputs import Batch
 from .layout import Block, Layout
 from .markers import Markers
 from .model import VisualLM
-from .readouts import ContextLens, ContextReadout, EmbedLens, LogitLens, Readout, TextBank
+from .readouts import (
+    ContextLens,
+    ContextReadout,
+    EmbedLens,
+    LogitLens,
+    Patchscope,
+    Readout,
+    TextBank,
+)
 from .runs.generation import Answers
 from .runs.generation_details import Generation
 from .runs.run import Run, Scores
@@ -28,6 +36,7 @@ __all__ = [
     "Layout",
     "LogitLens",
     "Markers",
+    "Patchscope",
     "Readout",
     "RemoteRunFailed",
     "Run",

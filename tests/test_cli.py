@@ -34,7 +34,8 @@ MODEL = str(ROOT / "lens" / "shipped")
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
     """``run("demo", "--seed", "1")`` in this process: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)  # main() sets it for its process
+    # main() sets them for its process.
+    before = [(stop, signal.getsignal(stop)) for stop in (signal.SIGINT, signal.SIGTERM)]
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["embedlens", *arguments])
@@ -45,7 +46,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
         return int(stopped.value.code or 0), out, err
 
     yield call
-    signal.signal(signal.SIGTERM, before)
+    for stop, handler in before:
+        signal.signal(stop, handler)
 
 
 @pytest.fixture

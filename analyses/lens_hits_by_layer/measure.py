@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
-from ...lens.readouts import LENSES, Lens
+from ...lens.readouts import Lens, lenses_at_hand
+from ...lens.readouts.lens import read_at
 from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..one_image import images_of_tokens
@@ -73,12 +74,12 @@ def lens_hits(
     run = model.run(batch, capture="residual", logits=None)
     groups = images_of_tokens([batch])[kept]
     images, tokens = len(np.unique(groups)), len(groups)
-    asked = [make(model) for make in LENSES.values()] if lenses is None else lenses
+    asked = [make(model) for make in lenses_at_hand().values()] if lenses is None else lenses
     own, permuted = (np.zeros((len(asked), len(run.residual), len(ks), tokens)) for _ in range(2))
     for i, lens in enumerate(asked):
-        for j, states in enumerate(run.residual.values()):
+        for j, (layer, states) in enumerate(run.residual.items()):
             chosen = states[torch.from_numpy(kept).to(states.device)]
-            first = _first_hits(lens.read(chosen, k=max(ks)).words, kinds)
+            first = _first_hits(read_at(lens, chosen, max(ks), layer).words, kinds)
             for m, k in enumerate(ks):
                 own[i, j, m], permuted[i, j, m] = _own_and_others(first < k, kind_of)
     columns = {

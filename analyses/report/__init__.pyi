@@ -1,5 +1,5 @@
 # What `lazy_loader` imports from here when it is used, and what type checkers see.
-from . import analyze, demo
+from . import analyze, demo, runs
 from .page import Report, claims, render, write_report
 from .report_folder import check_folder
 from .sentences import read_sentences
@@ -12,5 +12,6 @@ __all__ = [
     "demo",
     "read_sentences",
     "render",
+    "runs",
     "write_report",
 ]

@@ -48,7 +48,8 @@ def analyze(
         answer: The right answer for all of them; by default the ablation measures agreement
             with what the untouched model says.
         texts: Sentences for the alignment; by default `everyday_sentences()`.
-        analyses: Names of the analyses to run; by default all that these images allow.
+        analyses: Names of the analyses to run; ``default`` and ``all`` stand for those that are run
+            without being asked for and for every one, as far as these images allow.
         seed: Of every random choice.
         progress: Called after every step.
 

@@ -7,6 +7,7 @@ import typer
 
 # Faces and light files only: torch and its kin are imported when a command uses them.
 from .. import studies
+from ..command_options import Share, share_of
 from ..terminal import Interrupted, progress_bar, quiet, show_lines
 
 NOT_ALL = 1
@@ -26,13 +27,6 @@ Folder = Annotated[
 ]
 
 
-def _shard(text: str) -> tuple[int, int]:
-    number, slash, of = text.partition("/")
-    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise typer.BadParameter(f"{text!r} is no share: 3/16 is the third of sixteen")
-    return int(number), int(of)
-
-
 @app.command()
 def run(
     file: File,
@@ -40,10 +34,7 @@ def run(
         Path | None,
         typer.Option(metavar="FOLDER", help="The study's folder; FILE.study without it."),
     ] = None,
-    shard: Annotated[
-        str,
-        typer.Option(metavar="SHARE", help="Compute a part only, such as 3/16, beside others."),
-    ] = "1/1",
+    shard: Share = "1/1",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it takes, and store nothing.")
     ] = False,
@@ -52,7 +43,7 @@ def run(
 
     Exit code 0 if all is done, 1 if something could not be computed, 2 if the study is refused.
     """
-    share = _shard(shard)
+    share = share_of(shard)
     place = file.with_suffix(".study") if out is None else out
     try:
         with progress_bar() as progress:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ...lens.errors import EmbedlensError
 from ...lens.progress import Progress, silent
+from ..sizes import duration, size
 from .driver import Task
 from .measures import Kind
 from .units import Unit
@@ -41,13 +42,13 @@ class Forecast:
             f"{sum(self.units.values())} units ({said}): {self.models} model"
             f"{'s' * (self.models > 1)}, {self.items} items, {self.conditions} conditions"
         )
-        yield f"about {_duration(self.seconds)} on this machine, from one unit of each kind"
+        yield f"about {duration(self.seconds)} on this machine, from one unit of each kind"
         yield (
             "FLOPs not known: a plan's cost cannot be counted on this model"
             if self.flops is None
             else f"{self.flops:.3g} FLOPs in the decoders' layers, over the prompts"
         )
-        yield f"about {_size(self.bytes)} on disk"
+        yield f"about {size(self.bytes)} on disk"
 
 
 def forecast(task: Task, progress: Progress = silent) -> Forecast:
@@ -104,18 +105,3 @@ def _flops(task: Task) -> float | None:
             total += spent * len(items) / len(block)
     choices = max((len(item.choices) for item in items), default=0)
     return total * sum(choices if kind == "choices" else 1 for kind in task.units.measures)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-
-
-def _size(n: int) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}"
-        n //= 1000
-    return f"{n} GB"

@@ -7,21 +7,20 @@ of it depends on the unit alone, but for memory, which is counted.
 
 from __future__ import annotations
 
-import gc
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from ...interventions import Plan, paper
+from ...interventions import Plan
 from ...lens.inputs.batch import Batch
 from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.runs.run import Scores
 from .condition_grid import StudyCondition
+from .encoded_items import encoded_items
+from .failures import is_memory, let_go, said
 from .items import Item
 from .measures import AnswerMeasure, Kind, Observation
 from .unit_store import DONE, FAILED, StoredUnit
@@ -29,8 +28,6 @@ from .units import Unit
 
 Seen = Observation | Exception
 """What was observed of an item under a condition, or why it was not."""
-
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 @dataclass(eq=False)
@@ -110,12 +107,12 @@ class Observer:
             return _OBSERVE[kind](self, items, batch, plans)
         # Whatever a model raises under one plan: it costs that plan only, and is recorded.
         except Exception as error:
-            if _is_memory(error) and len(items) > 1:
+            if is_memory(error) and len(items) > 1:
                 return self._in_halves(kind, items, plans, error)
             self._let_go(error)
             if len(plans) == 1:
                 return [[error] * len(items)]
-            self.halvings += _is_memory(error)
+            self.halvings += is_memory(error)
         half = len(plans) // 2
         return [
             *self.observe(kind, items, plans[:half]),
@@ -126,7 +123,7 @@ class Observer:
         self, kind: Kind, items: Sequence[Item], plans: Sequence[Plan | None], error: Exception
     ) -> list[list[Seen]]:
         """The items in two halves, because together they do not fit or one of them is wrong."""
-        memory = _is_memory(error)
+        memory = is_memory(error)
         self._let_go(error)
         if len(items) == 1:
             return [[error] for _ in plans]
@@ -137,12 +134,9 @@ class Observer:
 
     def _let_go(self, error: Exception) -> None:
         """Free what the failed pass held; its frames hold tensors."""
-        error.__traceback__ = None
-        if _is_memory(error):
+        if is_memory(error):
             self._encoded = None
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        let_go(error)
 
     def _batch(self, items: Sequence[Item]) -> Batch:
         """The items as a batch, with what selectors need; the last one is kept."""
@@ -153,13 +147,7 @@ class Observer:
         return self._encoded[1]
 
     def _encode(self, items: Sequence[Item]) -> Batch:
-        images = [[picture.read() for picture in item.pictures] for item in items]
-        batch = self.model.encode(images, [item.question for item in items])
-        if self.markers is not None:
-            batch = batch.with_classes(self.markers.classify(self.model, batch))
-        if self.nearest_words is not None:
-            batch = paper.with_ids(self.model, batch, self.nearest_words)
-        return batch
+        return encoded_items(self.model, items, self.markers, self.nearest_words)
 
     def _answer(
         self, items: Sequence[Item], batch: Batch, plans: Sequence[Plan | None]
@@ -225,7 +213,7 @@ def _scored(
 ) -> tuple[list[float | None], str | None]:
     """What each measure makes of an observation, None where it cannot; and the first error."""
     if isinstance(seen, Exception):
-        return [None] * len(measures), _said(seen)
+        return [None] * len(measures), said(seen)
     values: list[float | None] = []
     error = None
     for measure in measures:
@@ -234,17 +222,5 @@ def _scored(
         # Whatever a function of the user's raises.
         except Exception as wrong:
             values.append(None)
-            error = error or f"{measure.name}: {_said(wrong)}"
+            error = error or f"{measure.name}: {said(wrong)}"
     return values, error
-
-
-def _is_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
-
-
-def _said(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

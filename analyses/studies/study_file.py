@@ -210,7 +210,7 @@ def read_study(text: str) -> StudyFile:
     try:
         found = StudyFile.model_validate(data)
     except ValidationError as error:
-        raise InputError("\n".join(_faults(error))) from None
+        raise InputError("\n".join(faults(error))) from None
     _check_names(found)
     return found
 
@@ -246,7 +246,8 @@ def _check_names(study: StudyFile) -> None:
             raise InputError(f"markers: give one of discover, file and ids, not {len(given)}")
 
 
-def _faults(error: ValidationError) -> list[str]:
+def faults(error: ValidationError) -> list[str]:
+    """One line for each fault, with its path."""
     keys = sorted({key for part in _Part.__subclasses__() for key in part.model_fields})
     lines = []
     for fault in error.errors():

@@ -13,7 +13,8 @@ from ...interventions.plans.plan import Plan
 from ...lens.errors import InputError, Unsupported
 from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
-from ...lens.readouts import LENSES, ContextLens, Lens, Readout
+from ...lens.readouts import ContextLens, Lens, Readout, lenses_at_hand
+from ...lens.readouts.lens import read_at
 from ...lens.torch_settings import default_torch
 from ..report_inputs import as_batches
 from .absent_tokens import absent_tokens
@@ -46,8 +47,9 @@ def view(
         layers: Residual streams to read, 0 (as the tokens enter the language model) to
             ``n_layers``.
         k: Words per token.
-        lenses: What reads the states; by default every registered lens that the model allows. A
-            `ContextLens` shows the sentences of its words as well.
+        lenses: What reads the states; by default every registered lens that the model allows, but
+            a `Patchscope`, which runs it for each state. A `ContextLens` shows the sentences of
+            its words as well.
         measures: More numbers of the tokens by name, ``[token]`` or ``[layer, token]``, such as
             the attention that each receives. Their L2 norms are always there.
         title: Of the page.
@@ -139,9 +141,9 @@ def view_readout(
 
 
 def _lenses(model: VisualLM, notes: list[str]) -> list[Lens]:
-    """Every registered lens; what the model refuses is said below the picture."""
+    """Every registered lens at hand; what the model refuses is said below the picture."""
     made: list[Lens] = []
-    for name, kind in LENSES.items():
+    for name, kind in lenses_at_hand().items():
         try:
             made.append(kind(model))
         except Unsupported as error:
@@ -178,6 +180,11 @@ def _read(
             layer: _of_some(partial(lens.read, k=k, layer=layer), at)
             if layer in lens.bank.layers
             else _of_some(partial(lens.read, k=k), at)
+            for layer, at in states.items()
+        }
+    elif getattr(lens, "runs_the_model", False):
+        found = {
+            layer: _of_some(partial(read_at, lens, k=k, layer=layer), at)
             for layer, at in states.items()
         }
     else:

@@ -317,7 +317,7 @@ class Viewer {
     const section = element("section", { class: "pane" });
     const controls = element("div", { class: "controls" });
     section.append(controls, stage, beside ?? "", scale, caption);
-    const drawn = { section, stage, cells, caption, scale, controls, index };
+    const drawn = { section, stage, cells, caption, scale, controls, index, marked: {} };
     this.controls(drawn);
     return drawn;
   }
@@ -410,7 +410,7 @@ class Viewer {
         cell.classList.toggle("filtered", !fits);
         cell.classList.toggle("differs", changed);
         cell.classList.toggle("measured", values !== null && Number.isFinite(values.of(token)));
-        cell.style.setProperty("--value", values === null ? "transparent" : colorAt(values.share(token)));
+        if (values !== null) cell.style.setProperty("--value", colorAt(values.share(token)));
         const name = this.tokens.className(token);
         cell.setAttribute("aria-label", [this.tokens.place(token), name, first || "not read",
           ...(words.length ? [rounded(words[0].score)] : [])].filter(Boolean).join(", "));
@@ -567,11 +567,14 @@ class Viewer {
 
   showDetails() {
     const token = this.hovered ?? this.current;
-    for (const { cells } of this.drawn) {
-      for (const [one, cell] of cells) {
-        cell.classList.toggle("looked-at", one === token);
-        cell.tabIndex = one === this.current ? 0 : -1;
+    for (const { cells, marked } of this.drawn) {
+      // Of a thousand cells only those that change are touched.
+      for (const one of unique([marked.token, token, marked.current, this.current])) {
+        const cell = cells.get(one);
+        cell?.classList.toggle("looked-at", one === token);
+        if (cell) cell.tabIndex = one === this.current ? 0 : -1;
       }
+      Object.assign(marked, { token, current: this.current });
     }
     if (token === null) {
       this.details.replaceChildren(element("p", {}, "There is no visual token here."));

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -15,9 +16,9 @@ import yaml
 from ...lens.errors import EmbedlensError, InputError
 from ...lens.inputs.batch import Batch
 from ...lens.runs.plan_protocol import Pass
-from ...lens.runs.scored_tokens import with_scores
+from ...lens.runs.scored_tokens import with_found
 from ...lens.selectors.parser import parse_selector
-from ...lens.selectors.scores import scored_in
+from ...lens.selectors.scores import Scored
 from ...lens.selectors.selectors import Selector
 from ...lens.torch_settings import default_torch
 from ..engines.transformer_lens import Hook, fwd_hooks, in_force
@@ -27,7 +28,16 @@ from ..operations.needs import Need, StatesOf, Vector, bound_vectors, check_name
 from ..operations.operation import Operation
 from ..operations.phrases import Phrases
 from ..operations.target import Target
-from ..program.choosing import choosing, chosen_in_pass, guessed
+from ..program.choosing import (
+    ScoringStage,
+    all_of,
+    choosing,
+    chosen_in_pass,
+    guessed,
+    next_stage,
+    nothing_undone,
+    scored_once,
+)
 from ..program.contradictions import check_declared, check_lowered
 from ..program.cost import Cost, cost_of
 from ..program.kept_steps import kept_steps
@@ -173,8 +183,9 @@ class Plan:
     def cost(self, model: Subject, batch: Batch) -> Cost:
         """FLOPs of the decoder layers that the plan saves and spends in one pass over the prompt.
 
-        Nothing runs, but for passes that come first (of donors, and of backward patches), and one
-        clean pass where the model's own masks are not simply causal.
+        Nothing runs, but for passes that come first (of donors, and of backward patches), those in
+        which tokens are scored where several operations may meet at them, and one clean pass where
+        the model's own masks are not simply causal.
 
         Args:
             model: The model whose weights are counted.
@@ -187,7 +198,8 @@ class Plan:
         prompt = Plan(*(op for op in self.operations if op.phase != "decode"))._with(
             dict(self.donors)
         )
-        target, lowered = prompt._lowered(model, batch, Pass("forward", own=True))
+        own = Pass("forward", own=True)
+        target, lowered = prompt._lowered(model, batch, own, counting=True)
         return cost_of(prompt.operations, lowered, target)
 
     @default_torch()
@@ -218,21 +230,34 @@ class Plan:
         return [(op, need) for op in self.operations for need in op.needs()]
 
     def _lowered(
-        self, model: Subject, batch: Batch, during: Pass
+        self, model: Subject, batch: Batch, during: Pass, *, counting: bool = False
     ) -> tuple[Target, list[list[Step]]]:
-        """Each operation's steps, and what they were lowered against."""
-        scored = chosen_in_pass(self.operations, model, during)
-        if scored is not None:
-            target = self._target(model, guessed(scored, batch), during)
-            (operation,) = self.operations
-            made = choosing(operation, operation.lower(target), scored, target)
-            if made is not None:
-                return target, [made]
+        """Each operation's steps, and what they were lowered against.
+
+        For ``counting`` single tokens matter, where several operations may meet at some.
+        """
+        choices = chosen_in_pass(self.operations, model, during)
+        if choices and nothing_undone(
+            self.operations,
+            choices,
+            lambda: self._target(model, all_of(choices.values(), batch), during),
+        ):
+            if counting and len(self) > 1:
+                stand_ins, _ = self._with_scores(model, batch, during)
+            else:
+                stand_ins = guessed(choices.values(), batch)
+            target = self._target(model, stand_ins, during)
+            lowered = self._steps(target)
+            if (made := choosing(self.operations, lowered, choices, target)) is not None:
+                return target, made
         known, passes = self._with_scores(model, batch, during)
         target = self._target(model, known, during, passes)
-        lowered = handed_on([operation.lower(target) for operation in self.operations])
+        lowered = self._steps(target)
         check_lowered(self.operations, lowered, target)
         return target, lowered
+
+    def _steps(self, target: Target) -> list[list[Step]]:
+        return handed_on([operation.lower(target) for operation in self.operations])
 
     def _target(
         self, model: Subject, batch: Batch, during: Pass, scoring_passes: int = 0
@@ -255,27 +280,21 @@ class Plan:
         """The batch with the tokens that operations choose by their score, and the passes it took.
 
         They are scored in passes of their own, layer by layer from below, in which all operations
-        are in force whose tokens are known by then.
+        are in force whose tokens are known by then. What several plans of one call ask for first is
+        read in one pass.
         """
-        asked = [
-            (op, {s for selector in op.selectors().values() for s in scored_in(selector)})
-            for op in self
-        ]
-        unknown = {s for _, found in asked for s in found if s not in batch.scored}
         passes = 0
-        while unknown:
-            lowest = min(scored.layer for scored in unknown)
-            kept = [
-                op
-                for op, found in asked
-                if op.phase != "decode" and not unknown & found and not _needs_earlier(op)
-            ]
-            here = [scored for scored in unknown if scored.layer == lowest]
-            plan = self._only(kept) if kept else None
-            batch = with_scores(model, batch, here, plan, during.remote)
-            unknown -= set(here)
-            passes += len(here)
+        while (stage := next_stage(self.operations, batch)) is not None:
+            others = partial(_first_stages, during, batch)
+            found = scored_once(
+                model, batch, during, self._of_stage(stage), stage.selectors, others
+            )
+            batch = with_found(batch, stage.selectors, found)
+            passes += found.passes
         return batch, passes
+
+    def _of_stage(self, stage: ScoringStage) -> Plan | None:
+        return self._only(stage.in_force) if stage.in_force else None
 
     def _only(self, operations: list[Operation]) -> Plan:
         """Some of the operations, with the donors that they ask for."""
@@ -376,6 +395,11 @@ def _asked(during: Pass, model: Subject, batch: Batch) -> Iterator[dict[str, Fir
             yield asked
 
 
-def _needs_earlier(operation: Operation) -> bool:
-    """Whether it takes states from an earlier pass over the same batch."""
-    return any(isinstance(need, StatesOf) and need.donor is None for need in operation.needs())
+def _first_stages(during: Pass, batch: Batch) -> dict[Plan | None, list[Scored]]:
+    """By what is in force, the tokens that plans of a call choose by their score first."""
+    found: dict[Plan | None, list[Scored]] = {}
+    for plan in during.call.plans if during.call else ():
+        stage = next_stage(plan.operations, batch) if isinstance(plan, Plan) else None
+        if stage is not None:
+            found.setdefault(plan._of_stage(stage), []).extend(stage.selectors)
+    return found

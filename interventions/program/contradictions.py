@@ -17,13 +17,17 @@ What counts, and where the line is:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ...lens.errors import InputError
 from ..operations.operation import Operation
 from .flow import Flow, Mark
 from .scope import Scope
-from .steps import Mask, Step
+from .steps import Mask, PairStep, Step
 
 # Layers of an unknown model: more than any has.
 SOME = 1 << 20
@@ -66,6 +70,76 @@ def check_lowered(
         causes = _causes(operations, flow, number, layers)
         raise InputError(_told(operations, flow, number, layers, causes))
     _check_reads(operations, flow)
+
+
+@dataclass(frozen=True, eq=False)
+class Unknown:
+    """Tokens of an operation that are not known yet: so many of each sample, among some."""
+
+    name: Hashable  # alike where the same tokens are meant
+    among: Mask  # ``[sample, token]``
+    counts: NDArray[np.int64]  # ``[sample]``
+
+
+def surely_kept(
+    operations: Sequence[Operation],
+    lowered: Sequence[Sequence[Step]],
+    scope: Scope,
+    unknown: Mapping[int, Unknown],
+) -> bool:
+    """Whether nothing is undone whichever tokens some of the operations turn out to mean.
+
+    A token that is there behind the last layer is needed, so that others undo what is done to it
+    only at this very token.
+
+    Args:
+        operations: A plan's operations.
+        lowered: The steps of each, for all tokens among which the unknown ones are.
+        scope: What they were lowered for.
+        unknown: By the operations' numbers, whose tokens are not known.
+    """
+    if len(operations) < 2:
+        return True
+    flow = Flow.of(operations, lowered, scope)
+    if flow.absences and any(mark.step.reads for mark in flow.marks):
+        return False
+    # Where they mean all that they could, others lose most.
+    flow.follow(marks_only=True)
+    kept = [mark.used and _kept(mark, unknown.get(mark.operation), ()) for mark in flow.marks]
+    # Or without them, and then they take as much as they can.
+    for number in range(len(operations)):
+        mine = unknown.get(number)
+        others = {n: one for n, one in unknown.items() if mine is None or one.name != mine.name}
+        flow.without(others.keys()).follow(marks_only=True)
+        for index, mark in enumerate(flow.marks):
+            if mark.operation == number:
+                kept[index] |= mark.used and _kept(mark, mine, others.values())
+    for index, mark in enumerate(flow.marks):
+        mark.used = kept[index]
+    return _first_lost(operations, flow) is None
+
+
+def _kept(mark: Mark, mine: Unknown | None, others: Collection[Unknown]) -> bool:
+    """Whether something of a mark is left if others take as much of it as they can."""
+    assert mark.acting is not None
+    step, acting = mark.step, mark.acting
+    meant = step.hidden() if isinstance(step, PairStep) else mark.tokens
+    left = acting.sum(1)
+    if mine is not None:
+        # All that are meant might be among those where it makes no difference.
+        left = mine.counts - (meant & ~acting).sum(1)
+    sides = [left - _taken(acting, others)]
+    if isinstance(step, PairStep):
+        sides.append(mark.tokens.sum(1) - _taken(mark.tokens, others))
+    return bool(np.all([side > 0 for side in sides], axis=0).any())
+
+
+def _taken(tokens: Mask, others: Collection[Unknown]) -> NDArray[np.int64]:
+    """How many of some tokens others could take at most, ``[sample]``."""
+    taken = np.zeros(len(tokens), dtype=np.int64)
+    for other in others:
+        taken += np.minimum(other.counts, (tokens[:, :-1] & other.among).sum(1))
+    return taken
 
 
 def _units(flow: Flow) -> dict[_Unit, bool]:

@@ -38,6 +38,8 @@ class Mark:
     step: Step
     tokens: Mask  # tokens it reads or changes; of a mask the queries
     used: bool = False  # whether anybody uses what it changes, filled in by :meth:`Flow.follow`
+    # Tokens at which it is used, of a mask the keys, filled in likewise
+    acting: Mask | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +127,7 @@ class Flow:
         them; ``marks_only`` leaves out what no mark depends on.
         """
         for mark in self.marks:
-            mark.used = False
+            mark.used, mark.acting = False, None
         n_layers = self.scope.model.n_layers
         last: dict[int, Mask] = {}
         for absence in self.absences if until_dropped else ():
@@ -180,7 +182,8 @@ class Flow:
         """Whether a mask hides tokens that are there from queries that are used."""
         assert isinstance(mask.step, PairStep)
         there = mask.step.hidden() & ~self.absent(mask.step.site.layer, mask.operation)
-        return bool(((mask.tokens & middle).any(1) & there.any(1)).any())
+        mask.acting = there & (mask.tokens & middle).any(1, keepdims=True)
+        return bool(mask.acting.any())
 
     def _seen(self, layer: int, queries: Mask, masks: Sequence[Mark]) -> Mask:
         """Tokens that some query sees; each sees itself."""
@@ -240,7 +243,8 @@ def _through(marks: Sequence[Mark], needed: Mask, slots: set[str]) -> Mask:
                 needed |= mark.tokens
             continue
         meant = needed | settled.get(type(step), False) if step.idempotent else needed
-        used = bool((mark.tokens & meant).any())
+        mark.acting = mark.tokens & meant
+        used = bool(mark.acting.any())
         mark.used |= used
         if step.overwrites:
             settled = {kind: tokens & ~mark.tokens for kind, tokens in settled.items()}

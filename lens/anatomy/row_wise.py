@@ -36,7 +36,9 @@ def is_row_wise(model: Any, module: nn.Module, width: int) -> bool:
     state = state_of(module)
     known = _TRIED.get(module)
     if known is None or known[0] != state:
-        known = _TRIED[module] = state, _tried(model, module, width)
+        # What it leaves on itself another module may read, and would find some rows only.
+        alone = _tried(model, module, width) and state_of(module) == state
+        known = _TRIED[module] = state, alone
     return known[1]
 
 

@@ -1,9 +1,10 @@
-"""Hidden states in words: nearest embeddings, the logit lens, words in their sentences."""
+"""Hidden states in words: nearest embeddings, the logit lens, words in sentences, Patchscope."""
 
 from .context_lens import ContextLens, ContextReadout
 from .embed_lens import EmbedLens
-from .lens import LENSES, Lens, register_lens
+from .lens import LENSES, Lens, lenses_at_hand, register_lens
 from .logit_lens import LogitLens
+from .patchscope import Patchscope
 from .readout import Readout
 from .text_bank import TextBank
 
@@ -14,7 +15,9 @@ __all__ = [
     "EmbedLens",
     "Lens",
     "LogitLens",
+    "Patchscope",
     "Readout",
     "TextBank",
+    "lenses_at_hand",
     "register_lens",
 ]

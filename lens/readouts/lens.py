@@ -45,9 +45,12 @@ class ReadsWithItsModel:
 
     Attributes:
         ranked_by: What the scores of its readouts are called.
+        runs_the_model: Whether it takes a forward pass to read a state, so that reading many is
+            slow, and the lens is used where it is asked for only.
     """
 
     ranked_by = "score"
+    runs_the_model = False
 
     def __copy__(self) -> ReadsWithItsModel:
         made = type(self).__new__(type(self))
@@ -84,3 +87,24 @@ def register_lens(lens: type[Registered]) -> type[Registered]:
         raise ValueError(f"there is a lens {lens.__name__} already: {LENSES[lens.__name__]}")
     LENSES[lens.__name__] = lens
     return lens
+
+
+def lenses_at_hand() -> dict[str, type[Lens]]:
+    """The registered lenses that read without running the model: what is compared by default."""
+    return {n: lens for n, lens in LENSES.items() if not getattr(lens, "runs_the_model", False)}
+
+
+def read_at(lens: Lens, states: Float[Tensor, "*state d"], k: int, layer: int) -> Readout:
+    """The words of states that entered a layer; a lens that runs the model is told which.
+
+    Args:
+        lens: Any lens.
+        states: States of one layer.
+        k: How many words.
+        layer: The layer, 0 to ``n_layers``.
+    """
+    if getattr(lens, "runs_the_model", False):
+        told: Any = lens
+        found: Readout = told.read(states, k, layer=layer)
+        return found
+    return lens.read(states, k)

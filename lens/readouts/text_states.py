@@ -69,7 +69,7 @@ def text_passes(
     ordinary = [index for index, text in enumerate(texts) if text.strip()]
     for start in range(0, len(ordinary), TEXTS_PER_PASS):
         part = ordinary[start : start + TEXTS_PER_PASS]
-        tokens, spans = _tokenize(model, [texts[index] for index in part])
+        tokens, spans = tokenize(model, [texts[index] for index in part])
         batch = model.batch(tokens)
         run = model.run(batch, capture="residual", layers=layers, tokens="all", logits=None)
         ids = tokens["input_ids"].numpy()
@@ -91,7 +91,7 @@ def text_passes(
         )
 
 
-def _tokenize(
+def tokenize(
     model: VisualLM, texts: list[str]
 ) -> tuple[dict[str, Tensor], Int[np.ndarray, "text token 2"]]:
     """Model inputs, and where in its text every token stands."""

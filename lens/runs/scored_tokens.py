@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,15 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import REFUSED, InputError
+from ..errors import REFUSED, EmbedlensError, InputError
 from ..inputs.batch import Batch
 from ..inputs.single_word import word_id
 from ..selectors.best_tokens import best, received, state_scores
 from ..selectors.scores import AttentionFrom, Cosine, Norm, Scored
+from .captures import capture_sites
 from .plan_protocol import Intervention
 from .remote import need_weights
+from .run import Run
 from .undisturbed import undisturbed
 
 
@@ -29,30 +31,142 @@ def with_scores(
     plan: Intervention | None,
     remote: bool | str,
 ) -> Batch:
-    """The batch with what these selectors choose, each read in a pass with a plan in force."""
-    found = dict(batch.scored)
+    """The batch with what these selectors choose, read in one pass with a plan in force."""
+    asked = [one for one in selectors if one not in batch.scored]
+    return with_found(batch, asked, scored_passes(model, batch, asked, plan, remote))
+
+
+def with_found(batch: Batch, selectors: Iterable[Scored], found: ScoredPasses) -> Batch:
+    """The batch with what passes have found that these selectors choose.
+
+    Raises:
+        InputError: What is wrong with one of these selectors.
+    """
+    chosen = dict(batch.scored)
+    for one in selectors:
+        mask = found.chosen[one]
+        if isinstance(mask, EmbedlensError):
+            raise mask
+        chosen[one] = mask
+    return replace(batch, scored=chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredPasses:
+    """What selectors by score choose, and in how many passes that was found.
+
+    Attributes:
+        chosen: Per selector the tokens ``[sample, token]``, or why there are none.
+        passes: How many passes over the batch it took.
+    """
+
+    chosen: Mapping[Scored, NDArray[np.bool_] | EmbedlensError]
+    passes: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What it takes to choose tokens: among which, how many, and the queries or the states' score.
+
+    ``queries`` are None for a score of states.
+    """
+
+    within: Tensor
+    counts: Tensor
+    how: dict[str, Any]
+    queries: NDArray[np.bool_] | None
+
+
+def scored_passes(
+    model: Any,
+    batch: Batch,
+    selectors: Iterable[Scored],
+    plan: Intervention | None,
+    remote: bool | str,
+) -> ScoredPasses:
+    """What selectors choose, all read in one pass, or in one for each set of queries they name.
+
+    A selector that has no answer here does not keep the others from theirs.
+
+    Args:
+        model: The VisualLM.
+        batch: The inputs.
+        selectors: What is asked.
+        plan: What is in force in the passes.
+        remote: Where they run.
+    """
+    asked: dict[Scored, _Asked] = {}
+    found: dict[Scored, NDArray[np.bool_] | EmbedlensError] = {}
     for one in dict.fromkeys(selectors):
-        if one in found:
-            continue
-        within = torch.from_numpy(one.within.select(batch, one.layer).prompt)
-        counts = torch.from_numpy(one.counts(batch))
-        asked: dict[str, Any] = {"layers": [one.layer], "logits": None, "remote": remote}
-        if isinstance(one.by, AttentionFrom):
-            asked |= {"capture": "attention_weights", "queries": looking(one, batch)}
-            run = model.run(batch, plan, **asked)
-            weights, rows = run.attention_weights[one.layer], run.query_sample.cpu()
-            scores = received(weights, rows, len(batch))
-        elif within.any():
-            run = model.run(batch, plan, **asked, capture="residual", tokens=within)
-            scores = torch.zeros(within.shape, dtype=torch.double)
+        try:
+            asked[one] = _asked(one, model, batch)
+        except EmbedlensError as error:
+            found[one] = error
+    states = [one for one, what in asked.items() if what.queries is None and what.within.any()]
+    groups: dict[bytes | None, list[Scored]] = {}
+    for one, what in asked.items():
+        if what.queries is not None:
+            groups.setdefault(what.queries.tobytes(), []).append(one)
+    if states and not groups:
+        groups[None] = []
+    scores: dict[Scored, Tensor] = {}
+    for number, looked in enumerate(groups.values()):
+        here = states if number == 0 else []
+        run = _read(model, batch, plan, remote, looked, here, asked)
+        rows, columns = run.sample.cpu(), run.position.cpu()
+        for one in looked:
+            assert run.query_sample is not None
+            weights = run.attention_weights[one.layer]
+            scores[one] = received(weights, run.query_sample.cpu(), len(batch))
+        for one in here:
+            what = asked[one]
+            mine = what.within[rows, columns]
+            scores[one] = torch.zeros(what.within.shape, dtype=torch.double)
+            kept = run.residual[one.layer]
             try:
-                scores[within] = state_scores(run.residual[one.layer], how(one, model))
+                scores[one][what.within] = state_scores(kept[mine.to(kept.device)], what.how)
             except ValueError as error:
-                raise InputError(str(error).removeprefix(REFUSED)) from None
-        else:
-            scores = torch.zeros(within.shape, dtype=torch.double)
-        found[one] = best(scores, within, counts, one.sign).numpy()
-    return replace(batch, scored=found)
+                found[one] = InputError(str(error).removeprefix(REFUSED))
+    for one, what in asked.items():
+        if one not in found:
+            none = torch.zeros(what.within.shape, dtype=torch.double)
+            found[one] = best(scores.get(one, none), what.within, what.counts, one.sign).numpy()
+    return ScoredPasses(found, len(groups))
+
+
+def _asked(one: Scored, model: Any, batch: Batch) -> _Asked:
+    within = torch.from_numpy(one.within.select(batch, one.layer).prompt)
+    attends = isinstance(one.by, AttentionFrom)
+    kind = "attention_weights" if attends else "residual"
+    capture_sites(model, {kind: [one.layer]}, ())
+    return _Asked(
+        within,
+        torch.from_numpy(one.counts(batch)),
+        how(one, model),
+        looking(one, batch) if attends else None,
+    )
+
+
+def _read(
+    model: Any,
+    batch: Batch,
+    plan: Intervention | None,
+    remote: bool | str,
+    looked: Sequence[Scored],
+    states: Sequence[Scored],
+    asked: Mapping[Scored, _Asked],
+) -> Run:
+    """A pass in which attention and states are kept that scores are made of."""
+    capture: dict[str, list[int]] = {}
+    more: dict[str, Any] = {}
+    if looked:
+        capture["attention_weights"] = sorted({one.layer for one in looked})
+        more["queries"] = asked[looked[0]].queries
+    if states:
+        capture["residual"] = sorted({one.layer for one in states})
+        more["tokens"] = np.any([asked[one].within.numpy() for one in states], axis=0)
+    run: Run = model.run(batch, plan, capture=capture, logits=None, remote=remote, **more)
+    return run
 
 
 def looking(selector: Scored, batch: Batch) -> NDArray[np.bool_]:

@@ -59,7 +59,8 @@ def _put_back(model: nn.Module) -> Iterator[None]:
     before = []
     for module in modules_of(model):
         held, buffers = vars(module), module._buffers
-        names, training = tuple(held), held["training"]
+        # What is compiled keeps its flag on what it was compiled from, which is among the modules.
+        names, training = tuple(held), held.get("training", False)
         before.append((module, names, training, _state(names)(held), buffers and buffers.copy()))
         if training:
             module.training = False
@@ -71,7 +72,7 @@ def _put_back(model: nn.Module) -> Iterator[None]:
     finally:
         for module, names, training, state, buffers in before:
             held, now = vars(module), module._buffers
-            if held["training"] is not training:
+            if held.get("training", False) is not training:
                 module.training = training
             # Most is as it was, which takes no more than a look at what counts.
             if tuple(held) != names or not all(map(is_, _state(names)(held), state)):

@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from embedlens import InputError, VisualLM
 from embedlens.__main__ import main
 from embedlens.analyses import Material, Result, analysis, find, registered
 from embedlens.analyses.report.analyze import analyze
+from embedlens.analyses.report.runs import checked, chosen
 from embedlens.lens.scenes import scenes
 from processes import ROOT, run_python
 
@@ -131,6 +133,25 @@ def test_a_folder_inside_the_package_is_found_without_an_import(tmp_path: Path) 
     code = "from embedlens.analyses import registered; print(*registered())"
     done = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.stdout.split()[-1] == "brightness", done.stderr
+
+
+def test_what_takes_long_is_run_only_when_it_is_asked_for(
+    plugged_in: Any, shipped: VisualLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    material = Material(shipped, [], [], [])
+    usual = [one.name for one in chosen(material)]
+    assert usual[-1] == "brightness"
+    asked = replace(plugged_in.BRIGHTNESS, by_default=False)
+    monkeypatch.setitem(analysis._REGISTERED, "brightness", asked)
+    assert [one.name for one in chosen(material)] == usual[:-1]
+    for names in (["default", "brightness"], ["brightness", "default"]):
+        assert [one.name for one in chosen(material, names)] == usual
+    everything = [one.name for one in chosen(material, ["all"])]
+    assert set(usual) <= set(everything)
+    assert not {"lens_hits", "comparison"} & set(everything)
+    assert checked([" all", "token_map "]) == ["all", "token_map"]
+    with pytest.raises(InputError, match="no analysis named 'al'"):
+        checked(["al"])
 
 
 def test_two_analyses_of_one_name_are_refused(plugged_in: Any) -> None:

@@ -86,6 +86,34 @@ def chosen_view(
     )
 
 
+def large_view(
+    conditions: tuple[str, ...] = ("clean",), *, side: int = 32, layers: int = 33, k: int = 10
+) -> View:
+    """Drawn words of a vocabulary of 32 000 on an image of noise, which nothing makes smaller."""
+    rng = np.random.default_rng(0)
+    vocabulary = np.array([f"word{i}" for i in range(32_000)])
+    cosines = np.linspace(0.9, 0.1, k)
+    readings = [
+        Reading(
+            condition,
+            "EmbedLens",
+            layer,
+            vocabulary[rng.integers(0, len(vocabulary), (side**2, k))],
+            cosines + rng.random((side**2, 1)) / 20,
+            "cosine",
+        )
+        for condition in conditions
+        for layer in range(layers)
+    ]
+    norms = [
+        TokenNumbers("norm", c, range(layers), rng.random((layers, side**2))) for c in conditions
+    ]
+    size = 20 * side
+    picture = Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+    table = grid_table(side=side)
+    return view_of_table(table, {(0, 0): picture}, {(0, 0): (size, size)}, readings, norms)
+
+
 def numbers(packed: Mapping[str, str]) -> np.ndarray:
     """What `array` packed, by the format's own words: little-endian, of the kind it names."""
     return np.frombuffer(b64decode(packed["base64"]), dtype=np.dtype(f"<{packed['kind']}"))

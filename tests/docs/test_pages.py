@@ -39,8 +39,8 @@ def code_of(page: Path) -> str:
 
 
 def test_the_pages_that_run_are_the_ones_known_here() -> None:
-    known = "change inputs look measure nnsight remote start transformer_lens your_model".split()
-    assert sorted(map(label, RUNNABLE)) == known
+    known = "change extract inputs look measure nnsight remote start transformer_lens your_model"
+    assert sorted(map(label, RUNNABLE)) == known.split()
 
 
 @pytest.mark.full
@@ -73,6 +73,6 @@ def test_both_models_take_the_same_lines() -> None:
 def test_every_command_is_one_of_ours(page: Path) -> None:
     blocks = re.findall(r"```bash\n(.*?)\n```", page.read_text(), re.DOTALL)
     for line in (line for block in blocks for line in block.splitlines()):
-        assert re.match(r"(pip install .* && )?embedlens (demo|analyze|check|run|study)\b", line), (
-            line
-        )
+        assert re.match(
+            r"(pip install .* && )?embedlens (demo|analyze|check|run|extract|study)\b", line
+        ), line

@@ -32,11 +32,13 @@ def smollm2() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
 class Countries:
     """The real model with the word of a country in every patch; ``plain`` is for the oracles.
 
-    ``plain`` was copied before embedlens or nnsight saw the model, and computes eagerly.
+    ``plain`` was copied before embedlens or nnsight saw the model, and computes eagerly; ``alike``
+    too, by the kernel the model has.
     """
 
     model: VisualLM
     plain: Any
+    alike: Any
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +48,6 @@ def countries(smollm2: tuple[LlamaForCausalLM, PreTrainedTokenizerFast]) -> Coun
     ids = [tokenizer(f" {name}").input_ids for name in COUNTRIES]
     words = language.get_input_embeddings().weight.detach()
     built, processor = planted(language, tokenizer, words[[own for (own,) in ids]])
-    plain = copy.deepcopy(built)
+    plain, alike = copy.deepcopy(built), copy.deepcopy(built)
     plain.set_attn_implementation("eager")
-    return Countries(VisualLM(built, processor), plain)
+    return Countries(VisualLM(built, processor), plain, alike)

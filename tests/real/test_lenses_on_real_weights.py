@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from embedlens import ContextLens, EmbedLens, LogitLens, TextBank, lens_hits, token_map
+from embedlens import (
+    ContextLens,
+    EmbedLens,
+    LogitLens,
+    Patchscope,
+    TextBank,
+    lens_hits,
+    token_map,
+)
 from embedlens.analyses.rows import one
 from real.planted_words import CELLS, COUNTRIES, QUESTION, picture, showing
 from tolerances import EQUAL, LARGE
@@ -55,6 +63,25 @@ def test_nothing_is_read_in_noise(countries: Any) -> None:
     read = EmbedLens(countries.model).read(states, k=1)
     assert float(read.scores.max()) < 0.35
     assert not set(read.words[:, 0].tolist()) & set(COUNTRIES)
+
+
+def test_patchscope_reads_words_where_other_lenses_read_none(countries: Any) -> None:
+    """Its default prompt, on a model that learnt to copy; noise in place of states says nothing."""
+    model = countries.model
+    batch = model.encode(picture(range(9)), QUESTION)
+    streams = model.run(batch, capture="residual", layers=[0, 15]).residual
+    lens = Patchscope(model)
+    assert lens.gives_back() > 0.8
+    for layer, states in streams.items():
+        words = lens.read(states, k=5).words
+        assert all(name in said for name, said in zip(COUNTRIES, words, strict=True)), layer
+    others = [EmbedLens(model), LogitLens(model)]
+    for other in others:
+        late = other.read(streams[15], k=5).words
+        assert not any(name in said for name, said in zip(COUNTRIES, late, strict=True))
+    assert [text.split()[0] for text in lens.write(streams[0])] == list(COUNTRIES)
+    noise = torch.randn(20, 576, generator=torch.Generator().manual_seed(0))
+    assert not set(lens.read(noise, k=5).words.ravel().tolist()) & set(COUNTRIES)
 
 
 def test_the_last_layer_says_the_models_own_next_words(countries: Any) -> None:

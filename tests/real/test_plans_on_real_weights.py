@@ -64,6 +64,9 @@ def hidden(plain: Any, layers: range, queries: Prompts, keys: Tensor) -> Any:
     return unseen(mixers, queries, keys)
 
 
+# Attention weights are there to be hidden under the eager kernel alone.
+EAGER = "no visual key in the middle"
+
 # What is declared, and the same by hooks: of the plain model and the mask of visual tokens.
 PLANS: dict[str, tuple[Plan, Callable[[Any, Tensor], Any]]] = {
     "no attention in some layers": (
@@ -90,7 +93,7 @@ PLANS: dict[str, tuple[Plan, Callable[[Any, Tensor], Any]]] = {
         Plan(ScaleTokens(factor=0.1, layers=0)),
         lambda plain, at: entering(plain, range(1), times(Prompts(at), 0.1)),
     ),
-    "no visual key in the middle": (
+    EAGER: (
         Plan(BlockAttention(queries="text", keys="visual", layers="10-20")),
         lambda plain, at: hidden(plain, range(10, 21), Prompts(~at), at),
     ),
@@ -99,8 +102,10 @@ PLANS: dict[str, tuple[Plan, Callable[[Any, Tensor], Any]]] = {
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_plan_equals_torch_hooks(countries: Any, batch: Batch, name: str) -> None:
+    """Without any FFN two kernels of attention drift apart by 1e-4 over the layers."""
     plan, by_hooks = PLANS[name]
-    model, plain, visual = countries.model, countries.plain, visual_of(batch)
+    plain = countries.plain if name == EAGER else countries.alike
+    model, visual = countries.model, visual_of(batch)
     ours = model.run(batch, plan, logits="all").logits
     with torch.no_grad():
         clean = plain(**batch.inputs, use_cache=False).logits
@@ -153,7 +158,7 @@ def written(plain: Any, batch: Batch, count: int, within: Callable[[], Any]) -> 
     return [row.tolist() for row in inputs["input_ids"][:, batch.length :]]
 
 
-@pytest.mark.parametrize("name", ["", "no attention in some layers", "no visual key in the middle"])
+@pytest.mark.parametrize("name", ["", "no attention in some layers", EAGER])
 def test_generation_equals_the_whole_sequence_at_every_step(
     countries: Any, batch: Batch, name: str
 ) -> None:

@@ -54,7 +54,7 @@ def model(twin: Callable[..., Any]) -> VisualLM:
 
 
 def test_a_lens_is_registered_where_it_is_defined(written: type[Lens], model: VisualLM) -> None:
-    assert list(LENSES) == ["EmbedLens", "LogitLens", "FirstWords"]
+    assert list(LENSES) == ["EmbedLens", "LogitLens", "Patchscope", "FirstWords"]
     assert LENSES["FirstWords"] is written
     found = LENSES["FirstWords"](model).read(torch.zeros(2, 3, model.anatomy.hidden_size), k=4)
     assert found.ids.tolist() == [[[0, 1, 2, 3]] * 3] * 2
