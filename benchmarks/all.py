@@ -139,8 +139,9 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
         "Ratios are in processor time, beside it by the clock; *limit* is what arithmetic leaves. "
         f"{sum(row.kept for row in judged)} of {len(judged)} goals are reached.",
         "",
-        "No GPU was at hand: `one_gpu.py` was run in its tiny form on the processor only, which "
-        "shows that it runs, and measures nothing.",
+        "`one_gpu.py` is no part of this. No GPU was at hand when this page was first written: it "
+        "was run in its tiny form on the processor only, which shows that it runs, and measures "
+        "nothing.",
         "",
         *(f"- {told}" for told in dict.fromkeys(part["machine"] for part in found.values())),
     ]
@@ -149,9 +150,15 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
             continue
         ran = found[part.script]
         lines += ["", f"## {part.title}", ""]
+        load = ran["load"]
+        busy = (
+            "how busy the machine was is not recorded"
+            if load is None
+            else f"{load} processes ran on the machine, or waited for it, when it began"
+        )
         lines += [
-            f"`{' '.join((part.script, *ran['arguments']))}`, {ran['when']}; {ran['load']} "
-            "processes ran on the machine, or waited for it, when it began.",
+            f"`{' '.join((part.script, *ran['arguments']))}`, {ran['when']}; {busy}.",
+            *(["", ran["note"]] if ran.get("note") else []),
             "",
             "| what | measured | clock | limit | goal | |",
             "|---|---|---|---|---|---|",

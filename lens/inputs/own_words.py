@@ -8,22 +8,17 @@ user's texts, and what lies between the template's own pieces is the user's.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from ..errors import InputError, Unsupported
 from .chats import Chat
 from .prompt_writer import PromptWriter
-from .prompts import chat_template
 
 # First and last character, exclusive, of every text of the user's.
 Spans = tuple[tuple[int, int], ...]
 # The first of the characters that no standard gives a meaning to.
 _MARKS = 0xE000
-_MOST_KEPT = 256  # prompts per processor
-_KEPT: WeakKeyDictionary[Any, dict[Hashable, Spans | str]] = WeakKeyDictionary()
 
 
 def own_words(
@@ -37,28 +32,8 @@ def own_words(
 
     ``pictures`` are the numbers of images and videos, ``template`` is as for
     :meth:`PromptWriter.write`. A prompt that is taken as it stands is the user's, but for what
-    stands for pictures. Many images are asked the same, so what was found is kept by the prompt
-    and all that it is written by.
+    stands for pictures.
     """
-    if not isinstance(prompt, str):
-        return _own_words(writer, prompt, written, pictures, template)
-    kept = _KEPT.setdefault(writer.processor, {})
-    by = str(chat_template(writer.processor)), writer.found, template
-    key = prompt, written, pictures, by
-    if key not in kept:
-        if len(kept) >= _MOST_KEPT:
-            kept.clear()
-        kept[key] = _own_words(writer, prompt, written, pictures, template)
-    return kept[key]
-
-
-def _own_words(
-    writer: PromptWriter,
-    prompt: str | Chat,
-    written: str,
-    pictures: tuple[int, int],
-    template: bool | None,
-) -> Spans | str:
     if isinstance(prompt, str) and written.endswith(prompt) and not _goes_through(writer, written):
         return _without_placeholders(writer, prompt, len(written) - len(prompt))
     texts, marked = _marked(writer, prompt)

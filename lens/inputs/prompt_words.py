@@ -9,10 +9,9 @@ found again is known to be lost, and whoever asks for its characters is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +22,6 @@ from .own_words import Spans
 from .prompts import shorten
 
 Token = tuple[int, int, int]  # id, and first and last character, exclusive
-
-_MOST_KEPT = 256  # prompts per tokenizer
-_SEGMENTS: WeakKeyDictionary[Any, dict[Hashable, list[list[Token]]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,22 +108,9 @@ class PromptWords:
 
 
 def _segments(tokenizer: Any, prompt: str, placeholders: Sequence[str]) -> list[list[Token]] | None:
-    """Tokens of a prompt before, between and behind its placeholders; None where unknown.
-
-    Many images are asked the same: what was tokenised is kept until the vocabulary grows.
-    """
+    """Tokens of a prompt before, between and behind its placeholders; None where unknown."""
     if not getattr(tokenizer, "is_fast", False):
         return None
-    kept = _SEGMENTS.setdefault(tokenizer, {})
-    key = prompt, tuple(placeholders), len(tokenizer)
-    if key not in kept:
-        if len(kept) >= _MOST_KEPT:
-            kept.clear()
-        kept[key] = _tokenised(tokenizer, prompt, placeholders)
-    return kept[key]
-
-
-def _tokenised(tokenizer: Any, prompt: str, placeholders: Sequence[str]) -> list[list[Token]]:
     made = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
     pattern = "|".join(map(re.escape, placeholders))
     inside = [m.span() for m in re.finditer(pattern, prompt)] if pattern else []

@@ -17,12 +17,6 @@ Sizes = Sequence[Sequence[tuple[int, int] | None]]
 
 # Rows, columns, boxes and kinds of some tokens.
 Cells = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.str_]]
-# Tiles and frames of the tokens of an image, and their cells.
-Image = tuple[NDArray[np.int64], NDArray[np.int64], Cells]
-
-_MOST_REMEMBERED = 256  # images of a layout and a size
-# With the layout, whose number would else be another's once it is gone.
-_IMAGES: dict[tuple[int, tuple[int, int] | None], tuple[Layout, Image]] = {}
 
 
 def rows_of(
@@ -37,7 +31,7 @@ def rows_of(
         start = 0
         for index, layout in enumerate(layouts):
             size = sizes[sample][index] if sizes is not None else None
-            tile, time, (row, col, box, kind) = _remembered(layout, size)
+            tile, time, (row, col, box, kind) = _image(layout, size)
             here = np.full(len(row), sample)
             image = np.full(len(row), index + (shift[sample] if shift is not None else 0))
             position = positions[sample][start : start + len(row)]
@@ -69,18 +63,9 @@ def unplaced(inputs: LayoutInputs) -> Layouts:
     return explained
 
 
-def _remembered(layout: Layout, size: tuple[int, int] | None) -> Image:
-    """:func:`_image`, made once: images of a size that was seen have the same layout object."""
-    # Equal layouts may lie elsewhere in the image, so they are told apart as objects.
-    key = id(layout), size
-    if key not in _IMAGES:
-        if len(_IMAGES) >= _MOST_REMEMBERED:
-            _IMAGES.clear()
-        _IMAGES[key] = layout, _image(layout, size)
-    return _IMAGES[key][1]
-
-
-def _image(layout: Layout, size: tuple[int, int] | None) -> Image:
+def _image(
+    layout: Layout, size: tuple[int, int] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Cells]:
     """Tile and frame of every token of an image, and its cell."""
     tiles: dict[int, int] = {}  # so far, of each frame
     tile, time, cells = [], [], []

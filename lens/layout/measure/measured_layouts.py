@@ -7,6 +7,7 @@ images of one size are measured once.
 
 from __future__ import annotations
 
+import json
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -100,4 +101,5 @@ def _measure(
 def _settings(processor: Any) -> str:
     """Everything that changes what the image processor does, as text."""
     part = getattr(processor, "image_processor", None)
-    return "" if part is None else f"{type(part).__name__} {vars(part)}"
+    settings: dict[str, Any] = {} if part is None else part.to_dict()
+    return json.dumps(settings, default=str)
