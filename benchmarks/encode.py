@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timing import alternate, ratios, write  # type: ignore[import-not-found]
+from rows import Row  # type: ignore[import-not-found]
+from timing import alternate, ratios  # type: ignore[import-not-found]
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -37,10 +38,11 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--families", nargs="+", default=FAMILIES)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     kept = True
-    for name in FAMILIES:
+    for name in options.families:
         model, prompt = visual_lm(name), built(name).prompt
         images = [_noise((WIDTH + 2 * i, HEIGHT)) for i in range(2 * options.repeats + 4)]
         encode, bare = partial(_encoded, model, prompt), partial(_bare, model, prompt)
@@ -55,12 +57,8 @@ def main() -> int:
         taken = alternate(tasks, options.repeats)
         for task, base, limit in (("new", "bare", NEW), ("seen", "bare, seen", SEEN)):
             clock, processor = ratios(taken, task, base)
-            kept &= processor <= limit
-            verdict = "within" if processor <= limit else "OVER"
-            write(
-                f"{name}, {task} size: {processor:.2f} in processor time, {clock:.2f} by the "
-                f"clock: {verdict} {limit}"
-            )
+            what = f"encode, {name}, {task} image size / the processor alone"
+            kept &= Row(what, processor, limit, clock).say()
     return 0 if kept else 1
 
 

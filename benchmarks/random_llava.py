@@ -51,11 +51,21 @@ class Setup:
         return torch.tensor(self.batch.visual.position[self.batch.classes.mask("dead")])
 
 
-def setup(*, tower_width: int = 64, tower_layers: int = 2, layers: int = 12) -> Setup:
-    """The model and its batch; 12 layers and a small vision tower unless asked for otherwise."""
-    made = _model(tower_width, tower_layers, layers)
+def setup(
+    *,
+    tower_width: int = 64,
+    tower_layers: int = 2,
+    layers: int = 12,
+    width: int = 512,
+    side: int = SIDE,
+) -> Setup:
+    """The model and its batch; 12 layers and a small vision tower unless asked for otherwise.
+
+    ``side`` is that of the square of visual tokens.
+    """
+    made = _model(tower_width, tower_layers, layers, width, side)
     plain = copy.deepcopy(made)
-    inputs = _inputs()
+    inputs = _inputs(side)
     model = VisualLM(made)
     batch = model.batch(inputs)
     dead = np.zeros(len(batch.visual), bool)
@@ -66,19 +76,19 @@ def setup(*, tower_width: int = 64, tower_layers: int = 2, layers: int = 12) -> 
     return Setup(model, plain, inputs, batch)
 
 
-def _model(tower_width: int, tower_layers: int, layers: int) -> Any:
+def _model(tower_width: int, tower_layers: int, layers: int, width: int, side: int) -> Any:
     vision = CLIPVisionConfig(
         hidden_size=tower_width,
         intermediate_size=2 * tower_width if tower_width < 512 else 4 * tower_width,
         num_hidden_layers=tower_layers,
         num_attention_heads=max(2, tower_width // 64),
-        image_size=SIDE * PATCH,
+        image_size=side * PATCH,
         patch_size=PATCH,
     )
     text = LlamaConfig(
         vocab_size=WORDS,
-        hidden_size=512,
-        intermediate_size=1376,
+        hidden_size=width,
+        intermediate_size=43 * width // 16,
         num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=8,
@@ -88,9 +98,10 @@ def _model(tower_width: int, tower_layers: int, layers: int) -> Any:
     return model.eval()
 
 
-def _inputs() -> dict[str, Tensor]:
+def _inputs(side: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(10, WORDS, (1, TOKENS), generator=generator)
-    ids[:, BEFORE : BEFORE + SIDE * SIDE] = IMAGE_ID
-    pixels = torch.randn(1, 3, SIDE * PATCH, SIDE * PATCH, generator=generator)
+    tokens = TOKENS - SIDE * SIDE + side * side
+    ids = torch.randint(10, WORDS, (1, tokens), generator=generator)
+    ids[:, BEFORE : BEFORE + side * side] = IMAGE_ID
+    pixels = torch.randn(1, 3, side * PATCH, side * PATCH, generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}

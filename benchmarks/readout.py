@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
+from rows import Row  # type: ignore[import-not-found]
 from timing import Timing, alternate, pair_ratios, write  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
@@ -61,6 +62,13 @@ def main() -> int:
             fits = median(processor) <= RATIO_LIMIT and peak <= MEGABYTES_LIMIT
             kept &= fits
             pairs = ", ".join(f"{value:.3f}" for value in clock)
+            Row(
+                f"readout, {name} {dtype}, {options.vocabulary} × {options.width} / bare product",
+                median(processor),
+                RATIO_LIMIT,
+                median(clock),
+                note=f"{peak:.0f} MB added",
+            ).gather()
             write(
                 f"{name} {dtype}: ratio {median(clock):.3f} by the clock ({pairs}), "
                 f"{median(processor):.3f} in processor time; {_typical(seconds['read'])} against "

@@ -28,6 +28,7 @@ include_patterns = [
     "examples/train_shipped_model/README.md",
     "lens/shipped/README.md",
     "benchmarks/README.md",
+    "benchmarks/RESULTS.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
 ]

@@ -33,6 +33,10 @@ class AblateAttention(SkippedSublayer):
     op: Literal["ablate-attention"] = "ablate-attention"
     heads: InHeads | None = None
 
+    def rests_on_anatomy(self) -> bool:
+        """Not where heads are named, which are counted in the weights."""
+        return self.heads is None and super().rests_on_anatomy()
+
     def zeroed(self, target: Target, layer: int) -> Sequence[Step]:
         """Everything that attention adds, or the heads' share of it."""
         some = target.heads(self, layer, self.heads)

@@ -134,6 +134,10 @@ class Operation(BaseModel, ABC, metaclass=PlainNames):
         """States from other passes that have to be there before it is lowered; none by default."""
         return ()
 
+    def rests_on_anatomy(self) -> bool:
+        """Whether its steps follow from the anatomy, the batch and the kind of pass alone."""
+        return False
+
     def absent(self, n_layers: int) -> range:
         """Layers in which the operation's tokens are not there for anybody; none by default."""
         return range(0)

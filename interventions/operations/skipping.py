@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from ...lens.errors import Unsupported
+from ...lens.selectors.scores import scored_in
 from ..program.site import Site
 from ..program.steps import Step, Zero
 from ..selectors.layers import ALL
@@ -37,6 +38,10 @@ class SkippedSublayer(TokenOperation, ABC):
                     "one sublayer each); name the layers that have it, or layers='all'"
                 )
         return steps
+
+    def rests_on_anatomy(self) -> bool:
+        """So they do, unless tokens are chosen by a score, which takes a pass."""
+        return not scored_in(self.tokens)
 
     def zeroed(self, target: Target, layer: int) -> Sequence[Step]:
         """What is made zero in one layer."""

@@ -40,6 +40,7 @@ from ..program.choosing import (
 )
 from ..program.contradictions import check_declared, check_lowered
 from ..program.cost import Cost, cost_of
+from ..program.kept_steps import kept_steps
 from ..program.program import Program, handed_on
 from ..program.scope import Scope, Subject
 from ..program.steps import Step
@@ -214,9 +215,16 @@ class Plan:
             InputError: An operation that cannot be carried out or would do nothing.
         """
         during = during or Pass("forward")
-        _, lowered = self._lowered(model, batch, during)
-        steps = tuple(step for steps in lowered for step in steps)
-        return Program(steps, Scope(model, batch, during))
+
+        def steps() -> tuple[Step, ...]:
+            _, lowered = self._lowered(model, batch, during)
+            return tuple(step for steps in lowered for step in steps)
+
+        if all(operation.rests_on_anatomy() for operation in self.operations):
+            made = kept_steps(batch, model.anatomy, (self, during), steps)
+        else:
+            made = steps()
+        return Program(made, Scope(model, batch, during))
 
     def _needs(self) -> list[tuple[Operation, Need]]:
         return [(op, need) for op in self.operations for need in op.needs()]

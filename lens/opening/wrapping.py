@@ -16,7 +16,7 @@ import copy
 import inspect
 import warnings
 from contextlib import ExitStack
-from functools import partial
+from functools import lru_cache, partial
 from types import MethodType
 from typing import Any, NoReturn
 
@@ -98,6 +98,7 @@ def release(model: nn.Module) -> None:
             del held["forward"]
 
 
+@lru_cache(maxsize=4096)
 def envoy_path(path: str) -> str:
     """Where nnsight keeps a module: one that is called ``output``, say, is moved aside there."""
     return ".".join(

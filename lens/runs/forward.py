@@ -148,7 +148,9 @@ def run_request(
 def forward_pass(model: Any, host: Any, request: Request) -> Output:
     """Trace one pass on the host (its nnsight model, or a copy with a program), and read in it."""
     # The block is sent to a server with all that it names: so it names plain values only.
-    nn, sites, samples = model.nn, request.sites, request.samples
+    # A host with edits, which is the nnsight model too, is not sent twice.
+    nn = model.nn if destination(model.hf, request.during.remote) else host
+    sites, samples = request.sites, request.samples
     rows, columns, pairs = request.rows, request.columns, dict(request.pairs)
     tracer = trace_forward(
         host, model.hf, request.inputs, remote=request.during.remote, **request.arguments

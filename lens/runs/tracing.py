@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from nnsight.tracing.backend import Backend
@@ -15,6 +16,9 @@ from ..opening.placement import placed
 from .one_at_a_time import refuse_inside_a_trace
 from .remote import ExplainingBackend, destination, goes_to_server
 from .undisturbed import undisturbed
+
+# By the function that a model runs, whether it takes ``use_cache``.
+_TAKES_CACHE: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 class UndisturbedBackend(Backend):  # type: ignore[misc]
@@ -69,6 +73,14 @@ def trace_forward(
 
 def without_cache(model: nn.Module) -> dict[str, Any]:
     """The argument that keeps a forward from filling a cache, where the forward takes it."""
-    parameters = inspect.signature(model.forward).parameters
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    return {"use_cache": False} if open_ended or "use_cache" in parameters else {}
+    forward: Any = model.forward
+    # nnsight's entry, and a method of the model, say which function they run.
+    function = getattr(forward, "__wrapped__", getattr(forward, "__func__", None))
+    takes = None if function is None else _TAKES_CACHE.get(function)
+    if takes is None:
+        parameters = inspect.signature(forward).parameters
+        open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        takes = open_ended or "use_cache" in parameters
+        if function is not None:
+            _TAKES_CACHE[function] = takes
+    return {"use_cache": False} if takes else {}
