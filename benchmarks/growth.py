@@ -121,7 +121,7 @@ def _dearer(name: str, made: Setup, plans: Sequence[Plan], repeats: int) -> bool
 
 
 def _counted(do: Callable[[], object]) -> int:
-    with Operations() as counter:  # type: ignore[no-untyped-call]  # torch
+    with Operations() as counter:
         do()
     return int(counter.count)
 

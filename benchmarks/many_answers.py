@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 import torch
 from random_llava import setup  # type: ignore[import-not-found]
@@ -38,10 +39,10 @@ def main() -> int:
     for new, limit in LIMITS.items():
         told = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
 
-        def many(told: dict[str, object] = told) -> list[list[list[int]]]:
-            return model.generate_ids_many(batch, plans, **told)
+        def many(told: dict[str, Any] = told) -> list[list[list[int]]]:
+            return list(model.generate_ids_many(batch, plans, **told))
 
-        def one_by_one(told: dict[str, object] = told) -> list[list[list[int]]]:
+        def one_by_one(told: dict[str, Any] = told) -> list[list[list[int]]]:
             return [model.generate_ids(batch, plan, **told) for plan in plans]
 
         assert many() == one_by_one(), "other ids were written"

@@ -132,9 +132,9 @@ def _sweep(name: str, model: VisualLM, layers: int, side: int, rate: float, repe
         return [_hooked(model, batch, edit.what, edit.layers) for edit in edits]
 
     apart = _apart(many(), single())
-    with Operations() as counter:  # type: ignore[no-untyped-call]  # torch
+    with Operations() as counter:
         many()
-    with Operations() as plain:  # type: ignore[no-untyped-call]  # torch
+    with Operations() as plain:
         single()
     _forget_peak(model.device)
     ours, theirs = [], []

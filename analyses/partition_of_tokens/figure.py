@@ -35,7 +35,7 @@ def _silhouettes(axes: Axes, frame: pd.DataFrame) -> None:
 
 def _shares(axes: Axes, frame: pd.DataFrame) -> None:
     rows = select(frame, measure="share").reset_index(drop=True)
-    for y, row in rows.iterrows():
+    for y, row in enumerate(rows.to_dict("records")):
         value = 100 * row["value"]
         axes.barh(y, value, color=ACCENT, height=0.58)
         if not np.isnan(row["low"]):

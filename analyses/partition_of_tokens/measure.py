@@ -151,7 +151,7 @@ def _classes(
     model: VisualLM, batch: Batch, markers: Markers | None, rule: Markers | None
 ) -> dict[str, NDArray[np.bool_]]:
     """Masks by what tells the classes of a batch's tokens; none where nothing does."""
-    found = {}
+    found: dict[str, NDArray[np.bool_]] = {}
     classes = batch.classes if markers is None else markers.classify(model, batch)
     if classes is not None and classes.membership:
         found |= {f"class {name}": classes.mask(name) for name in ("vit-sink", "llm-sink", "dead")}
@@ -186,11 +186,11 @@ def _of_clusters(
     images = np.unique(image)
     for cluster in range(found.count):
         mine, name = found.of_token == cluster, f"cluster {cluster + 1}"
-        held = {"name": name, "images": len(np.unique(image[mine]))}
+        shown = len(np.unique(image[mine]))
+        held = {"name": name, "images": shown}
         estimate = proportion(mine.astype(np.float64)[:, None], image)
         yield {"measure": "cluster share", **held, **estimate.row(0)}
-        share = held["images"] / len(images)
-        yield {"measure": "cluster images", **held, "value": share}
+        yield {"measure": "cluster images", **held, "value": shown / len(images)}
         means = np.stack(
             [
                 unit[mine & (image == one)].mean(0)

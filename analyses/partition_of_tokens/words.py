@@ -38,7 +38,8 @@ def _turn(result: Result) -> list[str]:
     turns = select(result.frame, measure="turns")
     if turns.empty:
         return []
-    most = turns.sort_values("value", ascending=False, kind="stable").iloc[0].to_dict()
+    rows = turns.sort_values("value", ascending=False, kind="stable")
+    most = {str(name): value for name, value in rows.iloc[0].items()}
     behind = "" if most["part"] == "layer" else f"the {_called(most['part'])} of "
     return [f"{share(most)} of those that turn do so in {behind}layer {most['layer']}."]
 
@@ -50,8 +51,8 @@ def _called(part: str) -> str:
 def _clusters(result: Result) -> str:
     rows = select(result.frame, measure="silhouette")
     table = rows.pivot(index="clusters", columns="name", values="value")
-    k = int((table["tokens"] - table["cloud"]).idxmax())
-    observed, cloud = (number(float(table.at[k, name])) for name in ("tokens", "cloud"))
+    best = table.iloc[int(np.argmax(table["tokens"] - table["cloud"]))]
+    observed, cloud = (number(float(best[name])) for name in ("tokens", "cloud"))
     against = f"silhouette {observed}, of clouds without clusters up to {cloud}"
     found = select(result.frame, measure="cluster share")
     if len(found) < 2:
