@@ -2,15 +2,15 @@
 
 k-means finds k clusters in anything. So the silhouette of a clustering is compared with that of
 clouds that have the tokens' own spread in every direction and no clusters.
+
+scikit-learn is imported where it is used: its import draws from Python's own random numbers.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.metrics import silhouette_score
 
 # Directions kept, tokens that the clusters are found on, clusterings tried from new starts, clouds
 # without clusters, and by how much a clustering has to be better than the best of these.
@@ -47,6 +47,8 @@ def find_clusters(states: Float[np.ndarray, "token d"], ks: tuple[int, ...], see
         ks: Numbers of clusters to try.
         seed: Of the tokens, the starts and the clouds.
     """
+    from sklearn.decomposition import PCA  # noqa: PLC0415 see above
+
     rng = np.random.default_rng(seed)
     length = np.linalg.norm(states, axis=1, keepdims=True)
     unit = states / np.maximum(length, np.finfo(np.float64).tiny)
@@ -68,9 +70,13 @@ def find_clusters(states: Float[np.ndarray, "token d"], ks: tuple[int, ...], see
     return Clusters(ks, found, cloud, rank[labels])
 
 
-def _fit(points: Float[np.ndarray, "point d"], k: int, seed: int) -> KMeans:
+def _fit(points: Float[np.ndarray, "point d"], k: int, seed: int) -> Any:
+    from sklearn.cluster import KMeans  # noqa: PLC0415 see above
+
     return KMeans(k, n_init=_STARTS, random_state=seed).fit(points)
 
 
-def _silhouette(points: Float[np.ndarray, "point d"], fit: KMeans) -> float:
+def _silhouette(points: Float[np.ndarray, "point d"], fit: Any) -> float:
+    from sklearn.metrics import silhouette_score  # noqa: PLC0415 see above
+
     return float(silhouette_score(points, fit.labels_)) if len({*fit.labels_}) > 1 else 0.0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -217,13 +218,10 @@ class Plan:
         during = during or Pass("forward")
 
         def steps() -> tuple[Step, ...]:
-            _, lowered = self._lowered(model, batch, during)
-            return tuple(step for steps in lowered for step in steps)
+            return tuple(chain.from_iterable(self._lowered(model, batch, during)[1]))
 
-        if all(operation.rests_on_anatomy() for operation in self.operations):
-            made = kept_steps(batch, model.anatomy, (self, during), steps)
-        else:
-            made = steps()
+        kept = all(operation.rests_on_anatomy() for operation in self.operations)
+        made = kept_steps(batch, model.anatomy, (self, during), steps) if kept else steps()
         return Program(made, Scope(model, batch, during))
 
     def _needs(self) -> list[tuple[Operation, Need]]:
@@ -387,12 +385,9 @@ class Plan:
 def _asked(during: Pass, model: Subject, batch: Batch) -> Iterator[dict[str, FirstPass]]:
     """What each plan of a call asks for; what is refused is said when that plan is compiled."""
     for plan in during.call.plans if during.call else ():
-        if isinstance(plan, Plan):
-            try:
-                asked = plan._first_passes(model, batch)
-            except EmbedlensError:
-                continue
-            yield asked
+        with suppress(EmbedlensError):
+            if isinstance(plan, Plan):
+                yield plan._first_passes(model, batch)
 
 
 def _first_stages(during: Pass, batch: Batch) -> dict[Plan | None, list[Scored]]:

@@ -14,7 +14,7 @@ from embedlens import Batch, InputError, Result, TokenClasses, VisualLM, class_p
 from embedlens.analyses.claim import judged
 from embedlens.analyses.profiles_of_classes.words import CLASS_PROFILES
 from embedlens.analyses.rows import one, select
-from tolerances import EQUAL
+from tolerances import EQUAL, LARGE
 
 IMAGES, DEAD = 9, (0, 3, 6, 9, 12)
 
@@ -117,7 +117,7 @@ def test_every_measure_is_what_the_plain_model_shows(made: tuple[Result, Batch, 
     for (measure, part, name, layer), values in expected.items():
         asked = {"measure": measure, "part": part, "class": name, "layer": layer}
         row = one(result.frame, **asked)
-        assert row["value"] == pytest.approx(np.mean(values), rel=1e-4, abs=EQUAL), asked
+        assert row["value"] == pytest.approx(np.mean(values), rel=LARGE, abs=EQUAL), asked
         assert row["images"] == IMAGES
 
 
