@@ -1,8 +1,8 @@
-"""What it saves not to compute FFNs where they are zeroed, as a ratio to the clean forward.
+"""What it saves not to compute FFNs and attention where they are zeroed, against a clean forward.
 
     python benchmarks/left_out.py
 
-A LLaVA of random weights, width 512, 12 layers, 576 visual among 631 tokens. FFNs are zeroed for
+A LLaVA of random weights, width 512, 12 layers, 576 visual among 631 tokens. They are zeroed for
 the visual tokens in all layers and in half of them, as they are left out, and as they would be if
 everything were computed. Timings alternate; processor time is judged.
 """
@@ -26,6 +26,8 @@ from embedlens.interventions.engines.nnsight import NNsight
 PLANS = {
     "FFN, all layers": Plan(ZeroFFN()),
     "FFN, layers 6-11": Plan(ZeroFFN(layers="6-11")),
+    "attention, all layers": Plan(AblateAttention()),
+    "both sublayers, all layers": Plan(AblateAttention(), ZeroFFN()),
     "both sublayers, layers 6-11": Plan(AblateAttention(layers="6-11"), ZeroFFN(layers="6-11")),
 }
 # Most that the first of them may cost in units of the clean forward.

@@ -33,13 +33,15 @@ from .payload.drop_before_decoder import drop_before_decoder
 from .payload.drop_between_layers import drop_between_layers
 from .payload.generation_passes import carry_out_when, follow
 from .payload.leave_out import leave_out
+from .payload.leave_queries_out import leave_queries_out
 from .payload.shorter_tensors import taken
 from .payload.written_values import noise
+from .queries_left_out import places_of_queries, queries_left_out
 from .rows_left_out import rows_left_out
 
 for _sent in (block, edit_weights, zero, drop_before_decoder, drop_between_layers, taken, noise):
     nnsight.register(_sent.__module__)
-for _more in (carry_out_when, leave_out, choose, best):
+for _more in (carry_out_when, leave_out, leave_queries_out, choose, best):
     nnsight.register(_more.__module__)
 
 
@@ -117,8 +119,8 @@ class NNsight(Engine):
         return isinstance(host, Envoy)
 
     def leaves_out(self, steps: Sequence[Step], scope: Scope) -> frozenset[int]:
-        """Zeroed FFNs, where that changes nothing else."""
-        return rows_left_out(steps, scope)
+        """Zeroed FFNs, and queries of zeroed attention, where that changes nothing else."""
+        return rows_left_out(steps, scope) | queries_left_out(steps, scope)
 
     def check_attention(
         self, edit: Literal["mask", "weights"], layer: int, model: Subject, by: str
@@ -134,10 +136,18 @@ class NNsight(Engine):
         clock = clock_of(steps, scope) if scope.during.kind == "generation" else None
         left = self.leaves_out(steps, scope)
         actions = [
-            at_module(leave_out, step, scope) if number in left else bound(step, scope)
+            _leaving_out(step, scope) if number in left else bound(step, scope)
             for number, step in enumerate(steps)
         ]
         return store_edits(host, actions, clock)
+
+
+def _leaving_out(step: Step, scope: Scope) -> tuple[Action, dict[str, Any]]:
+    """A function that zeroes without computing, and the dict it is given."""
+    if step.site.part == "ffn":
+        return at_module(leave_out, step, scope)
+    action, made = at_module(leave_queries_out, step, scope)
+    return action, {**made, **places_of_queries(scope.model, step.site.layer)}
 
 
 def clock_of(steps: Sequence[Step], scope: Scope) -> dict[str, Any]:

@@ -46,9 +46,9 @@ class Cost:
     Attributes:
         frame: One row per layer and part (``attention``, ``ffn``): ``clean`` is what the pass costs
             without a plan; ``saved`` what an implementation that skips the work would save of it;
-            ``skipped`` what is really not computed: by a shorter sequence, and of FFNs at tokens
-            where they are zeroed; ``spent`` what is computed in addition, such as passes over a
-            donor.
+            ``skipped`` what is really not computed in ``run``: by a shorter sequence, of FFNs at
+            tokens where they are zeroed, and of attention the queries of such tokens; ``spent``
+            what is computed in addition, such as passes over a donor.
     """
 
     frame: pd.DataFrame
@@ -105,8 +105,8 @@ def cost_of(
         left = _clean(size, len(batch), lengths.get(layer, batch.length))
         here = [step for step in steps if step.site.layer == layer]
         skipped = {part: clean[part] - left[part] for part in PARTS}
-        acted = [steps[n].tokens(*flow.scope.real.shape) for n in left_out if steps[n] in here]
-        skipped["ffn"] += size.addend * sum(int(t[:, :-1].sum()) for t in acted if t is not None)
+        for step in (steps[n] for n in left_out if steps[n] in here):
+            _leave_out(skipped, step, size, flow.scope.real.shape)
         spent = _spent(size, here, batch, None if visible is None else visible[layer])
         again = [(_clean(size, samples, tokens), times) for samples, tokens, times in passes]
         for part in PARTS:
@@ -127,6 +127,21 @@ def _clean(size: LayerSizes, samples: int, tokens: int) -> dict[str, int]:
     """FLOPs of a layer over padded samples."""
     attention = tokens * (size.query + size.key) + tokens * tokens * size.pair
     return {"attention": samples * attention, "ffn": samples * tokens * size.ffn}
+
+
+def _leave_out(
+    skipped: dict[str, int], step: Step, size: LayerSizes, shape: tuple[int, ...]
+) -> None:
+    """Add what is not computed at a step's tokens; queries are scored by columns of the batch."""
+    samples, length = shape
+    tokens = step.tokens(samples, length)
+    assert tokens is not None
+    acted = tokens[:, :-1]
+    if step.site.part == "ffn":
+        skipped["ffn"] += size.addend * int(acted.sum())
+        return
+    pairs = samples * int(acted.all(0).sum()) * length
+    skipped["attention"] += size.query * int(acted.sum()) + size.pair * pairs
 
 
 def _saved(size: LayerSizes, layer: int, flow: Flow, used: Used) -> dict[str, int]:

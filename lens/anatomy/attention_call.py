@@ -12,6 +12,7 @@ import ast
 import inspect
 import re
 import textwrap
+from functools import lru_cache
 from typing import Any
 
 from ..errors import Unsupported
@@ -33,9 +34,15 @@ def attention_call(mixer: Any, names: tuple[str, ...]) -> str:
     ``names`` is what ``.source`` finds there, in the order of the code. Unsupported, with the
     reason, unless there is exactly one such call and every pass reaches it.
     """
+    return _one_call(_code_of(mixer), names)
+
+
+# Read once: a model's layers share their code, and every plan asks for all of them.
+@lru_cache(maxsize=256)
+def _one_call(forward: Any, names: tuple[str, ...]) -> str:
     # The name is bound first and called last.
     found = [name for name in names if _OPERATION.fullmatch(name)]
-    body = _body(mixer)
+    body = _body(forward)
     calls = [statement for statement in body for _ in range(_calls(statement))]
     if not (found and calls):
         raise Unsupported("does not call an attention function of transformers")
@@ -52,26 +59,36 @@ def attention_call(mixer: Any, names: tuple[str, ...]) -> str:
 
 def run_behind_the_call(mixer: Any) -> list[str]:
     """Names of the mixer's own modules that its forward runs behind that call, in their order."""
-    body = _body(mixer)
-    first = next((n for n, statement in enumerate(body) if _calls(statement)), len(body))
     children = dict(getattr(mixer, "original_component", mixer).named_children())
-    return [
+    return [name for name in _called_behind(_code_of(mixer)) if name in children]
+
+
+@lru_cache(maxsize=256)
+def _called_behind(forward: Any) -> tuple[str, ...]:
+    """What of its own a forward calls behind the call of the attention function."""
+    body = _body(forward)
+    first = next((n for n, statement in enumerate(body) if _calls(statement)), len(body))
+    return tuple(
         node.func.attr
         for statement in body[first + 1 :]
         for node in ast.walk(statement)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and ast.unparse(node.func.value) == "self"
-        and node.func.attr in children
-    ]
+    )
 
 
-def _body(mixer: Any) -> list[ast.stmt]:
-    """The statements of a module's forward; none where its source is not at hand."""
+def _code_of(mixer: Any) -> Any:
+    """The function that is a module's forward, as it was written."""
     # A bridge of TransformerLens stands around the module whose code it runs.
     mixer = getattr(mixer, "original_component", mixer)
+    return inspect.unwrap(type(mixer).forward)
+
+
+def _body(forward: Any) -> list[ast.stmt]:
+    """A function's statements; none where its source is not at hand."""
     try:
-        code = inspect.getsource(inspect.unwrap(type(mixer).forward))
+        code = inspect.getsource(forward)
     except (OSError, TypeError):
         return []
     for node in ast.walk(ast.parse(textwrap.dedent(code))):

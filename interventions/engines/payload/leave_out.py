@@ -25,7 +25,12 @@ def leave_out(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: 
     if others is None:
         zero(model, store, step, decoded)
         return
-    states: torch.Tensor = args[0]
+    compute_only(site, others)
+
+
+def compute_only(site: Any, others: torch.Tensor) -> None:
+    """Let a module of the trace compute these tokens' rows, and return zero for the rest."""
+    (states,), given = site.inputs
     site.inputs = ((only(states, others),), given)
     site.output = among(site.output, states, others)
 

@@ -256,6 +256,7 @@ def many() -> list[Plan | None]:
     return [None, *shares, *states]  # fmt: skip
 
 
+@pytest.mark.full
 def test_many_plans_read_their_scores_in_one_pass(
     model: VisualLM, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
