@@ -136,13 +136,13 @@ class NNsight(Engine):
         clock = clock_of(steps, scope) if scope.during.kind == "generation" else None
         left = self.leaves_out(steps, scope)
         actions = [
-            _leaving_out(step, scope) if number in left else bound(step, scope)
+            _left_out(step, scope) if number in left else bound(step, scope)
             for number, step in enumerate(steps)
         ]
         return store_edits(host, actions, clock)
 
 
-def _leaving_out(step: Step, scope: Scope) -> tuple[Action, dict[str, Any]]:
+def _left_out(step: Step, scope: Scope) -> tuple[Action, dict[str, Any]]:
     """A function that zeroes without computing, and the dict it is given."""
     if step.site.part == "ffn":
         return at_module(leave_out, step, scope)
