@@ -4,6 +4,7 @@ from matplotlib.figure import Figure
 
 from ..analysis import Result
 from ..conditions_by_layer.curves_of_conditions import Panel, draw_curves
+from ..numbers_in_words import counted
 
 _MOST_BESIDE = 4
 
@@ -21,7 +22,7 @@ def draw_information_flow(result: Result) -> Figure:
         Result(result.name, frame, result.tensors, result.meta),
         grid,
         series="what",
-        names={"hidden": f"hidden in {result.meta['width']} layers"},
+        names={"hidden": f"hidden in {counted(result.meta['width'], 'layer')}"},
         metrics=[told_metric(result)] * len(grid),
         label="from layer",
     )

@@ -34,6 +34,7 @@ from embedlens.analyses import (
     alignment,
     class_agreement,
     class_profiles,
+    information_flow,
     injection,
     lens_hits,
     partition,
@@ -74,6 +75,8 @@ def results(shipped: VisualLM, model: VisualLM) -> dict[str, Result]:
     made += [chosen.integrated_gradients(), chosen.patching()]
     made += [redundancy(model, asked(8)), injection(model, asked(8))]
     made += [pruning(model, asked(8), seeds=1, repeats=1)]
+    box = (0, 0, 16, 16)
+    made += [information_flow(model, asked(8), objects=[box] * 8, metrics=["kl"])]
     return {result.name: result for result in made}
 
 
