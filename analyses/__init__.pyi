@@ -11,6 +11,7 @@ from .comparison_of_plans import compare
 from .effect_of_plan import PlanEffect, effect_of_plan
 from .example import Example
 from .extraction import ExtractedStates, StatesBlock, extract, read_states
+from .information_flow_by_layer import information_flow
 from .injection_by_layer import injection
 from .integrated_gradients_of_tokens import integrated_gradients
 from .lens_hits_by_layer import lens_hits
@@ -53,6 +54,7 @@ __all__ = [
     "effect_of_plan",
     "extract",
     "find",
+    "information_flow",
     "injection",
     "integrated_gradients",
     "lens_hits",

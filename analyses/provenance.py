@@ -29,10 +29,16 @@ def provenance(
         "seed": seed,
         "plan": plan,
         **settings,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         **machine(),
     }
+
+
+def _command() -> str:
+    program = Path(sys.argv[0]).name
+    how = ["python", "-m", "embedlens"] if program == "__main__.py" else [program]
+    return shlex.join([*how, *sys.argv[1:]])
 
 
 def machine() -> dict[str, Any]:

@@ -166,3 +166,8 @@ def windows(n_layers: int, width: int, starts: Sequence[int]) -> Iterator[tuple[
     last = n_layers - width
     for start in dict.fromkeys([*(start for start in starts if start <= last), last]):
         yield tuple(range(start, start + width))
+
+
+def span(layers: Sequence[int]) -> str:
+    """Neighbouring layers as text: ``3`` or ``0-7``."""
+    return str(layers[0]) if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"

@@ -54,7 +54,7 @@ def draw_curves(
         for line, metric, drawn in zip(grid, metrics, panels, strict=True):
             for j, axes in enumerate(drawn):
                 if j >= len(line):
-                    axes.set_visible(False)
+                    axes.remove()
                     continue
                 title, where = line[j]
                 axes.set_title(f"{next(letters)}  {title}")

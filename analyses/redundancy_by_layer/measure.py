@@ -18,6 +18,7 @@ from ..conditions_by_layer.condition import (
     check_known,
     checked_tokens,
     some_layers,
+    span,
     windows,
 )
 from ..example import Example
@@ -139,8 +140,3 @@ def _layers(
         return [*windows(n_layers, width, starts)]
     wanted = {start + 1 for start in starts} | {n_layers} if scope == "below" else {*starts}
     return [layers for m, layers in layer_sets(scope, n_layers) if m in wanted]
-
-
-def span(layers: Sequence[int]) -> str:
-    """Neighbouring layers as text: ``3`` or ``0-7``."""
-    return str(layers[0]) if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"

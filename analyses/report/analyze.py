@@ -13,6 +13,7 @@ from ..causal_evidence_of_markers import causal_evidence
 from ..example import Example
 from ..report_inputs import Material
 from ..statistics import MIN_IMAGES
+from .not_done import not_done
 from .page import Report
 from .runs import run_all
 from .sentences import everyday_sentences
@@ -97,8 +98,7 @@ def analysis_report(
         "One prompt, and the images that were given: other questions and images may give other "
         "numbers.",
         "Zeroing follows the paper’s released code, without its special rule for layer 0.",
-        "Not done here: pruning tokens, injecting them at middle layers, scaling their norms, "
-        "attention shares, and the paper’s benchmarks.",
+        not_done(results),
     ]
     if not own_texts:
         limitations.insert(

@@ -15,6 +15,7 @@ from ..analysis import Result
 from ..causal_evidence_of_markers import causal_evidence
 from ..example import Example
 from ..report_inputs import Material, Truth
+from .not_done import not_done
 from .page import Report
 from .runs import run_all
 
@@ -134,8 +135,7 @@ def demo_report(results: Sequence[Result], sizes: Sizes = FULL) -> Report:
             "Zeroing follows the paper’s released code, without its special rule for layer 0.",
             "Exact match is strict, and tasks have few questions each; the table has the "
             "log-probabilities too.",
-            "Not done here: pruning tokens, injecting them at middle layers, scaling their norms, "
-            "attention shares, and the paper’s benchmarks.",
+            not_done(results),
         ),
         results=results,
     )

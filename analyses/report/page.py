@@ -12,7 +12,7 @@ from markupsafe import Markup
 from ...lens.progress import Progress, silent
 from ..analysis import Analysis, Result, find, registered
 from ..claim import Claim, judged
-from ..figures import png, save_figure
+from ..figures import save_figure
 from ..folders import written_at_once
 from ..report_inputs import MOST_PICTURES
 from ..statistics import MIN_IMAGES
@@ -83,9 +83,9 @@ def write_report(
         pictures = {}
         for done, result in enumerate(report.results):
             progress("drawing", done, len(report.results))
-            figure = result.plot()
-            save_figure(figure, new / "figures" / result.name)
-            pictures[result.name] = png(figure)
+            drawn = new / "figures" / result.name
+            save_figure(result.plot(), drawn)
+            pictures[result.name] = drawn.with_suffix(".png").read_bytes()
             result.save(new / "tables" / result.name)
         (new / PAGE).write_text(render(report, pictures), encoding="utf-8")
     return Path(folder) / PAGE

@@ -161,7 +161,7 @@ def test_the_best_and_the_worst_named_scenes_are_pictured(demo: Demo, shipped: V
 
 def test_the_command_and_the_seed_are_on_record(demo: Demo) -> None:
     meta = demo.result("ablation").meta
-    assert meta["command"].endswith("demo --device cpu")
+    assert meta["command"] == "python -m embedlens demo --device cpu"
     assert meta["seed"] == 0
     assert meta["model"] == "embedlens-shipped"
 

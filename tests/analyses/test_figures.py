@@ -25,6 +25,7 @@ from PIL import Image
 
 from builders import results as chosen
 from builders.results import token_map as token_map_result
+from builders.visual_questions import asked
 from embedlens import VisualLM
 from embedlens.analyses import (
     Example,
@@ -33,8 +34,12 @@ from embedlens.analyses import (
     alignment,
     class_agreement,
     class_profiles,
+    information_flow,
+    injection,
     lens_hits,
     partition,
+    pruning,
+    redundancy,
     registered,
     sparsity,
     token_map,
@@ -49,8 +54,8 @@ CLASSES = ["sink", "dead", "alive"]
 
 
 @pytest.fixture(scope="module")
-def results(shipped: VisualLM) -> dict[str, Result]:
-    """One small result of every analysis, of the shipped model."""
+def results(shipped: VisualLM, model: VisualLM) -> dict[str, Result]:
+    """One small result of every analysis, of the shipped model or a random one."""
     shown = scenes(4)
     markers = Markers.discover(shipped, [scene.image() for scene in scenes(8, start=500)])
     batch = shipped.encode([scene.image() for scene in shown], [PROMPT] * len(shown))
@@ -68,6 +73,10 @@ def results(shipped: VisualLM) -> dict[str, Result]:
     made += [replace(made[1], name="lens_comparison", meta={**made[1].meta, "left_out": {}})]
     made += [chosen.comparison(), chosen.probes(), chosen.logit_attribution()]
     made += [chosen.integrated_gradients(), chosen.patching()]
+    made += [redundancy(model, asked(8)), injection(model, asked(8))]
+    made += [pruning(model, asked(8), seeds=1, repeats=1)]
+    box = (0, 0, 16, 16)
+    made += [information_flow(model, asked(8), objects=[box] * 8, metrics=["kl"])]
     return {result.name: result for result in made}
 
 

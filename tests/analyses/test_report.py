@@ -24,11 +24,12 @@ from builders.results import (
     token_map,
 )
 from embedlens import InputError
-from embedlens.analyses import Claim, Result, find
+from embedlens.analyses import Claim, Result, find, registered
 from embedlens.analyses.numbers_in_words import depth
 from embedlens.analyses.report import Report, claims, render, write_report
 from embedlens.analyses.report.analyze import analysis_report
 from embedlens.analyses.report.demo import demo_report
+from embedlens.analyses.report.not_done import not_done
 
 HOSTILE = "<script>alert('x')</script>\"'&{{ 7*7 }}"
 
@@ -334,6 +335,19 @@ def test_few_images_are_a_limitation() -> None:
 
 
 @pytest.mark.full
+def test_what_was_not_asked_for_is_a_limitation_and_what_was_is_none() -> None:
+    unasked = [n for n, one in registered().items() if one.run is not None and not one.by_default]
+    assert "pruning" in unasked
+    for done in ([], ["pruning"], unasked):
+        results = [sparsity(), *(Result(name, pd.DataFrame()) for name in done)]
+        told = not_done(results)
+        report = analysis_report(results, prompt="a", images=32, own_texts=True)
+        assert told in report.limitations
+        assert [n for n in unasked if re.search(rf"\b{n}\b", told)] == [
+            n for n in unasked if n not in done
+        ]
+
+
 def test_the_report_folder_is_complete_and_refuses_to_replace(tmp_path: Path) -> None:
     report = demo_report(all_results())
     steps: list[str] = []
