@@ -29,15 +29,16 @@ def leave_queries_out(
 def without_queries(model: Any, step: dict[str, Any]) -> bool:
     """Compute a layer's attention for tokens that are not the step's; False where it is whole."""
     query = model.get(step["query"])
-    others = others_of(*query.inputs, step)
+    args, given = query.inputs
+    others = others_of(args, given, step)
     if others is None:
         return False
     compute_only(query, others)
     call = getattr(model.get(step["mixer"]).source, step["call"])
-    inputs = call.inputs
+    args, given = call.inputs
     # In a batch each sample has its own; a call is for the same columns in all.
     columns = others.any(0).nonzero()[:, 0]
-    shorter = shorter_call(*inputs, columns, step)
+    shorter = shorter_call(args, given, columns, step)
     if shorter is not None:
         call.inputs = shorter
         call.output = longer(call.output, columns, others.shape[1])
