@@ -14,9 +14,6 @@ import torch
 from .carry_out import zero
 from .leave_out import compute_only, others_of
 
-# What a call is given and its function does not look at, or for each head alone.
-_APART = ("attention_mask", "position_ids", "s_aux")
-
 
 def leave_queries_out(
     model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int
@@ -50,7 +47,9 @@ def shorter_call(args: Any, given: Any, columns: torch.Tensor, step: dict[str, A
     """What an attention function is given for some queries; None where that is not known."""
     module, query, key, value, *rest = args
     length, columns = query.shape[2], columns.to(query.device)
-    unknown = [name for name, part in given.items() if name not in _APART and is_wide(part)]
+    # The mask is cut below; places the function does not look at, sinks are for each head.
+    apart = ("attention_mask", "position_ids", "s_aux")
+    unknown = [name for name, part in given.items() if name not in apart and is_wide(part)]
     mask = rest[0] if rest else given.get("attention_mask")
     if unknown or len(rest) > 1 or not len(columns):
         return None
