@@ -87,7 +87,7 @@ def class_profiles(
         >>> batch = model.encode(images, ["describe the image ."] * 8)
         >>> found = class_profiles(model, batch, markers=markers)
         >>> found.frame["class"].unique().tolist()
-        ['sink', 'dead', 'alive', 'text']
+        ['dead', 'alive', 'text']
     """
     batches = as_batches(batch)
     refuse_repeated_images(batches)
