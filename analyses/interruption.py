@@ -7,7 +7,7 @@ without a word and without tidying up.
 from __future__ import annotations
 
 import signal
-from threading import Timer
+from threading import Timer, main_thread
 from types import FrameType
 
 # Seconds until it is looked again whether the import is over.
@@ -26,9 +26,18 @@ def stop_between_imports() -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     if not _is_importing(frame):
         raise KeyboardInterrupt
-    later = Timer(AGAIN, signal.raise_signal, [number])
+    later = Timer(AGAIN, _send_again, [number])
     later.daemon = True
     later.start()
+
+
+def _send_again(number: int) -> None:
+    """To the main thread, which may be waiting for something; Windows knows no such way."""
+    thread = main_thread().ident
+    if thread is not None and hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(thread, number)
+    else:
+        signal.raise_signal(number)
 
 
 def _is_importing(frame: FrameType | None) -> bool:

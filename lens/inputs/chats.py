@@ -103,7 +103,9 @@ def _parts(content: Any) -> Sequence[Any]:
 
 def _part(part: Any, held: dict[str, list[Any]], asked: dict[str, int]) -> dict[str, Any]:
     """A part without its picture, which goes to those that are held."""
-    kind = part.get("type") if isinstance(part, Mapping) else None
+    named = part.get("type") if isinstance(part, Mapping) else None
+    # An array, say, is not to be compared with a word.
+    kind = named if isinstance(named, str) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return dict(part)
     kind = "image" if kind == "image_url" else kind

@@ -126,6 +126,8 @@ def _depth(videos: Any, levels: int = 3) -> int:
 
 def _read_video(video: Any) -> NDArray[np.uint8]:
     frames = [np.asarray(_still(frame)) for frame in video]
+    if not frames:
+        raise InputError("a video without frames: leave it out, or give it at least one")
     if len(sizes := {frame.shape for frame in frames}) > 1:
         raise InputError(f"the frames of one video differ in size: {sorted(sizes)}")
     return np.stack(frames)

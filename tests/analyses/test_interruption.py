@@ -24,7 +24,7 @@ stop_between_imports()
 try:
     import slow
     print("imported", slow.whole, flush=True)
-    time.sleep(30)
+    time.sleep(600)
     print("never stopped", flush=True)
 except KeyboardInterrupt:
     print("stopped", flush=True)
@@ -34,5 +34,5 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_import_is_finished_first(tmp_path: Path, stop: signal.Signals) -> None:
     (tmp_path / "slow.py").write_text(SLOW.format(stop=stop.name))
-    done = run_python("-c", PROGRAM.format(folder=str(tmp_path)), cwd=tmp_path)
+    done = run_python("-c", PROGRAM.format(folder=str(tmp_path)), cwd=tmp_path, timeout=120)
     assert done.stdout.splitlines() == ["imported True", "stopped"], done.stderr

@@ -290,6 +290,7 @@ def test_videos_are_dealt_out_like_images(videos: Any, n_prompts: int, expected:
         [tiny.image(0), tiny.image(0, (40, 40))],
         [FILM, FILM, FILM],
         FILM[0, 0],
+        FILM[:0],
         [],
         "film.mp4",
         [[[FILM]]],
@@ -298,6 +299,12 @@ def test_videos_are_dealt_out_like_images(videos: Any, n_prompts: int, expected:
 def test_videos_of_no_known_form_are_refused(videos: Any) -> None:
     with pytest.raises(InputError):
         arrange_videos(videos, 2)
+
+
+def test_a_part_whose_type_is_no_word_is_refused(model: VisualLM) -> None:
+    part = {"type": np.zeros(0)}
+    with pytest.raises(InputError, match="a part of a message is"):
+        model.encode(None, [[{"role": "user", "content": [part]}]])
 
 
 def writing(template: str | None) -> VisualLM:
