@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from ..analysis import Result
 from ..figures.style import ACCENT, INK, MUTED, SECOND, new_figure, style, tidy
 from ..rows import one, select
+from .measure_names import axis_label
 from .named_plans import UNTOUCHED
 from .paired_table import METRICS
 
@@ -33,7 +34,7 @@ def draw_comparison(result: Result) -> Figure:
         for letter, axes, metric in zip("abcd", panels, metrics, strict=False):
             _panel(axes, select(rows, metric=metric), conditions, result.meta["margins"][metric])
             axes.set_title(letter)
-            axes.set_xlabel(METRICS[metric].label)
+            axes.set_xlabel(axis_label(result, metric))
         panels[0].set_yticks(range(len(names)), names)
         panels[0].set_ylim(len(names) - 0.5, -0.5)
         if controlled:

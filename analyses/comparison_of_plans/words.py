@@ -6,43 +6,39 @@ from typing import Any
 import pandas as pd
 
 from ..analysis import Analysis, Result, register
-from ..asked_questions import OWN_ANSWER
 from ..numbers_in_words import counted, difference, listing, number, p_value, percent
 from ..rows import one, select
 from .figure import draw_comparison
+from .measure_names import answers_are_own, measure_name
 from .named_plans import UNTOUCHED
 from .outcomes import DOING
 
 _SURE = 0.05
-_WHAT = {
-    "accuracy": "accuracy",
-    "logprob": "the answer’s log-probability",
-    "kl": "the next token’s distribution",
-    "flips": "the greedy answer",
-}
 
 
 def _findings(result: Result) -> list[str]:
     rows = select(result.frame, task="all")
-    said = [_untouched(result, rows)] if "accuracy" in result.meta["margins"] else []
+    said = [told_reference(result)] if "accuracy" in result.meta["margins"] else []
     for metric in result.meta["margins"]:
         here = select(rows, metric=metric)
         said.append(_verdicts(result, here[here["condition"] != UNTOUCHED], metric))
     controlled = rows[rows["control"].notna()]
     if not controlled.empty:
-        said.append(_beyond_control(controlled))
+        said.append(_beyond_control(result, controlled))
     return said
 
 
-def _untouched(result: Result, rows: pd.DataFrame) -> str:
-    row = one(rows, metric="accuracy", condition=UNTOUCHED)
-    if result.meta["reference"] == OWN_ANSWER:
+def told_reference(result: Result) -> str:
+    """What answers are compared with, and how often the untouched model gives them."""
+    row = one(result.frame, task="all", condition=UNTOUCHED, metric="accuracy")
+    n = int(row["examples"])
+    if answers_are_own(result):
         return (
-            "What counts as right is what the untouched model itself writes to the "
-            f"{counted(int(row['examples']), 'question')}, so that accuracy is agreement with it."
+            "There are no given answers: what is measured is agreement with what the untouched "
+            f"model itself writes to the {counted(n, 'question')}."
         )
-    answers = counted(int(row["examples"]), "expected answer")
-    return f"The untouched model gives {percent(row['value'])} of the {answers}."
+    expected = counted(n, "expected answer")
+    return f"The untouched model gives {percent(row['value'])} of the {expected}."
 
 
 def _verdicts(result: Result, rows: pd.DataFrame, metric: str) -> str:
@@ -56,17 +52,17 @@ def _verdicts(result: Result, rows: pd.DataFrame, metric: str) -> str:
     if undecided := int((rows["verdict"] == "undecided").sum()):
         parts.append(f"undecided under {undecided}")
     n = counted(len(rows), "condition")
-    return f"Of {n}, {_WHAT[metric]} changes {'; '.join(parts)}."
+    return f"Of {n}, {measure_name(result, metric)} changes {'; '.join(parts)}."
 
 
-def _beyond_control(rows: pd.DataFrame) -> str:
+def _beyond_control(result: Result, rows: pd.DataFrame) -> str:
     told = []
     for name, metric in rows[["condition", "metric"]].drop_duplicates().itertuples(index=False):
         row = one(rows, condition=name, metric=metric)
         if row["control_p_holm"] <= _SURE:
             change = amount(row["beyond"], metric, signed=True)
             p = p_value(row["control_p_holm"])
-            told.append(f"{name} in {_WHAT[metric]} (by {change}, {p})")
+            told.append(f"{name} in {measure_name(result, metric)} (by {change}, {p})")
     if not told:
         return "No condition is shown to do other than its control, corrected for all (Holm)."
     return f"Other than its control, corrected for all (Holm): {listing(told)}."
@@ -100,7 +96,7 @@ def _table(result: Result) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Condition": rows["condition"],
-            "Measure": rows["metric"],
+            "Measure": [measure_name(result, metric) for metric in rows["metric"]],
             "Task": rows["task"],
             "Questions": rows["examples"],
             "Images": rows["images"],

@@ -6,29 +6,18 @@ from typing import Any
 import pandas as pd
 
 from ..analysis import Result
-from ..asked_questions import OWN_ANSWER
+from ..comparison_of_plans.measure_names import measure_name, measure_title
 from ..comparison_of_plans.named_plans import UNTOUCHED
 from ..comparison_of_plans.words import amount, change
-from ..numbers_in_words import counted, listing, p_value, percent
-from ..rows import one
+from ..numbers_in_words import counted, listing, p_value
 
 SURE = 0.05
 
 
-def told_reference(result: Result) -> str:
-    """What counts as right, and how often the untouched model is."""
-    row = one(result.frame, task="all", condition=UNTOUCHED, metric="accuracy")
-    n = int(row["examples"])
-    if result.meta["reference"] == OWN_ANSWER:
-        return (
-            f"What counts as right is what the untouched model itself writes to the "
-            f"{counted(n, 'question')}, so that accuracy is agreement with it."
-        )
-    return f"The untouched model gives {percent(row['value'])} of {counted(n, 'expected answer')}."
-
-
 def told_change(row: Mapping[Any, Any], metric: str, margin: float) -> str:
     """A change with its interval, and what that shows."""
+    if pd.isna(row["difference_low"]):
+        return f"{change(row, metric)}, of too few images to say more"
     said = {
         "agrees": f", within the margin of {amount(margin, metric)}",
         "differs": f", beyond the margin of {amount(margin, metric)}",
@@ -52,7 +41,7 @@ def told_verdicts(rows: pd.DataFrame, name: str) -> str:
     return "; ".join(parts)
 
 
-def beyond_control(rows: pd.DataFrame, told: str = "condition") -> str:
+def beyond_control(result: Result, rows: pd.DataFrame, told: str = "condition") -> str:
     """Which conditions do other than as many random tokens, corrected for all (Holm)."""
     controlled = rows[rows["control_p_holm"].notna()]
     if controlled.empty:
@@ -67,7 +56,7 @@ def beyond_control(rows: pd.DataFrame, told: str = "condition") -> str:
     largest = sure.loc[sure["beyond"].abs().groupby(sure["metric"]).idxmax()]
     named = listing(
         f"{row[told]} ({amount(row['beyond'], row['metric'], signed=True)} of "
-        f"{row['metric']}, {p_value(row['control_p_holm'])})"
+        f"{measure_name(result, row['metric'])}, {p_value(row['control_p_holm'])})"
         for row in largest.to_dict("records")
     )
     return (
@@ -77,7 +66,7 @@ def beyond_control(rows: pd.DataFrame, told: str = "condition") -> str:
 
 
 def table_of_changes(
-    rows: pd.DataFrame, columns: Mapping[str, str], metrics: Mapping[str, float]
+    result: Result, rows: pd.DataFrame, columns: Mapping[str, str]
 ) -> pd.DataFrame | None:
     """One line per condition and task: what it is about, and its change in every measure."""
     rows = rows[rows["condition"] != UNTOUCHED]
@@ -87,8 +76,8 @@ def table_of_changes(
         line: dict[str, object] = {title: _cell(first[column]) for column, title in columns.items()}
         line |= {"Task": first["task"], "Questions": int(first["examples"])}
         for row in mine.to_dict("records"):
-            if row["metric"] in metrics:
-                line[_TITLES[row["metric"]]] = f"{change(row, row['metric'])} · {row['verdict']}"
+            title = measure_title(result, row["metric"])
+            line[title] = f"{change(row, row['metric'])} · {row['verdict']}"
         known = mine["control_p_holm"].dropna()
         if rows["control_p_holm"].notna().any():
             line["Least p beyond control (Holm)"] = (
@@ -96,14 +85,6 @@ def table_of_changes(
             )
         lines.append(line)
     return pd.DataFrame(lines) if lines else None
-
-
-_TITLES = {
-    "accuracy": "Accuracy",
-    "logprob": "Log-probability",
-    "kl": "KL",
-    "flips": "Answers that change",
-}
 
 
 def _cell(value: Any) -> str:

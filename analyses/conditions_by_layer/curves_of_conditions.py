@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..analysis import Result
+from ..comparison_of_plans.measure_names import axis_label
 from ..comparison_of_plans.paired_table import METRICS
 from ..figures.curves import layer_axis
 from ..figures.style import ACCENT, INK, MUTED, SECOND, THIRD, new_figure, style, tidy
@@ -62,7 +63,7 @@ def draw_curves(
                 _panel(axes, here, result.meta["margins"][metric], series, names, x)
                 layer_axis(axes, here[x], label if line is grid[-1] else "")
                 if j == 0:
-                    axes.set_ylabel(METRICS[metric].label)
+                    axes.set_ylabel(axis_label(result, metric))
         handles: list[Artist] = [
             Line2D([], [], color=color, marker="o", label=name)
             for color, (value, name) in zip(_COLORS, names.items(), strict=False)

@@ -5,13 +5,13 @@ from typing import Any
 import pandas as pd
 
 from ..analysis import Analysis, Result, register
+from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
-from ..comparison_of_plans.words import amount
+from ..comparison_of_plans.words import amount, told_reference
 from ..conditions_by_layer.conditions_in_words import (
     beyond_control,
     table_of_changes,
     told_change,
-    told_reference,
     told_verdicts,
 )
 from ..numbers_in_words import counted, number
@@ -32,7 +32,8 @@ def _findings(result: Result) -> list[str]:
         if flow.startswith(("object", "rest")):
             share = f" ({number(100 * result.meta['shares'][flow], 1)} % of the visual tokens)"
         said.append(
-            f"With {flow} blocked{share}, by {metric} and a margin of {amount(margin, metric)}, "
+            f"With {flow} blocked{share}, by {measure_name(result, metric)} and a margin of "
+            f"{amount(margin, metric)}, "
             f"of {where.format(counted(len(of), 'window'))}: {told_verdicts(of, 'layers')}. "
             f"The largest change is in {_layers(largest['layers'])}: "
             f"{told_change(largest, metric, margin)}{_probability(largest)}."
@@ -41,7 +42,7 @@ def _findings(result: Result) -> list[str]:
     if "accuracy" in result.meta["margins"]:
         said.append(told_reference(result))
     told = rows["flow"].astype(object) + " in " + rows["layers"].astype(object).map(_layers)
-    if control := beyond_control(rows.assign(told=told), "told"):
+    if control := beyond_control(result, rows.assign(told=told), "told"):
         said.append(control)
     return said + _tasks(result, metric)
 
@@ -97,7 +98,7 @@ def _tasks(result: Result, metric: str) -> list[str]:
 
 def _table(result: Result) -> pd.DataFrame | None:
     columns = {"flow": "Blocked", "layers": "Layers"}
-    return table_of_changes(select(result.frame, task="all"), columns, result.meta["margins"])
+    return table_of_changes(result, select(result.frame, task="all"), columns)
 
 
 INFORMATION_FLOW = Analysis(

@@ -4,13 +4,13 @@ import pandas as pd
 
 from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, Claim
+from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
-from ..comparison_of_plans.words import amount, change
+from ..comparison_of_plans.words import amount, change, told_reference
 from ..conditions_by_layer.conditions_in_words import (
     beyond_control,
     table_of_changes,
     told_change,
-    told_reference,
 )
 from ..numbers_in_words import counted, listing
 from ..rows import one, select
@@ -39,12 +39,12 @@ def _findings(result: Result) -> list[str]:
         said.append(told_reference(result))
     never = one(rows, metric=metric, way=NEVER)
     said.append(
-        f"Where the tokens are never seen, {metric} changes by "
+        f"Where the tokens are never seen, {measure_name(result, metric)} changes by "
         f"{told_change(never, metric, metrics[metric])}: what cannot be worse than that tells "
         "little."
     )
     said += _by_task(result, metric)
-    if control := beyond_control(rows, "condition"):
+    if control := beyond_control(result, rows, "condition"):
         said.append(control)
     return said
 
@@ -65,7 +65,7 @@ def _told(result: Result, rows: pd.DataFrame, metric: str) -> str:
     if not said:
         return ""
     told = " and ".join(said)
-    return f"By {metric}, to within {margin}: {told}."
+    return f"By {measure_name(result, metric)}, to within {margin}: {told}."
 
 
 def _where(rows: pd.DataFrame, end: str) -> str:
@@ -109,14 +109,14 @@ def _claims(result: Result) -> list[Claim]:
             f"{change(row, 'accuracy')} when they enter at layer {row['layer']} of "
             f"{result.meta['layers']} as they are",
             evidence=Evidence.from_row(row),
-            agrees_if=f"accuracy changes by less than {margin}",
+            agrees_if=f"{measure_name(result, 'accuracy')} changes by less than {margin}",
         )
     ]
 
 
 def _table(result: Result) -> pd.DataFrame | None:
     columns = {"way": "Way", "norm": "Norm", "layer": "Layer", "last": "Until"}
-    return table_of_changes(select(result.frame, task="all"), columns, result.meta["margins"])
+    return table_of_changes(result, select(result.frame, task="all"), columns)
 
 
 INJECTION = Analysis(

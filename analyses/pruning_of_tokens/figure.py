@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..analysis import Result
+from ..comparison_of_plans.measure_names import axis_label
 from ..comparison_of_plans.paired_table import METRICS
 from ..figures.style import ACCENT, INK, MUTED, SECOND, new_figure, style, tidy
 from ..rows import select
@@ -27,7 +28,7 @@ def draw_pruning(result: Result) -> Figure:
         for letter, axes, metric in zip("abc", panels, metrics, strict=False):
             _changes(axes, select(rows, metric=metric), result.meta["margins"][metric], names)
             axes.set_title(letter)
-            axes.set_xlabel(METRICS[metric].label)
+            axes.set_xlabel(axis_label(result, metric))
         _times(panels[-1], rows.drop_duplicates("dropped"), names)
         panels[-1].set_title("abc"[len(metrics)])
         panels[0].set_yticks(range(len(names)), [f"{n} ({shares[n]:.0%})" for n in names])

@@ -8,13 +8,13 @@ import pandas as pd
 
 from ..analysis import Analysis, Result, register
 from ..claim import SECOND_HAND, Claim
+from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
-from ..comparison_of_plans.words import amount, change
+from ..comparison_of_plans.words import amount, change, told_reference
 from ..conditions_by_layer.conditions_in_words import (
     beyond_control,
     table_of_changes,
     told_change,
-    told_reference,
     told_verdicts,
 )
 from ..numbers_in_words import listing, number, percent
@@ -39,12 +39,13 @@ def _findings(result: Result) -> list[str]:
     metric, rows = _metric(result), select(result.frame, task="all")
     mine, margin = select(rows, metric=metric), result.meta["margins"][metric]
     said = [
-        f"With {_called(row)} dropped, {metric} changes by {told_change(row, metric, margin)}."
+        f"With {_called(row)} dropped, {measure_name(result, metric)} changes by "
+        f"{told_change(row, metric, margin)}."
         for row in select(mine, kind="set").to_dict("records")
     ]
     if metric == "accuracy":
         said.insert(1 if said else 0, told_reference(result))
-    if control := beyond_control(select(rows, kind="set"), "dropped"):
+    if control := beyond_control(result, select(rows, kind="set"), "dropped"):
         said.append(control)
     drawn = select(mine, kind="random")
     if len(drawn):
@@ -94,7 +95,7 @@ def _claims(result: Result) -> list[Claim]:
                     SECOND_HAND,
                     f"{change(row, 'accuracy')} without {percent(row['share'])} of the tokens",
                     evidence=Evidence.from_row(row),
-                    agrees_if=f"accuracy changes by less than {margin}",
+                    agrees_if=f"{measure_name(result, 'accuracy')} changes by less than {margin}",
                 )
             )
     return found
@@ -115,7 +116,7 @@ def _table(result: Result) -> pd.DataFrame | None:
         "skipped": "Operations skipped",
         "speed_up": "Speed",
     }
-    return table_of_changes(select(told, task="all"), columns, result.meta["margins"])
+    return table_of_changes(result, select(told, task="all"), columns)
 
 
 PRUNING = Analysis(

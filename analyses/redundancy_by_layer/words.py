@@ -4,14 +4,14 @@ import pandas as pd
 
 from ..analysis import Analysis, Result, register
 from ..claim import SECOND_HAND, Claim
+from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
-from ..comparison_of_plans.words import amount, change
+from ..comparison_of_plans.words import amount, change, told_reference
 from ..conditions_by_layer.condition import ALL_VISUAL
 from ..conditions_by_layer.conditions_in_words import (
     beyond_control,
     table_of_changes,
     told_change,
-    told_reference,
     told_verdicts,
 )
 from ..numbers_in_words import counted, listing, percent
@@ -49,7 +49,7 @@ def _findings(result: Result) -> list[str]:
         said.append(told_reference(result))
     said += _windows(result, rows)
     if control := beyond_control(
-        whole.assign(told=whole["operation"].map(_NAMES) + " of " + whole["tokens"]), "told"
+        result, whole.assign(told=whole["operation"].map(_NAMES) + " of " + whole["tokens"]), "told"
     ):
         said.append(f"In all layers: {control[0].lower()}{control[1:]}")
     return said + _tasks(result)
@@ -108,7 +108,8 @@ def _claims(result: Result) -> list[Claim]:
             SECOND_HAND,
             f"{change(row, 'accuracy')} in all layers",
             evidence=Evidence.from_row(row),
-            agrees_if=f"accuracy changes by less than {amount(margin, 'accuracy')}",
+            agrees_if=f"{measure_name(result, 'accuracy')} changes by less than "
+            f"{amount(margin, 'accuracy')}",
         )
     ]
 
@@ -117,7 +118,7 @@ def _table(result: Result) -> pd.DataFrame | None:
     columns = {"operation": "Left out", "tokens": "Tokens"}
     rows = everywhere(result.frame)
     rows = rows[(rows["task"] == "all") | (rows["tokens"] == ALL_VISUAL)]
-    return table_of_changes(rows, columns, result.meta["margins"])
+    return table_of_changes(result, rows, columns)
 
 
 REDUNDANCY = Analysis(

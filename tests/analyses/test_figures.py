@@ -34,6 +34,7 @@ from embedlens.analyses import (
     alignment,
     class_agreement,
     class_profiles,
+    find,
     information_flow,
     injection,
     lens_hits,
@@ -44,6 +45,7 @@ from embedlens.analyses import (
     sparsity,
     token_map,
 )
+from embedlens.analyses.asked_questions import OWN_ANSWER
 from embedlens.analyses.figures import CLASS_COLORS, png, save_figure
 from embedlens.analyses.figures.style import printable
 from embedlens.analyses.report.demo import PROMPT, true_content, true_words
@@ -293,6 +295,26 @@ def test_any_word_of_any_vocabulary_can_be_drawn(word: str) -> None:
     figure = fine_map(4, (word, "ok", word)).plot()
     assert png(figure)[:4] == b"\x89PNG"
     assert printable(word)
+
+
+def test_agreement_with_the_models_own_answers_is_never_called_accuracy(
+    results: dict[str, Result],
+) -> None:
+    own = [r for r in results.values() if r.meta.get("reference") == OWN_ANSWER]
+    assert {"redundancy", "pruning", "injection", "information_flow"} <= {r.name for r in own}
+    for result in own:
+        analysis = find(result.name)
+        table = analysis.table(result)
+        claims = analysis.claims(result)
+        said = [
+            *analysis.findings(result),
+            *(f"{claim.here} {claim.agrees_if}" for claim in claims),
+            *([] if table is None else table.columns),
+            *(text.get_text() for text in texts(result.plot())),
+        ]
+        if "accuracy" in result.meta["margins"]:
+            assert "agreement" in " ".join(said).lower()
+        assert "accuracy" not in " ".join(said).lower(), result.name
 
 
 def test_pdf_text_stays_text(results: dict[str, Result], tmp_path: Path) -> None:

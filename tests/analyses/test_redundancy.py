@@ -139,7 +139,8 @@ def test_the_claim_is_about_both_in_all_layers_and_needs_accuracy(model: VisualL
     assert f"{100 * row['difference']:+.1f} points".replace("-", "−") in claim.here
     assert claim.source == "second-hand"
     said = find("redundancy").findings(found)
-    assert "accuracy is agreement with it" in said[1]
+    assert "agreement with what the untouched model itself writes" in said[1]
+    assert "accuracy" not in " ".join([*said, claim.here, str(claim.agrees_if)])
     assert any("in all layers, of 2 tasks: " in line for line in said)
 
 
