@@ -2,15 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from math import nan
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ..asked_questions import Questions
 from ..comparison_of_plans.named_plans import UNTOUCHED
 from ..conditions_by_layer.condition import PlacedPlan
-from ..statistics import Region, bootstrap_mean, evidence_of_many, holm, paired_test
+from ..statistics import (
+    Estimate,
+    Evidence,
+    Region,
+    bootstrap_mean,
+    evidence_of_many,
+    holm,
+    paired_test,
+)
 from .first_updates import MEASURES, TEXT, FirstUpdates
 
 UNSCALED = "× 1"
@@ -76,14 +85,7 @@ def update_rows(
             )
         evidence: list[dict[str, float]] = [{} for _ in conditions]
         if name == NEARNESS:
-            nearer = evidence_of_many(
-                lambda level, times, change=change: bootstrap_mean(
-                    change, groups, seed=seed, level=level, times=times
-                ),
-                Region(high=0.0),
-                np.full(n, float(len(set(groups.tolist())))),
-            )
-            evidence = [one.row() for one in nearer]
+            evidence = [one.row() for one in _nearer(change, groups, seed)]
         for i, condition in enumerate(conditions):
             rows.append(
                 {
@@ -115,6 +117,18 @@ def _values(updates: FirstUpdates, name: str) -> tuple[Values, Values, Float[np.
         return updates.scaled[name], updates.entering[name], updates.text[name]
     scaled, entering, text = _values(updates, "cosine to entry")
     return abs(scaled - text), abs(entering - text), np.zeros_like(text)
+
+
+def _nearer(
+    change: Float[np.ndarray, "example condition"], groups: Int[np.ndarray, " example"], seed: int
+) -> list[Evidence]:
+    """What speaks for it that a distance has become smaller."""
+
+    def interval(level: Any, times: int) -> Estimate:
+        return bootstrap_mean(change, groups, seed=seed, level=level, times=times)
+
+    images = np.full(change.shape[1], float(len(set(groups.tolist()))))
+    return evidence_of_many(interval, Region(high=0.0), images)
 
 
 def _control(change: Values, numbers: Sequence[int]) -> Float[np.ndarray, " example"]:
