@@ -17,6 +17,7 @@ from .integrated_gradients_of_tokens import integrated_gradients
 from .lens_hits_by_layer import lens_hits
 from .logit_attribution import logit_attribution
 from .partition_of_tokens import partition
+from .patch_compression import PatchBenchmark, patch_benchmark, patch_compression
 from .patching_by_layer import patching
 from .probes_by_layer import probes
 from .profiles_of_classes import class_profiles
@@ -35,6 +36,7 @@ __all__ = [
     "Example",
     "ExtractedStates",
     "Material",
+    "PatchBenchmark",
     "PlanEffect",
     "Result",
     "StatesBlock",
@@ -60,6 +62,8 @@ __all__ = [
     "lens_hits",
     "logit_attribution",
     "partition",
+    "patch_benchmark",
+    "patch_compression",
     "patching",
     "probes",
     "pruning",

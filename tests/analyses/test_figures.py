@@ -39,6 +39,8 @@ from embedlens.analyses import (
     injection,
     lens_hits,
     partition,
+    patch_benchmark,
+    patch_compression,
     pruning,
     redundancy,
     registered,
@@ -77,6 +79,7 @@ def results(shipped: VisualLM, model: VisualLM) -> dict[str, Result]:
     made += [chosen.integrated_gradients(), chosen.patching()]
     made += [redundancy(model, asked(8)), injection(model, asked(8))]
     made += [pruning(model, asked(8), seeds=1, repeats=1)]
+    made.append(patch_compression(shipped, patch_benchmark(shipped, 16), others=2))
     box = (0, 0, 16, 16)
     made += [information_flow(model, asked(8), objects=[box] * 8, metrics=["kl"])]
     return {result.name: result for result in made}
