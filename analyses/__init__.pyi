@@ -24,6 +24,7 @@ from .profiles_of_classes import class_profiles
 from .pruning_of_tokens import pruning
 from .redundancy_by_layer import redundancy
 from .report_inputs import Material, Truth
+from .scaling_of_norms import norm_scaling
 from .sparsity_of_classes import sparsity
 from .steering_directions import directions
 from .studies import Study, StudyResult
@@ -61,6 +62,7 @@ __all__ = [
     "integrated_gradients",
     "lens_hits",
     "logit_attribution",
+    "norm_scaling",
     "partition",
     "patch_benchmark",
     "patch_compression",

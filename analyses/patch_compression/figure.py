@@ -14,10 +14,10 @@ from ..figures.style import ACCENT, CHANCE, MUTED, SECOND, THIRD, new_figure, st
 from ..rows import records, select
 
 _SHOWN = {
-    "identity": "what it is",
-    "color": "its colour",
-    "count": "how many",
-    "background": "background",
+    "identity": "what\nit is",
+    "color": "its\ncolour",
+    "count": "how\nmany",
+    "background": "back-\nground",
 }
 
 
@@ -49,9 +49,10 @@ def _answers(axes: Axes, frame: pd.DataFrame) -> None:
     for one in records(bias[bias["images"] > 0]):
         _bar(axes, len(rows), one, THIRD, "the background’s colour answered")
         _expected(axes, len(rows), one["expected"], "")
-        ticks.append("its colour")
-    axes.set_xticks(range(len(ticks)), ticks, rotation=30, ha="right", rotation_mode="anchor")
+        ticks.append(_SHOWN["color"])
+    axes.set_xticks(range(len(ticks)), ticks)
     axes.set(title="a  One thing in one cell", ylabel="images (%)", ylim=(0, 1.04))
+    axes.set_xlabel("asked for")
     percent_axis(axes)
     axes.tick_params(axis="x", length=0)
     tidy(axes)

@@ -162,8 +162,8 @@ def _finest(visual: VisualTokens, size: Size) -> Int[np.ndarray, "cell 4"]:
     # Where tiles overlap a place is seen twice.
     meets = np.minimum(boxes[:, None, 2:], finest[None, :, 2:])
     meets = meets - np.maximum(boxes[:, None, :2], finest[None, :, :2])
-    once: Bool[np.ndarray, " cell"] = (meets > _EXACT).all(-1).sum(1) == 1
-    return boxes[once]
+    once: NDArray[np.int64] = boxes[(meets > _EXACT).all(-1).sum(1) == 1]
+    return once
 
 
 def _smallest(area: Float[np.ndarray, " cell"]) -> Bool[np.ndarray, " cell"]:

@@ -38,6 +38,7 @@ from embedlens.analyses import (
     information_flow,
     injection,
     lens_hits,
+    norm_scaling,
     partition,
     patch_benchmark,
     patch_compression,
@@ -80,6 +81,7 @@ def results(shipped: VisualLM, model: VisualLM) -> dict[str, Result]:
     made += [redundancy(model, asked(8)), injection(model, asked(8))]
     made += [pruning(model, asked(8), seeds=1, repeats=1)]
     made.append(patch_compression(shipped, patch_benchmark(shipped, 16), others=2))
+    made += [norm_scaling(model, asked(8), factors=[0.01, 10.0], tokens=["visual", "row[0]"])]
     box = (0, 0, 16, 16)
     made += [information_flow(model, asked(8), objects=[box] * 8, metrics=["kl"])]
     return {result.name: result for result in made}
@@ -304,7 +306,9 @@ def test_agreement_with_the_models_own_answers_is_never_called_accuracy(
     results: dict[str, Result],
 ) -> None:
     own = [r for r in results.values() if r.meta.get("reference") == OWN_ANSWER]
-    assert {"redundancy", "pruning", "injection", "information_flow"} <= {r.name for r in own}
+    assert {"redundancy", "pruning", "injection", "norm_scaling", "information_flow"} <= {
+        r.name for r in own
+    }
     for result in own:
         analysis = find(result.name)
         table = analysis.table(result)
