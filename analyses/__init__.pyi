@@ -18,6 +18,7 @@ from .lens_hits_by_layer import lens_hits
 from .logit_attribution import logit_attribution
 from .measured_cost import cost_of_plans
 from .partition_of_tokens import partition
+from .patch_compression import PatchBenchmark, patch_benchmark, patch_compression
 from .patching_by_layer import patching
 from .probes_by_layer import probes
 from .profiles_of_classes import class_profiles
@@ -37,6 +38,7 @@ __all__ = [
     "Example",
     "ExtractedStates",
     "Material",
+    "PatchBenchmark",
     "PlanEffect",
     "Result",
     "StatesBlock",
@@ -64,6 +66,8 @@ __all__ = [
     "logit_attribution",
     "norm_scaling",
     "partition",
+    "patch_benchmark",
+    "patch_compression",
     "patching",
     "probes",
     "pruning",

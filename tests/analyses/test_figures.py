@@ -41,6 +41,8 @@ from embedlens.analyses import (
     lens_hits,
     norm_scaling,
     partition,
+    patch_benchmark,
+    patch_compression,
     pruning,
     redundancy,
     registered,
@@ -82,6 +84,7 @@ def results(shipped: VisualLM, model: VisualLM) -> dict[str, Result]:
     made += [
         cost_of_plans(model, model.encode([asked(1)[0].images], ["what is this ?"]), repeats=1)
     ]
+    made.append(patch_compression(shipped, patch_benchmark(shipped, 16), others=2))
     made += [norm_scaling(model, asked(8), factors=[0.01, 10.0], tokens=["visual", "row[0]"])]
     box = (0, 0, 16, 16)
     made += [information_flow(model, asked(8), objects=[box] * 8, metrics=["kl"])]
