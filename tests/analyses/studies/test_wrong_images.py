@@ -76,7 +76,8 @@ def test_each_question_is_asked_about_one_other_image(tmp_path: Path) -> None:
     ].to_dict("records")
     each = [rows["value"][f"wrong image [seed={seed}]"].to_numpy() for seed in (0, 1)]
     own = rows["value"]["wrong image, no ffn"].to_numpy()
-    assert both["difference"] == pytest.approx((own - np.mean(each, axis=0)).mean(), abs=ACCUMULATED)
+    expected = (own - np.mean(each, axis=0)).mean()
+    assert both["difference"] == pytest.approx(expected, abs=ACCUMULATED)
     assert not np.allclose(own, each[1])
 
 
