@@ -15,6 +15,7 @@ from ..conditions_by_layer.conditions_in_words import (
     told_change,
     told_verdicts,
 )
+from ..conditions_by_layer.run_on_report import run_on_report
 from ..numbers_in_words import counted, number
 from ..rows import select
 from .figure import draw_information_flow, told_metric
@@ -104,14 +105,7 @@ def _table(result: Result) -> pd.DataFrame | None:
 
 INFORMATION_FLOW = Analysis(
     name="information_flow",
-    run=lambda m: information_flow(
-        m.model,
-        m.examples,
-        markers=m.markers,
-        batch_size=m.examples_at_once,
-        seed=m.seed,
-        progress=m.progress,
-    ),
+    run=run_on_report(information_flow),
     figure=draw_information_flow,
     doing=DOING,
     order=64,

@@ -13,6 +13,7 @@ from ..conditions_by_layer.conditions_in_words import (
     table_of_changes,
     told_change,
 )
+from ..conditions_by_layer.run_on_report import run_on_report
 from ..numbers_in_words import counted, listing
 from ..rows import one, select
 from ..statistics import Evidence
@@ -122,14 +123,7 @@ def _table(result: Result) -> pd.DataFrame | None:
 
 INJECTION = Analysis(
     name="injection",
-    run=lambda m: injection(
-        m.model,
-        m.examples,
-        markers=m.markers,
-        batch_size=m.examples_at_once,
-        seed=m.seed,
-        progress=m.progress,
-    ),
+    run=run_on_report(injection),
     figure=draw_injection,
     doing=DOING,
     order=63,

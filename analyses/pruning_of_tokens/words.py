@@ -18,6 +18,7 @@ from ..conditions_by_layer.conditions_in_words import (
     told_change,
     told_verdicts,
 )
+from ..conditions_by_layer.run_on_report import run_on_report
 from ..numbers_in_words import listing, number, percent
 from ..rows import one, select
 from ..statistics import Evidence
@@ -122,14 +123,7 @@ def _table(result: Result) -> pd.DataFrame | None:
 
 PRUNING = Analysis(
     name="pruning",
-    run=lambda m: pruning(
-        m.model,
-        m.examples,
-        markers=m.markers,
-        batch_size=m.examples_at_once,
-        seed=m.seed,
-        progress=m.progress,
-    ),
+    run=run_on_report(pruning),
     figure=draw_pruning,
     doing=DOING,
     order=62,

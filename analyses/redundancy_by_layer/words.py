@@ -15,6 +15,7 @@ from ..conditions_by_layer.conditions_in_words import (
     told_change,
     told_verdicts,
 )
+from ..conditions_by_layer.run_on_report import run_on_report
 from ..numbers_in_words import counted, listing, percent
 from ..rows import one, select
 from ..statistics import Evidence
@@ -124,14 +125,7 @@ def _table(result: Result) -> pd.DataFrame | None:
 
 REDUNDANCY = Analysis(
     name="redundancy",
-    run=lambda m: redundancy(
-        m.model,
-        m.examples,
-        markers=m.markers,
-        batch_size=m.examples_at_once,
-        seed=m.seed,
-        progress=m.progress,
-    ),
+    run=run_on_report(redundancy),
     figure=draw_redundancy,
     doing=DOING,
     order=61,

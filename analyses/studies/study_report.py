@@ -66,13 +66,18 @@ def render_study(result: StudyResult) -> str:
         errors=result.errors.values.tolist(),
         facts=list(_facts(result)),
         plans=[
-            (plan.spec.name, yaml.safe_dump(plan.data, sort_keys=False, allow_unicode=True))
+            (plan.spec.name, yaml.safe_dump(_said(plan), sort_keys=False, allow_unicode=True))
             for plan in map(PlanText.from_text, study["conditions"].values())
         ],
         text=StudyFolder(result.folder).text,
         packages=study[_PACKAGES],
         min_images=MIN_IMAGES,
     )
+
+
+def _said(plan: PlanText) -> Any:
+    wrong = plan.spec.wrong_image
+    return plan.data if wrong is None else {**plan.data, "wrong_image": wrong}
 
 
 def headlines(result: StudyResult) -> Iterator[str]:

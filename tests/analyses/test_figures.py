@@ -34,11 +34,15 @@ from embedlens.analyses import (
     alignment,
     class_agreement,
     class_profiles,
+    cost_of_plans,
     find,
     information_flow,
     injection,
     lens_hits,
+    norm_scaling,
     partition,
+    patch_benchmark,
+    patch_compression,
     pruning,
     redundancy,
     registered,
@@ -77,6 +81,11 @@ def results(shipped: VisualLM, model: VisualLM) -> dict[str, Result]:
     made += [chosen.integrated_gradients(), chosen.patching()]
     made += [redundancy(model, asked(8)), injection(model, asked(8))]
     made += [pruning(model, asked(8), seeds=1, repeats=1)]
+    made += [
+        cost_of_plans(model, model.encode([asked(1)[0].images], ["what is this ?"]), repeats=1)
+    ]
+    made.append(patch_compression(shipped, patch_benchmark(shipped, 16), others=2))
+    made += [norm_scaling(model, asked(8), factors=[0.01, 10.0], tokens=["visual", "row[0]"])]
     box = (0, 0, 16, 16)
     made += [information_flow(model, asked(8), objects=[box] * 8, metrics=["kl"])]
     return {result.name: result for result in made}
@@ -301,7 +310,9 @@ def test_agreement_with_the_models_own_answers_is_never_called_accuracy(
     results: dict[str, Result],
 ) -> None:
     own = [r for r in results.values() if r.meta.get("reference") == OWN_ANSWER]
-    assert {"redundancy", "pruning", "injection", "information_flow"} <= {r.name for r in own}
+    assert {"redundancy", "pruning", "injection", "norm_scaling", "information_flow"} <= {
+        r.name for r in own
+    }
     for result in own:
         analysis = find(result.name)
         table = analysis.table(result)
