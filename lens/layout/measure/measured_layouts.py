@@ -1,8 +1,8 @@
 """Layouts from what the processor was measured to do, once per image size.
 
-Measuring repeats the processor call: six times for the first sizes of a processor, once for most
-later ones. What it finds depends on the sizes of the images and on nothing in them, so a thousand
-images of one size are measured once.
+Measuring repeats the processor call: six times for the first sizes of a processor, and once for
+most later ones, mostly without the text. What it finds depends on the sizes of the images and on
+nothing in them, so a thousand images of one size are measured once.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class MeasuredOrigins:
         images: Sequence[Sequence[Image.Image]],
         samples: Sequence[int],
         learned: Learned | None = None,
-        image_processor: Callable[..., Mapping[str, Tensor]] | None = None,
+        image_processor: Any = None,
         tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._repeat_call = repeat_call
@@ -193,7 +193,6 @@ class MeasuredOrigins:
         """What the image processor makes of images by itself; nothing where it fails."""
         given = images if form == "by sample" else [image for row in images for image in row]
         try:
-            assert self._image_processor is not None
             return _real(self._image_processor(images=given, return_tensors="pt"))
         # Whatever it raises that is used to other things around it.
         except Exception:

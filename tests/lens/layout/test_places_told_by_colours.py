@@ -25,7 +25,7 @@ NEAR = 0.05  # pixels of the image
 # One size of its tiles has none that light reaches everywhere.
 MEASURED_ANEW = ("phi4_multimodal",)
 # Their image processors make something else, or nothing, without what the processor tells them.
-WITH_TEXT: tuple[str, ...] = ()
+WITH_TEXT = ("aya_vision", "fuyu", "internvl", "mistral3")
 PROCESSED = tuple(
     name
     for name in sorted(set(FAMILIES) - set(zoo.REFUSED) - {"git"})
