@@ -2,7 +2,6 @@
 
 import sys
 import webbrowser
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -14,7 +13,17 @@ import typer
 from embedlens import analyses, interventions, lens
 from embedlens.analyses import check as checks
 from embedlens.analyses import report
-from embedlens.analyses.command_options import Attention, Device, Dtype, RemoteCode, Revision
+from embedlens.analyses.command_options import (
+    Attention,
+    Device,
+    Dtype,
+    Images,
+    Model,
+    RemoteCode,
+    Revision,
+    SavedMarkers,
+    loader,
+)
 from embedlens.analyses.extraction import extract_command
 from embedlens.analyses.image_files import image_files
 from embedlens.analyses.interruption import stop_between_imports
@@ -100,13 +109,8 @@ def demo(
 
 @app.command()
 def analyze(
-    model: Annotated[
-        str, typer.Option(metavar="MODEL", help="Hub id or folder of an image-text-to-text model.")
-    ],
-    image: Annotated[
-        list[str],
-        typer.Option(metavar="FILE", help="Image file, folder or glob in quotes; repeat for more."),
-    ],
+    model: Model,
+    image: Annotated[list[str], Images],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to ask about each image.")],
     answer: Annotated[
         str | None,
@@ -141,7 +145,7 @@ def analyze(
     with progress_bar(stages=True) as progress:
         quiet()
         names = None if only is None else report.runs.checked(only.split(","))
-        load = _loader(model, device, dtype, attention, revision, trust_remote_code)
+        load = loader(model, device, dtype, attention, revision, trust_remote_code)
         results = report.analyze.analyze(
             load(),
             pictures,
@@ -163,17 +167,12 @@ def analyze(
 
 @app.command()
 def run(
-    model: Annotated[
-        str, typer.Option(metavar="MODEL", help="Hub id or folder of an image-text-to-text model.")
-    ],
+    model: Model,
     plan: Annotated[
         Path,
         typer.Option(metavar="FILE", help="The plan's YAML or JSON.", exists=True, dir_okay=False),
     ],
-    image: Annotated[
-        list[str],
-        typer.Option(metavar="FILE", help="Image file, folder or glob in quotes; repeat for more."),
-    ],
+    image: Annotated[list[str], Images],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to ask about each image.")],
     answer: Annotated[
         str | None,
@@ -181,12 +180,7 @@ def run(
             metavar="TEXT", help="Whose probability is told; without it, the model's own."
         ),
     ] = None,
-    markers: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Saved markers, for plans that name classes.", exists=True
-        ),
-    ] = None,
+    markers: SavedMarkers = None,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, metavar="NUMBER", help="Limit of an answer.")
     ] = 32,
@@ -202,7 +196,7 @@ def run(
     with progress_bar() as progress:
         quiet()
         made = interventions.Plan.from_yaml(plan.read_text(encoding="utf-8"))
-        load = _loader(model, device, dtype, attention, revision, trust_remote_code)
+        load = loader(model, device, dtype, attention, revision, trust_remote_code)
         effect = analyses.effect_of_plan(
             load(),
             pictures,
@@ -240,7 +234,7 @@ def check(
     picture = None if image is None else inputs.read_image(image)
     with progress_bar() as progress:
         quiet()
-        load = _loader(model, device, dtype, attention, revision, trust_remote_code)
+        load = loader(model, device, dtype, attention, revision, trust_remote_code)
         try:
             loaded = load(lazy=True)
         except lens.Unsupported as refused:
@@ -253,25 +247,6 @@ def check(
         show_checks(found)
     if not found.passed:
         raise typer.Exit(NOT_PASSED)
-
-
-def _loader(
-    model: str,
-    device: str | None,
-    dtype: str | None,
-    attention: str | None,
-    revision: str | None,
-    trust_remote_code: bool,
-) -> "partial[lens.VisualLM]":
-    return partial(
-        lens.VisualLM.load,
-        model,
-        device=device,
-        dtype=dtype,
-        attn_implementation=attention,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -16,13 +16,16 @@ from .injection_by_layer import injection
 from .integrated_gradients_of_tokens import integrated_gradients
 from .lens_hits_by_layer import lens_hits
 from .logit_attribution import logit_attribution
+from .measured_cost import cost_of_plans
 from .partition_of_tokens import partition
+from .patch_compression import PatchBenchmark, patch_benchmark, patch_compression
 from .patching_by_layer import patching
 from .probes_by_layer import probes
 from .profiles_of_classes import class_profiles
 from .pruning_of_tokens import pruning
 from .redundancy_by_layer import redundancy
 from .report_inputs import Material, Truth
+from .scaling_of_norms import norm_scaling
 from .sparsity_of_classes import sparsity
 from .steering_directions import directions
 from .studies import Study, StudyResult
@@ -35,6 +38,7 @@ __all__ = [
     "Example",
     "ExtractedStates",
     "Material",
+    "PatchBenchmark",
     "PlanEffect",
     "Result",
     "StatesBlock",
@@ -50,6 +54,7 @@ __all__ = [
     "class_profiles",
     "compare",
     "compare_lenses",
+    "cost_of_plans",
     "directions",
     "effect_of_plan",
     "extract",
@@ -59,7 +64,10 @@ __all__ = [
     "integrated_gradients",
     "lens_hits",
     "logit_attribution",
+    "norm_scaling",
     "partition",
+    "patch_benchmark",
+    "patch_compression",
     "patching",
     "probes",
     "pruning",

@@ -1,9 +1,23 @@
-"""Options that several commands have: how a model is loaded, and which share is computed."""
+"""Options that several commands have: what is asked of which model, and how it is loaded."""
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+# A face: torch and its kin are imported when a command runs.
+from .. import lens
+
+Model = Annotated[
+    str, typer.Option(metavar="MODEL", help="Hub id or folder of an image-text-to-text model.")
+]
+Images = typer.Option(metavar="FILE", help="Image file, folder or glob in quotes; repeat for more.")
+SavedMarkers = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Saved markers, which tell classes apart.", exists=True),
+]
 Device = Annotated[
     str | None,
     typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...; a GPU if there is one."),
@@ -25,3 +39,23 @@ def share_of(text: str) -> tuple[int, int]:
     if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
         raise typer.BadParameter(f"{text!r} is no share: 3/16 is the third of sixteen")
     return int(number), int(of)
+
+
+def loader(
+    model: str,
+    device: str | None,
+    dtype: str | None,
+    attention: str | None,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> "Callable[..., lens.VisualLM]":
+    """What opens a model as these options say."""
+    return partial(
+        lens.VisualLM.load,
+        model,
+        device=device,
+        dtype=dtype,
+        attn_implementation=attention,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )

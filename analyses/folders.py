@@ -44,8 +44,7 @@ def refuse_existing(target: Path, *, overwrite: bool, mark: FolderKind) -> None:
     With `overwrite` an older folder of the same kind may be replaced. A folder without its `mark`
     was written by somebody else and is never replaced; nor is one with other files in it.
     """
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise InputError(f"{target} is in the way and is not a folder: choose another place")
+    _refuse_file(target)
     if not target.exists():
         return
     if not overwrite:
@@ -62,6 +61,31 @@ def refuse_existing(target: Path, *, overwrite: bool, mark: FolderKind) -> None:
             f"{target} holds {other!r}, which embedlens did not write and will not delete: move it "
             "away, or choose another folder"
         )
+
+
+def refuse_strangers(target: Path, what: str, mark: str, ours: tuple[str, ...]) -> None:
+    """Check that a folder may be filled bit by bit, or raise InputError.
+
+    Args:
+        target: One that is there, with its mark or with nothing of somebody else's; or a new one.
+        what: It is to hold.
+        mark: A file that every such folder gets at its beginning.
+        ours: How the names begin of all that belongs there; what a process leaves that was killed
+            before it had begun has a dot in front.
+    """
+    _refuse_file(target)
+    if not target.is_dir() or (target / mark).is_file():
+        return
+    names = (file.name for file in target.iterdir())
+    if strangers := sorted(name for name in names if not name.lstrip(".").startswith(ours)):
+        raise InputError(
+            f"{target} holds {strangers[0]!r} and no {what} ({mark}): choose another folder"
+        )
+
+
+def _refuse_file(target: Path) -> None:
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise InputError(f"{target} is in the way and is not a folder: choose another place")
 
 
 @contextmanager

@@ -13,6 +13,11 @@ def select(frame: pd.DataFrame, **where: object) -> pd.DataFrame:
     return frame[mask]
 
 
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """All rows, as dictionaries."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
 def one(frame: pd.DataFrame, **where: object) -> dict[str, Any]:
     """The only row with the given values, as a dictionary; LookupError unless there is one."""
     found = select(frame, **where)

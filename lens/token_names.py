@@ -15,12 +15,12 @@ from .token_classes import MARKER_KINDS
 from .visual_tokens import KINDS
 
 CLASSES = ("sink", *MARKER_KINDS, "alive")
-NAMES = ("visual", "text", "question", "bos", "last", "generated", *KINDS, *CLASSES)
+NAMES = ("all", "visual", "text", "question", "bos", "last", "generated", *KINDS, *CLASSES)
 # Everything else that means something in the language.
 FORMS = (
     *("image", "tile", "frame", "box", "row", "column", "pixels", "words", "near", "dilate"),
     *("random", "control", "top", "bottom", "attention", "norm", "cosine"),
-    *("like", "within", "seed", "of", "by", "layer", "all", "meets", "inside", "center"),
+    *("like", "within", "seed", "of", "by", "layer", "meets", "inside", "center"),
 )
 _WORDS = ("vit", "llm", *NAMES, *FORMS)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")

@@ -8,7 +8,19 @@ import typer
 # Faces and light files only: torch and its kin are imported when the command runs.
 from ... import interventions, lens
 from .. import extraction
-from ..command_options import Attention, Device, Dtype, RemoteCode, Revision, Share, share_of
+from ..command_options import (
+    Attention,
+    Device,
+    Dtype,
+    Images,
+    Model,
+    RemoteCode,
+    Revision,
+    SavedMarkers,
+    Share,
+    loader,
+    share_of,
+)
 from ..sizes import duration, size
 from ..terminal import Interrupted, progress_bar, quiet, show_lines
 
@@ -16,14 +28,9 @@ INCOMPLETE = 1
 
 
 def extract_states(
-    model: Annotated[
-        str, typer.Option(metavar="MODEL", help="Hub id or folder of an image-text-to-text model.")
-    ],
+    model: Model,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the states go.")],
-    image: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE", help="Image file, folder or glob in quotes; repeat for more."),
-    ] = None,
+    image: Annotated[list[str] | None, Images] = None,
     prompt: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="What is asked about each image; or of each row."),
@@ -59,10 +66,7 @@ def extract_states(
         Path | None,
         typer.Option(metavar="FILE", help="What to change.", exists=True, dir_okay=False),
     ] = None,
-    markers: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Saved markers, which tell classes apart.", exists=True),
-    ] = None,
+    markers: SavedMarkers = None,
     nearest_words: Annotated[
         int | None,
         typer.Option(min=1, metavar="NUMBER", help="Nearest words that near[id] looks at."),
@@ -115,14 +119,7 @@ def extract_states(
                 given["plan"] = interventions.Plan.from_yaml(plan.read_text(encoding="utf-8"))
             if markers is not None:
                 given["markers"] = lens.Markers.load(markers)
-            loaded = lens.VisualLM.load(
-                model,
-                device=device,
-                dtype=dtype,
-                attn_implementation=attention,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-            )
+            loaded = loader(model, device, dtype, attention, revision, trust_remote_code)()
             if dry_run:
                 took = extraction.forecast_extraction(
                     extraction.Extraction.of(loaded, asked, **given)

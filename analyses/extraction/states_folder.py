@@ -24,6 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ...lens.errors import InputError
+from ..folders import refuse_strangers
 from ..studies.unit_store import differences
 from .token_rows import index_table
 
@@ -48,16 +49,7 @@ class StatesFolder:
 
     def check(self) -> None:
         """Refuse a place where something else is: InputError."""
-        if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
-            raise InputError(f"{self.path} is in the way and is not a folder: choose another place")
-        if not self.path.is_dir() or (self.path / DESCRIPTION).is_file():
-            return
-        names = (file.name for file in self.path.iterdir())
-        if strangers := sorted(n for n in names if not n.lstrip(".").startswith(_OURS)):
-            raise InputError(
-                f"{self.path} holds {strangers[0]!r} and no states ({DESCRIPTION}): choose another "
-                "folder"
-            )
+        refuse_strangers(self.path, "states", DESCRIPTION, _OURS)
 
     @property
     def description(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 
 from ..analysis import Analysis, Result, register
+from ..comparison_of_plans.axis_of_changes import RUN_OFF
 from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
 from ..comparison_of_plans.words import amount, told_reference
@@ -14,6 +15,7 @@ from ..conditions_by_layer.conditions_in_words import (
     told_change,
     told_verdicts,
 )
+from ..conditions_by_layer.run_on_report import run_on_report
 from ..numbers_in_words import counted, number
 from ..rows import select
 from .figure import draw_information_flow, told_metric
@@ -103,14 +105,7 @@ def _table(result: Result) -> pd.DataFrame | None:
 
 INFORMATION_FLOW = Analysis(
     name="information_flow",
-    run=lambda m: information_flow(
-        m.model,
-        m.examples,
-        markers=m.markers,
-        batch_size=m.examples_at_once,
-        seed=m.seed,
-        progress=m.progress,
-    ),
+    run=run_on_report(information_flow),
     figure=draw_information_flow,
     doing=DOING,
     order=64,
@@ -120,7 +115,7 @@ INFORMATION_FLOW = Analysis(
     "questions; a window changes something when its whole interval lies beyond the margin. That a "
     "window is needed does not say that nothing flows in others.",
     caption="Change when one part of the prompt is hidden from another, by the first layer of the "
-    "window; bands are 95 % intervals over images, the strip is the margin.",
+    "window; bands are 95 % intervals over images, the strip is the margin. " + RUN_OFF,
     findings=_findings,
     table=_table,
     by_default=False,

@@ -4,6 +4,7 @@ import pandas as pd
 
 from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, Claim
+from ..comparison_of_plans.axis_of_changes import RUN_OFF
 from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
 from ..comparison_of_plans.words import amount, change, told_reference
@@ -12,6 +13,7 @@ from ..conditions_by_layer.conditions_in_words import (
     table_of_changes,
     told_change,
 )
+from ..conditions_by_layer.run_on_report import run_on_report
 from ..numbers_in_words import counted, listing
 from ..rows import one, select
 from ..statistics import Evidence
@@ -121,14 +123,7 @@ def _table(result: Result) -> pd.DataFrame | None:
 
 INJECTION = Analysis(
     name="injection",
-    run=lambda m: injection(
-        m.model,
-        m.examples,
-        markers=m.markers,
-        batch_size=m.examples_at_once,
-        seed=m.seed,
-        progress=m.progress,
-    ),
+    run=run_on_report(injection),
     figure=draw_injection,
     doing=DOING,
     order=63,
@@ -139,7 +134,7 @@ INJECTION = Analysis(
     "layers of its curve.",
     caption="Change when visual tokens enter at layer k (as they are, with one factor, or each "
     "with the text’s norm), leave at m, or are in half of the layers; bands are 95 % intervals "
-    "over images, the strip is the margin.",
+    "over images, the strip is the margin. " + RUN_OFF,
     findings=_findings,
     claims=_claims,
     table=_table,

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ..analysis import Analysis, Result, register
 from ..claim import SECOND_HAND, Claim
+from ..comparison_of_plans.axis_of_changes import RUN_OFF
 from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
 from ..comparison_of_plans.words import amount, change, told_reference
@@ -17,6 +18,7 @@ from ..conditions_by_layer.conditions_in_words import (
     told_change,
     told_verdicts,
 )
+from ..conditions_by_layer.run_on_report import run_on_report
 from ..numbers_in_words import listing, number, percent
 from ..rows import one, select
 from ..statistics import Evidence
@@ -121,14 +123,7 @@ def _table(result: Result) -> pd.DataFrame | None:
 
 PRUNING = Analysis(
     name="pruning",
-    run=lambda m: pruning(
-        m.model,
-        m.examples,
-        markers=m.markers,
-        batch_size=m.examples_at_once,
-        seed=m.seed,
-        progress=m.progress,
-    ),
+    run=run_on_report(pruning),
     figure=draw_pruning,
     doing=DOING,
     order=62,
@@ -138,7 +133,7 @@ PRUNING = Analysis(
     "enough. Times are of passes over the prompts of one batch, the conditions in turn.",
     caption="Change without some visual tokens (their share in brackets), with 95 % intervals over "
     "images, beside as many drawn at random; the strip is the margin. Last panel: median and "
-    "quartiles of how much faster a pass over the prompts is.",
+    "quartiles of how much faster a pass over the prompts is. " + RUN_OFF,
     findings=_findings,
     claims=_claims,
     data=lambda _: PAPER,

@@ -4,6 +4,7 @@ import pandas as pd
 
 from ..analysis import Analysis, Result, register
 from ..claim import SECOND_HAND, Claim
+from ..comparison_of_plans.axis_of_changes import RUN_OFF
 from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
 from ..comparison_of_plans.words import amount, change, told_reference
@@ -14,6 +15,7 @@ from ..conditions_by_layer.conditions_in_words import (
     told_change,
     told_verdicts,
 )
+from ..conditions_by_layer.run_on_report import run_on_report
 from ..numbers_in_words import counted, listing, percent
 from ..rows import one, select
 from ..statistics import Evidence
@@ -123,14 +125,7 @@ def _table(result: Result) -> pd.DataFrame | None:
 
 REDUNDANCY = Analysis(
     name="redundancy",
-    run=lambda m: redundancy(
-        m.model,
-        m.examples,
-        markers=m.markers,
-        batch_size=m.examples_at_once,
-        seed=m.seed,
-        progress=m.progress,
-    ),
+    run=run_on_report(redundancy),
     figure=draw_redundancy,
     doing=DOING,
     order=61,
@@ -142,7 +137,7 @@ REDUNDANCY = Analysis(
     "when it lies beyond.",
     caption="Change when tokens skip attention, the FFN or both, by the layers in which they do; "
     "bands are 95 % intervals over images, broken lines as many random visual tokens, the strip "
-    "is the margin.",
+    "is the margin. " + RUN_OFF,
     findings=_findings,
     claims=_claims,
     table=_table,

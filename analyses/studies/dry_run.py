@@ -99,7 +99,8 @@ def _flops(task: Task) -> float | None:
         observer = task.models.observer(number)
         for condition in part.conditions:
             try:
-                spent = observer.flops(block, condition.plan)
+                shown = [item.shown_with(condition.wrong_image) for item in block]
+                spent = observer.flops(shown, condition.plan)
             except EmbedlensError:
                 return None
             total += spent * len(items) / len(block)

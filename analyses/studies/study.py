@@ -23,6 +23,7 @@ from .study_file import StudyFile, read_study
 from .study_folder import IMAGES, StudyFolder
 from .study_result import StudyResult
 from .units import ModelPart, Units
+from .wrong_images import with_wrong_images
 
 Shard = tuple[int, int]
 
@@ -161,6 +162,8 @@ class Study:
             identities[model.called] = identity
             told = json.dumps([model.called, identity])
             parts.append(ModelPart(told, conditions_of(self.plans, identity["layers"])))
+        shown = (c.wrong_image for part in parts for c in part.conditions)
+        items = with_wrong_images(items, sorted({seed for seed in shown if seed is not None}))
         settings = {
             **self.file.model_dump(
                 include={"batch_size", "conditions_at_once", "max_new_tokens", "nearest_words"}

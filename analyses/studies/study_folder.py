@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ...lens.errors import InputError
+from ..folders import refuse_strangers
 from ..one_image import image_groups
 from .items import Item
 from .unit_store import UnitStore
@@ -20,7 +21,7 @@ STUDY, ITEMS, TABLE, SUMMARY, PAGE = (
     *("study.yaml", "items.parquet", "table.parquet", "summary.parquet", "report.html"),
 )
 IMAGES, MARKERS = "images", "markers"
-_OURS = (STUDY, ITEMS, TABLE, SUMMARY, PAGE, IMAGES, MARKERS)
+_OURS = (STUDY, ITEMS, TABLE, SUMMARY, PAGE, IMAGES, MARKERS, "units")
 _UNITS = re.compile(r"units(-\d+-of-\d+)?\.sqlite")
 
 
@@ -36,15 +37,7 @@ class StudyFolder:
 
     def check(self) -> None:
         """Refuse a place where something else is: InputError."""
-        if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
-            raise InputError(f"{self.path} is in the way and is not a folder: choose another place")
-        if not self.path.is_dir() or (self.path / STUDY).is_file():
-            return
-        # What a process leaves that was killed before it had begun is ours, too.
-        if strangers := sorted(p.name for p in self.path.iterdir() if not _is_ours(p.name)):
-            raise InputError(
-                f"{self.path} holds {strangers[0]!r} and no study ({STUDY}): choose another folder"
-            )
+        refuse_strangers(self.path, "study", STUDY, _OURS)
 
     def compare(self, items: Sequence[Item]) -> None:
         """See that the data still are what they were when the first unit was computed.
@@ -124,10 +117,6 @@ class StudyFolder:
 
     def _part(self, name: str) -> Path:
         return self.path / f".{name}.{os.getpid()}"
-
-
-def _is_ours(name: str) -> bool:
-    return name.startswith(("units", *_OURS, *(f".{one}" for one in _OURS)))
 
 
 def items_frame(items: Sequence[Item]) -> pd.DataFrame:

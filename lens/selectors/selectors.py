@@ -83,13 +83,13 @@ class Selector:
 
 @dataclass(frozen=True)
 class Name(Selector):
-    """A named set: visual, text, question, bos, last, generated, a kind, a class, or one's own.
+    """A named set: all, visual, text, question, bos, last, generated, a kind, a class, one's own.
 
-    ``text`` is every position that is neither visual nor padding, BOS and generated tokens
-    included; ``question`` what of it are the user's own words, without template and system text;
-    ``last`` is the last prompt position and, while decoding, the newest token. The kinds
-    (patch, newline, separator, latent, unplaced) are those of ``VisualTokens.kind``. Any other name
-    is that of a set which the batch holds (:meth:`.Batch.with_tokens`).
+    ``all`` is every position but padding, generated tokens included; ``text`` what of it is not
+    visual, BOS included; ``question`` what of that are the user's own words, without template and
+    system text; ``last`` is the last prompt position and, while decoding, the newest token. The
+    kinds (patch, newline, separator, latent, unplaced) are those of ``VisualTokens.kind``. Any
+    other name is that of a set which the batch holds (:meth:`.Batch.with_tokens`).
     """
 
     name: str
@@ -114,6 +114,8 @@ class Name(Selector):
         visual, nothing = found.prompt, found.generated
         if self.name == "visual":
             return found
+        if self.name == "all":
+            return Selection(real, ~nothing)
         if self.name == "text":
             return Selection(real & ~visual, ~nothing)
         if self.name == "question":

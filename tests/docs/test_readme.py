@@ -19,7 +19,7 @@ HUB = "llava-hf/llava-1.5-7b-hf"
 
 def test_the_snippets_are_the_ones_known_here() -> None:
     assert len(PYTHON) == 1
-    assert set(COMMANDS) == {"demo", "tests", "analyze", "check"}
+    assert set(COMMANDS) == {"demo", "tests", "analyze", "check", "lmms"}
     assert TEXT.count("```bash") == len(COMMANDS)
 
 

@@ -32,6 +32,7 @@ SETS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "visual": lambda ids, real: ids == tiny.IMAGE_ID,
     "text": lambda ids, real: real & (ids != tiny.IMAGE_ID),
     "bos": lambda ids, real: ids == tiny.VOCABULARY.index("<s>"),
+    "all": lambda ids, real: real,
     "visual | text": lambda ids, real: real,
     "image[0]": lambda ids, real: (ids == tiny.IMAGE_ID) & (nth(ids) < tiny.CELLS),
     "box[0:2, 1:3]": lambda ids, real: (ids == tiny.IMAGE_ID) & in_box(nth(ids) % tiny.CELLS),

@@ -406,6 +406,26 @@ def test_every_plan_draws_the_same_numbers_and_torch_goes_on_behind_the_first(
     assert first != second
 
 
+@pytest.mark.parametrize("bare_first", [False, True])
+def test_torch_goes_on_behind_the_first_plan_where_another_draws_more(
+    model: VisualLM, bare_first: bool
+) -> None:
+    one = model.encode(tiny.image(0), tiny.PROMPTS["middle"])
+    told = {**SHARING["sampling"], "max_new_tokens": 6}
+    plans = [Plan(ZeroFFN(tokens="all"), ScaleTokens(factor=-3.0, layers=0, tokens="all")), None]
+    plans = plans[::-1] if bare_first else plans
+    short, long = (seeded(lambda p=plan: model.generate_ids(one, p, **told))[0] for plan in plans)
+    told["eos_token_id"] = next(token for token in short if token not in long)
+
+    def twice() -> list[Any]:
+        return [model.generate_ids_many(one, plans, **told) for _ in range(2)]
+
+    first, second = seeded(twice)
+    assert len(first[0][0]) < len(first[1][0])
+    expected = seeded(lambda: [model.generate_ids(one, plans[0], **told) for _ in range(2)])
+    assert [first[0], second[0]] == expected
+
+
 def test_progress_counts_plans_and_results_keep_their_order(model: VisualLM, batch: Batch) -> None:
     told: list[tuple[int, int]] = []
     plans = [PLANS[3], None, PLANS[1], Plan(), PLANS[8]]

@@ -44,6 +44,7 @@ def chosen(text: str, of: Batch) -> list[int]:
 @pytest.mark.parametrize(
     ("text", "positions"),
     [
+        ("all", list(range(LENGTH))),
         ("patch", list(range(2, 10))),
         ("newline", [10]),
         ("separator", [11]),
