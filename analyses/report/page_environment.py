@@ -3,6 +3,7 @@
 import re
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 _HERE = "embedlens.analyses.report"
 _INTERVAL = re.compile(r"\([^()]* to [^()]*\)")
@@ -23,10 +24,11 @@ def page_environment(package: str) -> Environment:
 
 
 def _whole_intervals(cell: object) -> object:
-    """A cell of a table whose intervals stand in one line."""
+    """A cell of a table whose intervals stand in one line, where there is room for it."""
     if not isinstance(cell, str):
         return cell
-    return _INTERVAL.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), cell)
+    text = _INTERVAL.sub(r'<span class="whole">\g<0></span>', str(escape(_unbroken(cell))))
+    return Markup(text)
 
 
 def _unbroken(value: object) -> object:

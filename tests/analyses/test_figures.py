@@ -379,7 +379,7 @@ def test_an_interval_a_thousand_times_as_wide_hides_no_change(high: float) -> No
 
 
 def test_every_layer_of_a_curve_has_its_place_on_the_axis(results: dict[str, Result]) -> None:
-    """Panels share an axis; the last one's layers, which are fewer, do not take the others' ticks."""
+    """Panels share an axis; the last one, with fewer layers, does not take the others' ticks."""
     frame = results["injection"].frame
     layers = set(frame.loc[frame["way"].notna(), "layer"].dropna().astype(int))
     assert set(frame.loc[frame["way"] == "both", "layer"].dropna().astype(int)) < layers
