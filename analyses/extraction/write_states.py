@@ -54,7 +54,8 @@ def extract(
             for instance ``{"kind": "table", "path": "rows.jsonl"}``.
         out: The folder, made if it is not there.
         sites: What to keep, as ``capture`` of :meth:`~embedlens.VisualLM.run`: ``residual``,
-            ``attention``, ``ffn``, ``head_outputs``, ``neurons``, ``values``, ``attention_weights``.
+            ``attention``, ``ffn``, ``head_outputs``, ``neurons``, ``values``,
+            ``attention_weights``.
         layers: Of which layers: ``all``, numbers, or text such as ``"0,8-15"``; for ``residual``
             0 to ``n_layers`` inclusive.
         tokens: At which tokens: a selector or its text, such as ``visual``, ``all``, ``last``.
