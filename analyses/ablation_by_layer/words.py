@@ -280,8 +280,9 @@ ABLATION = Analysis(
     "test shows a loss, and undecided otherwise.",
     caption="Exact matches when the output of attention or the FFN is zeroed at visual positions "
     "of some layers; bands are 95 % intervals over images, the lines show the untouched model with "
-    "the right and with a wrong image. Last panel: change in every task when it is zeroed in all "
-    "layers, with 95 % intervals; the shaded strip is the margin.",
+    "the right and with a wrong image. Where there are several tasks, the last panel shows the "
+    "change in each when it is zeroed in all layers, with 95 % intervals; the shaded strip is the "
+    "margin.",
     findings=_findings,
     claims=_claims,
     data=_data,

@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 
 from ..analysis import Analysis, Result, register
+from ..comparison_of_plans.axis_of_changes import RUN_OFF
 from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
 from ..comparison_of_plans.words import amount, told_reference
@@ -114,7 +115,7 @@ INFORMATION_FLOW = Analysis(
     "questions; a window changes something when its whole interval lies beyond the margin. That a "
     "window is needed does not say that nothing flows in others.",
     caption="Change when one part of the prompt is hidden from another, by the first layer of the "
-    "window; bands are 95 % intervals over images, the strip is the margin.",
+    "window; bands are 95 % intervals over images, the strip is the margin. " + RUN_OFF,
     findings=_findings,
     table=_table,
     by_default=False,

@@ -4,6 +4,7 @@ import pandas as pd
 
 from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, Claim
+from ..comparison_of_plans.axis_of_changes import RUN_OFF
 from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
 from ..comparison_of_plans.words import amount, change, told_reference
@@ -133,7 +134,7 @@ INJECTION = Analysis(
     "layers of its curve.",
     caption="Change when visual tokens enter at layer k (as they are, with one factor, or each "
     "with the text’s norm), leave at m, or are in half of the layers; bands are 95 % intervals "
-    "over images, the strip is the margin.",
+    "over images, the strip is the margin. " + RUN_OFF,
     findings=_findings,
     claims=_claims,
     table=_table,

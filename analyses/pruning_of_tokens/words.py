@@ -8,6 +8,7 @@ import pandas as pd
 
 from ..analysis import Analysis, Result, register
 from ..claim import SECOND_HAND, Claim
+from ..comparison_of_plans.axis_of_changes import RUN_OFF
 from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
 from ..comparison_of_plans.words import amount, change, told_reference
@@ -132,7 +133,7 @@ PRUNING = Analysis(
     "enough. Times are of passes over the prompts of one batch, the conditions in turn.",
     caption="Change without some visual tokens (their share in brackets), with 95 % intervals over "
     "images, beside as many drawn at random; the strip is the margin. Last panel: median and "
-    "quartiles of how much faster a pass over the prompts is.",
+    "quartiles of how much faster a pass over the prompts is. " + RUN_OFF,
     findings=_findings,
     claims=_claims,
     data=lambda _: PAPER,

@@ -20,6 +20,7 @@ from ..report.page_environment import page_environment
 from ..rows import select
 from ..statistics import MIN_IMAGES
 from .condition_grid import PlanText
+from .measures import measure_title
 from .study_figure import MOST_ROWS, draw_measure
 from .study_folder import PAGE, StudyFolder
 from .study_result import StudyResult
@@ -106,7 +107,7 @@ def headlines(result: StudyResult) -> Iterator[str]:
         told = result.study["measures"][measure]
         compared = of_measure[of_measure["p"].notna()]
         sure = compared[compared["p_corrected"] <= 0.05].sort_values("p_corrected", kind="stable")
-        where = f"{measure} of {model}" if len(result.study["models"]) > 1 else str(measure)
+        where = _heading(result, model, measure)
         clean = _dicts(of_measure)[0]
         text = f"{where}: {_value(clean, told)} untouched; "
         text += f"{len(sure)} of {counted(len(compared), 'comparison')} differ surely"
@@ -146,12 +147,11 @@ def _sections(result: StudyResult) -> Iterator[_Section]:
     for (model, measure), rows in result.summary.groupby(["model", "measure"], sort=False):
         told = result.study["measures"][measure]
         every = select(rows, group=ALL)
-        several = len(result.study["models"]) > 1
         few = every[: MOST_ROWS + 1]
         drawn = len(few) <= MOST_ROWS and few["value"].notna().any()
-        figure = draw_measure(few, str(measure), told) if drawn else None
+        figure = draw_measure(few, measure_title(str(measure)), told) if drawn else None
         yield _Section(
-            f"{measure} of {model}" if several else str(measure),
+            _heading(result, model, measure),
             told["method"],
             None if figure is None else b64encode(png(figure)).decode(),
             [_cells(row, told) for row in _dicts(every)],
@@ -177,6 +177,11 @@ def _analyses(result: StudyResult) -> Iterator[_AnalysisSection]:
 def _lines(table: pd.DataFrame) -> list[list[str]]:
     rows: list[list[Any]] = [list(table.columns), *table.values.tolist()]
     return [[str(cell) for cell in row] for row in rows]
+
+
+def _heading(result: StudyResult, model: object, measure: object) -> str:
+    title = measure_title(str(measure))
+    return f"{title} of {model}" if len(result.study["models"]) > 1 else title
 
 
 def _dicts(rows: pd.DataFrame) -> list[dict[str, Any]]:
