@@ -50,7 +50,7 @@ def analyze(
             with what the untouched model says.
         texts: Sentences for the alignment; by default `everyday_sentences()`.
         analyses: Names of the analyses to run; ``default`` and ``all`` stand for those that are run
-            without being asked for and for every one, as far as these images allow.
+            without being asked for and for every one, as far as these images and the model allow.
         seed: Of every random choice.
         progress: Called after every step.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from ...lens.errors import InputError
+from ...lens.errors import InputError, Unsupported
 from ..analysis import Analysis, Result, find, registered
 from ..report_inputs import Material
 
@@ -37,8 +37,13 @@ def chosen(material: Material, names: Sequence[str] | None = None) -> list[Analy
 
 
 def run_all(material: Material, names: Sequence[str] | None = None) -> list[Result]:
-    """The results of the named analyses; see `chosen`."""
+    """The results of the named analyses; see `chosen`.
+
+    What is run because ``all`` are is left out where the model cannot do it; what was named is
+    refused.
+    """
     analyses = chosen(material, names)
+    sure = analyses if ALL not in (names or ()) else chosen(material, _but_all(names))
     for analysis in analyses:
         if analysis.run is None:
             raise InputError(
@@ -50,5 +55,13 @@ def run_all(material: Material, names: Sequence[str] | None = None) -> list[Resu
     for done, analysis in enumerate(analyses):
         material.progress(analysis.doing, done, len(analyses))
         assert analysis.run is not None
-        results.append(analysis.run(material))
+        try:
+            results.append(analysis.run(material))
+        except Unsupported:
+            if analysis in sure:
+                raise
     return results
+
+
+def _but_all(names: Sequence[str] | None) -> list[str]:
+    return [name for name in names or () if name != ALL]
