@@ -16,6 +16,7 @@ from .injection_by_layer import injection
 from .integrated_gradients_of_tokens import integrated_gradients
 from .lens_hits_by_layer import lens_hits
 from .logit_attribution import logit_attribution
+from .measured_cost import cost_of_plans
 from .partition_of_tokens import partition
 from .patch_compression import PatchBenchmark, patch_benchmark, patch_compression
 from .patching_by_layer import patching
@@ -53,6 +54,7 @@ __all__ = [
     "class_profiles",
     "compare",
     "compare_lenses",
+    "cost_of_plans",
     "directions",
     "effect_of_plan",
     "extract",

@@ -107,7 +107,7 @@ class VisualLM:
             trust_remote_code: Whether code that comes with the model may run.
             lazy: Check configuration and processor now, and load the weights when they are first
                 needed, which encoding does: a verified anatomy says which tokens are visual.
-            remote: Load no weights: all runs on the server (:mod:`.opening.invented_weights`).
+            remote: Load no weights: all runs on the server (``opening/invented_weights``).
             anatomy: As for :class:`VisualLM`.
             **from_pretrained: More for transformers' ``from_pretrained``, for instance
                 ``device_map`` (in place of ``device``) or ``quantization_config``.

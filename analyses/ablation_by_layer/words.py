@@ -272,6 +272,7 @@ ABLATION = Analysis(
     figure=draw_ablation,
     doing=DOING,
     order=60,
+    passes=lambda e: e.images * (5.5 * e.layers + 2),
     heading="What are visual attention and the FFN worth?",
     method="What attention or the FFN would add to the residual stream is set to zero at the "
     "visual positions, in some layers; their keys and values stay readable. An answer counts when "
@@ -280,8 +281,9 @@ ABLATION = Analysis(
     "test shows a loss, and undecided otherwise.",
     caption="Exact matches when the output of attention or the FFN is zeroed at visual positions "
     "of some layers; bands are 95 % intervals over images, the lines show the untouched model with "
-    "the right and with a wrong image. Last panel: change in every task when it is zeroed in all "
-    "layers, with 95 % intervals; the shaded strip is the margin.",
+    "the right and with a wrong image. Where there are several tasks, the last panel shows the "
+    "change in each when it is zeroed in all layers, with 95 % intervals; the shaded strip is the "
+    "margin.",
     findings=_findings,
     claims=_claims,
     data=_data,

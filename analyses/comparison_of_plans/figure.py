@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from ..analysis import Result
 from ..figures.style import ACCENT, INK, MUTED, SECOND, new_figure, style, tidy
 from ..rows import one, select
+from .axis_of_changes import changes_in_sight
 from .measure_names import axis_label
 from .named_plans import UNTOUCHED
 from .paired_table import METRICS
@@ -75,4 +76,5 @@ def _panel(axes: Axes, rows: pd.DataFrame, conditions: Sequence[str], margin: fl
     axes.tick_params(axis="y", length=0)
     axes.locator_params(axis="x", nbins=4)
     axes.margins(x=0.08)
+    changes_in_sight(axes, "x", rows, margin)
     tidy(axes, grid="x")

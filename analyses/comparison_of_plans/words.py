@@ -8,6 +8,7 @@ import pandas as pd
 from ..analysis import Analysis, Result, register
 from ..numbers_in_words import counted, difference, listing, number, p_value, percent
 from ..rows import one, select
+from .axis_of_changes import RUN_OFF
 from .figure import draw_comparison
 from .measure_names import answers_are_own, measure_name
 from .named_plans import UNTOUCHED
@@ -123,7 +124,8 @@ COMPARISON = Analysis(
     "intervals are over images, and tests are corrected for all conditions and measures (Holm). "
     "A condition differs when its whole interval lies beyond the margin, and agrees with the "
     "untouched model when it lies within.",
-    caption="Change under each plan, with 95 % intervals over images; the strip is the margin.",
+    caption="Change under each plan, with 95 % intervals over images; the strip is the margin. "
+    + RUN_OFF,
     findings=_findings,
     table=_table,
 )

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..analysis import Result
+from ..comparison_of_plans.axis_of_changes import changes_in_sight
 from ..comparison_of_plans.measure_names import axis_label
 from ..comparison_of_plans.paired_table import METRICS
 from ..figures.curves import layer_axis
@@ -61,9 +62,11 @@ def draw_curves(
                 axes.set_title(f"{next(letters)}  {title}")
                 here = select(rows, metric=metric, **where)
                 _panel(axes, here, result.meta["margins"][metric], series, names, x)
-                layer_axis(axes, here[x], label if line is grid[-1] else "")
+                layer_axis(axes, rows[x], label if line is grid[-1] else "")
                 if j == 0:
                     axes.set_ylabel(axis_label(result, metric))
+            shown = pd.concat([select(rows, metric=metric, **where) for _, where in line])
+            changes_in_sight(drawn[0], "y", shown, result.meta["margins"][metric])
         handles: list[Artist] = [
             Line2D([], [], color=color, marker="o", label=name)
             for color, (value, name) in zip(_COLORS, names.items(), strict=False)

@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 
 from ..analysis import Analysis, Result, register
+from ..comparison_of_plans.axis_of_changes import RUN_OFF
 from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
 from ..comparison_of_plans.words import amount, told_reference
@@ -108,13 +109,14 @@ INFORMATION_FLOW = Analysis(
     figure=draw_information_flow,
     doing=DOING,
     order=64,
+    passes=lambda e: 3 * e.images * min(8, e.layers),
     heading="How does what is seen reach the answer?",
     method="In a window of layers some tokens cannot see others: the question the image, the last "
     "token the question, the last token the image. Changes are to the untouched model on the same "
     "questions; a window changes something when its whole interval lies beyond the margin. That a "
     "window is needed does not say that nothing flows in others.",
     caption="Change when one part of the prompt is hidden from another, by the first layer of the "
-    "window; bands are 95 % intervals over images, the strip is the margin.",
+    "window; bands are 95 % intervals over images, the strip is the margin. " + RUN_OFF,
     findings=_findings,
     table=_table,
     by_default=False,

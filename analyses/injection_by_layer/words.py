@@ -4,6 +4,7 @@ import pandas as pd
 
 from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, Claim
+from ..comparison_of_plans.axis_of_changes import RUN_OFF
 from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
 from ..comparison_of_plans.words import amount, change, told_reference
@@ -126,6 +127,7 @@ INJECTION = Analysis(
     figure=draw_injection,
     doing=DOING,
     order=63,
+    passes=lambda e: 5 * e.images * min(8, e.layers),
     heading="Which layers need visual tokens?",
     method="Visual tokens enter at a layer, with the states with which they entered the model, or "
     "leave at one, or both; all tokens keep their positions and nothing is trained. A layer is "
@@ -133,7 +135,7 @@ INJECTION = Analysis(
     "layers of its curve.",
     caption="Change when visual tokens enter at layer k (as they are, with one factor, or each "
     "with the text’s norm), leave at m, or are in half of the layers; bands are 95 % intervals "
-    "over images, the strip is the margin.",
+    "over images, the strip is the margin. " + RUN_OFF,
     findings=_findings,
     claims=_claims,
     table=_table,

@@ -68,5 +68,7 @@ def _turns(axes: Axes, frame: pd.DataFrame) -> None:
         xlabel="layers passed (halves: behind attention)",
         ylabel="cosine to first token",
     )
+    # As many ticks at any height: more would have wider labels than the layout left room for.
+    axes.locator_params(axis="y", nbins=5)
     tidy(axes)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=2)

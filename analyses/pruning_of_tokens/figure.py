@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..analysis import Result
+from ..comparison_of_plans.axis_of_changes import changes_in_sight
 from ..comparison_of_plans.measure_names import axis_label
 from ..comparison_of_plans.paired_table import METRICS
 from ..figures.style import ACCENT, INK, MUTED, SECOND, new_figure, style, tidy
@@ -64,6 +65,7 @@ def _changes(axes: Axes, rows: pd.DataFrame, margin: float, names: list[str]) ->
             )
     axes.tick_params(axis="y", length=0)
     axes.locator_params(axis="x", nbins=4)
+    changes_in_sight(axes, "x", rows, margin)
     tidy(axes, grid="x")
 
 

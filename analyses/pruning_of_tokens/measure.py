@@ -18,7 +18,8 @@ from ..asked_questions import Questions, check_examples
 from ..conditions_by_layer.compared_conditions import METRICS, compare_conditions
 from ..conditions_by_layer.condition import ALL_VISUAL, AskedTokens, PlacedPlan
 from ..example import Example
-from .pruned_passes import kept_in_cache, skipped_operations, time_passes
+from ..timed_passes import time_passes
+from .saved_by_pruning import kept_in_cache, skipped_operations
 
 SETS = {
     "sink": "sink",
@@ -105,7 +106,7 @@ def pruning(
         for name, selector in named.items()
     ]
     for share in fractions:
-        drawn = f"random(like={_portion(share)}, within=visual, seed={seed})"
+        drawn = f"random(like={portion(share)}, within=visual, seed={seed})"
         about: dict[str, str | float | None] = {
             "kind": "random",
             "dropped": f"{share:.0%} at random",
@@ -161,7 +162,7 @@ def _condition(
     return PlacedPlan(plan, {**about, "share": round(asked.share(selector), 6)}, controls)
 
 
-def _portion(share: float) -> str:
+def portion(share: float) -> str:
     """What the first tokens of every example are called that a random share is as large as."""
     return f"portion{round(1e6 * share)}"
 
@@ -170,7 +171,7 @@ def portions(batch: Batch, fractions: Sequence[float]) -> Batch:
     """The batch with a set as large as each share of every example's visual tokens."""
     rank = np.arange(len(batch.visual)) - np.searchsorted(batch.visual.sample, batch.visual.sample)
     each = np.bincount(batch.visual.sample, minlength=len(batch))[batch.visual.sample]
-    sets = {_portion(f): rank < np.fmax(np.floor(f * each + 0.5), 1) for f in fractions}
+    sets = {portion(f): rank < np.fmax(np.floor(f * each + 0.5), 1) for f in fractions}
     return batch.with_tokens(**sets)
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ..analysis import Analysis, Result, register
 from ..claim import SECOND_HAND, Claim
+from ..comparison_of_plans.axis_of_changes import RUN_OFF
 from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
 from ..comparison_of_plans.words import amount, change, told_reference
@@ -126,13 +127,14 @@ PRUNING = Analysis(
     figure=draw_pruning,
     doing=DOING,
     order=62,
+    passes=lambda e: e.images * (12 + 3 * e.classes) + e.first * (15 + 3 * e.classes),
     heading="Which visual tokens can be dropped?",
     method="Tokens are taken out before the first layer; all others keep their positions. Every "
     "set is compared with as many visual tokens drawn at random, from the others where there are "
     "enough. Times are of passes over the prompts of one batch, the conditions in turn.",
     caption="Change without some visual tokens (their share in brackets), with 95 % intervals over "
     "images, beside as many drawn at random; the strip is the margin. Last panel: median and "
-    "quartiles of how much faster a pass over the prompts is.",
+    "quartiles of how much faster a pass over the prompts is. " + RUN_OFF,
     findings=_findings,
     claims=_claims,
     data=lambda _: PAPER,

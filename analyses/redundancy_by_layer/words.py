@@ -4,6 +4,7 @@ import pandas as pd
 
 from ..analysis import Analysis, Result, register
 from ..claim import SECOND_HAND, Claim
+from ..comparison_of_plans.axis_of_changes import RUN_OFF
 from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
 from ..comparison_of_plans.words import amount, change, told_reference
@@ -128,6 +129,7 @@ REDUNDANCY = Analysis(
     figure=draw_redundancy,
     doing=DOING,
     order=61,
+    passes=lambda e: 3.5 * e.images * min(8, e.layers) * (1 + 3 * e.classes),
     heading="What can visual tokens skip?",
     method="Chosen visual tokens skip attention, the FFN or both, in some layers; their keys and "
     "values stay readable. Every condition is compared with the untouched model on the same "
@@ -136,7 +138,7 @@ REDUNDANCY = Analysis(
     "when it lies beyond.",
     caption="Change when tokens skip attention, the FFN or both, by the layers in which they do; "
     "bands are 95 % intervals over images, broken lines as many random visual tokens, the strip "
-    "is the margin.",
+    "is the margin. " + RUN_OFF,
     findings=_findings,
     claims=_claims,
     table=_table,

@@ -29,6 +29,7 @@ class StudyCondition:
     Attributes:
         family: The name in the study's file.
         plan: What to change; None for the untouched model.
+        wrong_image: The seed of an exchange of images between items; None for their own.
         against: The family it is compared with.
         values: Of the variables of its grid.
     """
@@ -37,6 +38,7 @@ class StudyCondition:
     plan: Plan | None = None
     against: str | None = None
     values: Mapping[str, Value] = field(default_factory=dict)
+    wrong_image: int | None = None
 
     @property
     def name(self) -> str:
@@ -48,6 +50,7 @@ class StudyCondition:
     def digest(self) -> str:
         """Of what is changed."""
         text = "" if self.plan is None else self.plan.to_yaml()
+        text += "" if self.wrong_image is None else f"wrong image {self.wrong_image}"
         return sha256(text.encode()).hexdigest()[:32]
 
     def controls(self, conditions: Iterable[StudyCondition]) -> list[StudyCondition]:
@@ -74,6 +77,8 @@ class PlanText:
     @classmethod
     def read(cls, spec: ConditionSpec, path: str, folder: Path) -> PlanText:
         """The plan of a condition; InputError with the ``path`` of the condition in the study."""
+        if spec.plan is None:
+            return cls(spec, {"operations": []}, path)
         if isinstance(spec.plan, dict):
             return cls(spec, spec.plan, path)
         file = folder / Path(spec.plan).expanduser()
@@ -87,6 +92,8 @@ class PlanText:
     def text(self) -> str:
         """Everything that decides what the condition is."""
         spec = self.spec.model_dump(exclude={"plan"})
+        if self.spec.wrong_image is None:
+            del spec["wrong_image"]  # studies that are older than this stay the same
         return json.dumps([spec, self.data, self.path])  # a grid's variables have an order
 
     @classmethod
@@ -114,7 +121,7 @@ def conditions_of(texts: Sequence[PlanText], n_layers: int) -> list[StudyConditi
 
 def _members(text: PlanText, n_layers: int) -> list[StudyCondition]:
     spec = text.spec
-    used = set(_variables(text.data))
+    used = {*_variables(text.data), *_variables(spec.wrong_image)}
     if unknown := sorted(used - set(spec.grid)):
         raise InputError(f"plan: ${unknown[0]} has no values: give grid: {{{unknown[0]}: […]}}")
     if idle := sorted(set(spec.grid) - used):
@@ -124,13 +131,15 @@ def _members(text: PlanText, n_layers: int) -> list[StudyCondition]:
     for point in product(*axes):
         values = dict(zip(spec.grid, point, strict=True))
         plan = Plan(*operations_of(_filled(text.data, values)))
+        wrong = _seed(_filled(spec.wrong_image, values))
         needs = (need for operation in plan for need in operation.needs())
         if donors := {name for need in needs if (name := getattr(need, "donor", None))}:
             raise InputError(
                 f"plan: it takes states or a vector from {min(donors)!r}, a donor that a file "
                 "cannot hold: run such a plan in Python (plan.given)"
             )
-        members.append(StudyCondition(spec.name, plan, spec.against, frozen(values)))
+        made = plan if len(plan) or wrong is None else None
+        members.append(StudyCondition(spec.name, made, spec.against, frozen(values), wrong))
     return members
 
 
@@ -157,6 +166,12 @@ def _values(name: str, given: Any, n_layers: int) -> list[Value]:
         f"grid.{name}: give a list of values, {', '.join(LAYER_SETS)}, or {{windows: 4, step: 2}}, "
         f"not {given!r}"
     )
+
+
+def _seed(given: Any) -> int | None:
+    if given is None or (isinstance(given, int) and not isinstance(given, bool) and given >= 0):
+        return given
+    raise InputError(f"wrong_image: give the seed of the exchange, 0 or more, not {given!r}")
 
 
 def _span(first: int, last: int) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
@@ -88,6 +88,7 @@ class Item:
         answers: Right answers; several where several people answered.
         choices: What may be answered, one of which is right.
         group: Results are also given per group.
+        wrong: By the seed of an exchange the images of another item.
     """
 
     pictures: tuple[Picture, ...]
@@ -95,12 +96,25 @@ class Item:
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     group: str | None = None
+    wrong: Mapping[int, tuple[Picture, ...]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def key(self) -> str:
         """Of the content, in hexadecimal."""
         said = [[p.digest for p in self.pictures], self.question, self.answers, self.choices]
         return sha256(json.dumps([*said, self.group]).encode()).hexdigest()[:32]
+
+    @property
+    def asked_key(self) -> str:
+        """Of the content with that of all images that are shown with it."""
+        if not self.wrong:
+            return self.key
+        shown = {seed: [p.digest for p in pictures] for seed, pictures in self.wrong.items()}
+        return sha256(json.dumps([self.key, shown], sort_keys=True).encode()).hexdigest()[:32]
+
+    def shown_with(self, seed: int | None) -> Item:
+        """The same with the images of an exchange; itself with None."""
+        return self if seed is None else replace(self, pictures=self.wrong[seed], wrong={})
 
     @property
     def answer(self) -> str:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...lens.errors import InputError
+from ..analysis import registered
 from .items import Item
 from .study_file import MeasureSpec
 from .written_answers import anls, box_overlap, exact_match, vqa_accuracy
@@ -38,6 +39,7 @@ class AnswerMeasure:
         kind: The observation it reads.
         score: One number from an observation and its item.
         method: How it comes about, in a sentence.
+        title: In headings and along axes, with its unit.
         share: Whether it is 0 or 1, so that its mean is a share.
         bounds: What it cannot pass; None for none.
         version: Changed when the same observation gets another number.
@@ -47,6 +49,7 @@ class AnswerMeasure:
     kind: Kind
     score: Callable[[Observation, Item], float]
     method: str
+    title: str
     share: bool = False
     bounds: tuple[float, float] | None = None
     version: str = "1"
@@ -91,6 +94,7 @@ _KNOWN = (
         "answer",
         lambda seen, _: float(seen["greedy"]),
         "Whether greedy decoding writes exactly the right answer and ends.",
+        "Accuracy",
         share=True,
         bounds=_UNIT,
     ),
@@ -99,12 +103,14 @@ _KNOWN = (
         "answer",
         lambda seen, _: float(seen["logprob"]),
         "Log-probability of the right answer with its end, in nats.",
+        "Log-probability (nats)",
     ),
     AnswerMeasure(
         "probability",
         "answer",
         lambda seen, _: exp(seen["logprob"]),
         "Probability of the right answer with its end.",
+        "Probability",
         bounds=_UNIT,
     ),
     AnswerMeasure(
@@ -112,6 +118,7 @@ _KNOWN = (
         "choices",
         _right_choice("sum"),
         "Whether the right choice is the most probable one, by the sum over its tokens.",
+        "Right choice",
         share=True,
         bounds=_UNIT,
     ),
@@ -120,6 +127,7 @@ _KNOWN = (
         "choices",
         _right_choice("token"),
         "Whether the right choice is the most probable one, by the mean over its tokens.",
+        "Right choice, per token",
         share=True,
         bounds=_UNIT,
     ),
@@ -128,6 +136,7 @@ _KNOWN = (
         "written",
         _of_text(exact_match),
         "Whether the written answer is a right one, case, punctuation and articles ignored.",
+        "Exact match",
         share=True,
         bounds=_UNIT,
     ),
@@ -136,6 +145,7 @@ _KNOWN = (
         "written",
         _of_text(vqa_accuracy),
         "VQA accuracy of the written answer.",
+        "VQA accuracy",
         bounds=_UNIT,
     ),
     AnswerMeasure(
@@ -143,6 +153,7 @@ _KNOWN = (
         "written",
         _of_text(anls),
         "Normalised Levenshtein similarity of the written answer, 0 below one half.",
+        "ANLS",
         bounds=_UNIT,
     ),
     AnswerMeasure(
@@ -150,10 +161,16 @@ _KNOWN = (
         "written",
         _of_text(box_overlap),
         "Intersection over union of the written box and the right one.",
+        "Intersection over union",
         bounds=_UNIT,
     ),
 )
 MEASURES: dict[str, AnswerMeasure] = {measure.name: measure for measure in _KNOWN}
+
+
+def measure_title(name: str) -> str:
+    """A measure in headings and along axes; one that the user made by its own name."""
+    return MEASURES[name].title if name in MEASURES else name
 
 
 def measure_of(spec: MeasureSpec, folder: Path) -> AnswerMeasure:
@@ -168,10 +185,13 @@ def measure_of(spec: MeasureSpec, folder: Path) -> AnswerMeasure:
     Raises:
         InputError: No such measure or function.
     """
+    if spec.items is not None:
+        raise InputError(f"measures: {spec.measure} is of every item; items is for analyses")
     if spec.function is None:
         if spec.measure not in MEASURES:
             raise InputError(
-                f"measures: no measure {spec.measure!r}; measures: {', '.join(MEASURES)}, or a "
+                f"measures: no measure {spec.measure!r}; measures: {', '.join(MEASURES)}, an "
+                f"analysis ({', '.join(name for name, a in registered().items() if a.run)}), or a "
                 "function of your own ({measure: a name, function: 'module:name'})"
             )
         return MEASURES[spec.measure]
@@ -197,6 +217,7 @@ def measure_of(spec: MeasureSpec, folder: Path) -> AnswerMeasure:
         "written",
         score,
         f"{spec.function} of the written answer and the right ones.",
+        spec.measure,
         version=sha256(source.encode()).hexdigest()[:16],
     )
 

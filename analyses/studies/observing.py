@@ -71,7 +71,7 @@ class Observer:
         """
         start, self.halvings = time.perf_counter(), 0
         rows, first = [], None
-        for seen in self.observe(unit.cut.kind, items, [c.plan for c in conditions]):
+        for seen in self._shown(unit.cut.kind, items, conditions):
             values, texts, errors = [], [], []
             for item, one in zip(items, seen, strict=True):
                 scores, error = _scored(one, item, measures)
@@ -93,6 +93,18 @@ class Observer:
             first,
             json.dumps(rows),
         )
+
+    def _shown(
+        self, kind: Kind, items: Sequence[Item], conditions: Sequence[StudyCondition]
+    ) -> list[list[Seen]]:
+        """Per condition what was observed of each item with the images that it is shown."""
+        found: dict[int, list[Seen]] = {}
+        for wrong in dict.fromkeys(condition.wrong_image for condition in conditions):
+            here = [i for i, c in enumerate(conditions) if c.wrong_image == wrong]
+            shown = [item.shown_with(wrong) for item in items]
+            seen = self.observe(kind, shown, [conditions[i].plan for i in here])
+            found |= zip(here, seen, strict=True)
+        return [found[i] for i in range(len(conditions))]
 
     def flops(self, items: Sequence[Item], plan: Plan | None) -> int:
         """FLOPs of the decoder's layers over the prompts; see `Plan.cost` for its refusals."""

@@ -24,7 +24,7 @@ def draw_measure(rows: pd.DataFrame, measure: str, told: Mapping[str, Any]) -> F
 
     Args:
         rows: Of a summary: one measure, one model, one group.
-        measure: Its name.
+        measure: Its title.
         told: About the measure; a ``share`` is drawn in percent.
     """
     scale, unit = (100.0, " (%)") if told["share"] else (1.0, "")

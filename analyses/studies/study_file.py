@@ -142,6 +142,9 @@ class ConditionSpec(_Part):
     Attributes:
         name: Of the condition or family.
         plan: The plan itself, or the name of its file; ``$variable`` stands for values of the grid.
+            Without one the model is untouched, and only the image is wrong.
+        wrong_image: The seed of an exchange of images: each item is asked about those of another
+            one. None for its own.
         grid: Per variable its values; ``each``, ``below``, ``above`` and ``{windows: n, step: m}``
             are sets of layers of the model.
         against: The condition it is compared with; of a family those members that have the same
@@ -149,16 +152,24 @@ class ConditionSpec(_Part):
     """
 
     name: str = Field(min_length=1)
-    plan: str | dict[str, Any]
+    plan: str | dict[str, Any] | None = None
+    wrong_image: int | str | None = None
     grid: dict[str, list[int | float | str] | str | dict[str, int]] = {}
     against: str | None = CLEAN
 
 
 class MeasureSpec(_Part):
-    """A measure by its name, or a function of one's own by its import path ``module:name``."""
+    """A measure by its name, or a function of one's own by its import path ``module:name``.
+
+    Attributes:
+        measure: Of an answer, or a registered analysis, which is run once on each untouched model.
+        function: Of one's own.
+        items: How many of the items an analysis is about, from the first one on; all without.
+    """
 
     measure: str
     function: str | None = None
+    items: int | None = Field(default=None, ge=1)
 
 
 def _measure(value: Any) -> Any:
@@ -226,6 +237,8 @@ def _check_names(study: StudyFile) -> None:
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             raise InputError(f"{what}: the name {twice[0]!r} stands twice; each has its own")
     for index, condition in enumerate(study.conditions):
+        if condition.plan is None and condition.wrong_image is None:
+            raise InputError(f"conditions.{index}: give a plan, wrong_image or both")
         for name in condition.grid:
             if not name.isidentifier() or name in COLUMNS:
                 raise InputError(

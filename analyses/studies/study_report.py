@@ -13,12 +13,14 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from ..analysis import find
 from ..figures import png
 from ..numbers_in_words import counted, difference, estimate, number, p_value, share
 from ..report.page_environment import page_environment
 from ..rows import select
 from ..statistics import MIN_IMAGES
 from .condition_grid import PlanText
+from .measures import measure_title
 from .study_figure import MOST_ROWS, draw_measure
 from .study_folder import PAGE, StudyFolder
 from .study_result import StudyResult
@@ -37,6 +39,18 @@ class _Section:
     picture: str | None
     table: list[list[str]]
     groups: list[list[str]]
+
+
+@dataclass(frozen=True)
+class _AnalysisSection:
+    """One analysis of one model as the template needs it."""
+
+    heading: str
+    method: str
+    picture: str
+    caption: str
+    findings: list[str]
+    table: list[list[str]] | None
 
 
 def write_study_report(result: StudyResult) -> Path:
@@ -62,16 +76,22 @@ def render_study(result: StudyResult) -> str:
         data=_data(result, items),
         headlines=list(headlines(result)),
         sections=list(_sections(result)),
+        analyses=list(_analyses(result)),
         errors=result.errors.values.tolist(),
         facts=list(_facts(result)),
         plans=[
-            (plan.spec.name, yaml.safe_dump(plan.data, sort_keys=False, allow_unicode=True))
+            (plan.spec.name, yaml.safe_dump(_said(plan), sort_keys=False, allow_unicode=True))
             for plan in map(PlanText.from_text, study["conditions"].values())
         ],
         text=StudyFolder(result.folder).text,
         packages=study[_PACKAGES],
         min_images=MIN_IMAGES,
     )
+
+
+def _said(plan: PlanText) -> Any:
+    wrong = plan.spec.wrong_image
+    return plan.data if wrong is None else {**plan.data, "wrong_image": wrong}
 
 
 def headlines(result: StudyResult) -> Iterator[str]:
@@ -87,7 +107,7 @@ def headlines(result: StudyResult) -> Iterator[str]:
         told = result.study["measures"][measure]
         compared = of_measure[of_measure["p"].notna()]
         sure = compared[compared["p_corrected"] <= 0.05].sort_values("p_corrected", kind="stable")
-        where = f"{measure} of {model}" if len(result.study["models"]) > 1 else str(measure)
+        where = _heading(result, model, measure)
         clean = _dicts(of_measure)[0]
         text = f"{where}: {_value(clean, told)} untouched; "
         text += f"{len(sure)} of {counted(len(compared), 'comparison')} differ surely"
@@ -98,16 +118,28 @@ def headlines(result: StudyResult) -> Iterator[str]:
                 f"{_difference(first, told)}"
             )
         yield f"{text}."
+    yield from _findings(result)
+
+
+def _findings(result: StudyResult) -> Iterator[str]:
+    """The first sentence of every analysis that belongs into a summary."""
+    for (model, name), found in result.analyses.items():
+        analysis = find(name)
+        if analysis.headline and (said := analysis.findings(found)):
+            where = f"{name} of {model}" if len(result.study["models"]) > 1 else name
+            yield f"{where}: {said[0]}"
 
 
 def _data(result: StudyResult, items: pd.DataFrame) -> str:
     study = result.study
     models = ", ".join(study["models"])
+    n = len({name for _, name in result.analyses})
+    analysed = f", {n} {'analyses' if n > 1 else 'analysis'}" * bool(n)
     conditions = {name: len(listed) for name, listed in result.conditions.items()}
     return (
         f"{counted(len(items), 'question')} about {counted(items['image'].nunique(), 'image')}, "
         f"{counted(max(conditions.values()), 'condition')}, "
-        f"{counted(len(study['measures']), 'measure')}; on {models}."
+        f"{counted(len(study['measures']), 'measure')}{analysed}; on {models}."
     )
 
 
@@ -115,17 +147,41 @@ def _sections(result: StudyResult) -> Iterator[_Section]:
     for (model, measure), rows in result.summary.groupby(["model", "measure"], sort=False):
         told = result.study["measures"][measure]
         every = select(rows, group=ALL)
-        several = len(result.study["models"]) > 1
         few = every[: MOST_ROWS + 1]
         drawn = len(few) <= MOST_ROWS and few["value"].notna().any()
-        figure = draw_measure(few, str(measure), told) if drawn else None
+        figure = draw_measure(few, measure_title(str(measure)), told) if drawn else None
         yield _Section(
-            f"{measure} of {model}" if several else str(measure),
+            _heading(result, model, measure),
             told["method"],
             None if figure is None else b64encode(png(figure)).decode(),
             [_cells(row, told) for row in _dicts(every)],
             [[str(row["group"]), *_cells(row, told)] for row in _dicts(rows[rows.group != ALL])],
         )
+
+
+def _analyses(result: StudyResult) -> Iterator[_AnalysisSection]:
+    several = len(result.study["models"]) > 1
+    for (model, name), found in result.analyses.items():
+        analysis = find(name)
+        table = analysis.table(found)
+        yield _AnalysisSection(
+            f"{analysis.heading} ({model})" if several else analysis.heading,
+            f"{analysis.method} {analysis.data(found)}".strip(),
+            b64encode(png(analysis.figure(found))).decode(),
+            analysis.caption,
+            analysis.findings(found),
+            None if table is None else _lines(table),
+        )
+
+
+def _lines(table: pd.DataFrame) -> list[list[str]]:
+    rows: list[list[Any]] = [list(table.columns), *table.values.tolist()]
+    return [[str(cell) for cell in row] for row in rows]
+
+
+def _heading(result: StudyResult, model: object, measure: object) -> str:
+    title = measure_title(str(measure))
+    return f"{title} of {model}" if len(result.study["models"]) > 1 else title
 
 
 def _dicts(rows: pd.DataFrame) -> list[dict[str, Any]]:

@@ -129,7 +129,7 @@ class Units:
             kind: [[measure.name, measure.version] for measure in measures]
             for kind, measures in self.measures.items()
         }
-        keys = [item.key for item in self.items]
+        keys = [item.asked_key for item in self.items]
         told = [[[c.name, c.digest] for c in part.conditions] for part in self.models]
 
         @cache

@@ -13,6 +13,7 @@ def main(model: VisualLM | None = None, seed: int = 0) -> Run:
     """The last token's attention in every layer and head."""
     model = model or VisualLM.load(device="cpu")
     batch = model.encode(Scene.sample(seed, n_objects=1).image(), QUESTION)
+
     return model.run(batch, capture="attention_weights", keys="visual")
 
 

@@ -10,8 +10,6 @@ is far below the published 20, and what is shown are the mechanics.
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from embedlens import Batch, Plan, Run, ScaleAttention, VisualLM
 from embedlens.lens.scenes import Scene
 
@@ -32,23 +30,27 @@ def main(model: VisualLM | None = None, seed: int = 0) -> tuple[Batch, Plan, Run
     }
     massive = sum(scaled.values()).mean(0).topk(DIMENSIONS).indices
     sinks = {n: scaled[n][:, massive].amax(1) > THRESHOLD for n in layers}
-    on_image = {n: run.attention_weights[n][0].sum(1) for n in layers}
-    on_sinks = {n: run.attention_weights[n][0][:, sinks[n]].sum(1) / on_image[n] for n in layers}
-    heads = {n: (on_sinks[n] <= MOST_ON_SINKS) & (on_image[n] >= LEAST_ON_IMAGE) for n in layers}
+    given = {n: run.attention_weights[n][0] for n in layers}
+    heads = {
+        n: (w[:, sinks[n]].sum(1) <= MOST_ON_SINKS * w.sum(1)) & (w.sum(1) >= LEAST_ON_IMAGE)
+        for n, w in given.items()
+    }
     batch = batch.with_tokens(massive=sinks)
-    plan = Plan(*(_given_away(n, heads[n]) for n in layers if heads[n].any() and sinks[n].any()))
-    return batch, plan, model.run(batch, plan)
-
-
-def _given_away(layer: int, heads: Tensor) -> ScaleAttention:
-    return ScaleAttention(
-        queries="last",
-        keys="massive",
-        give_to="visual & ~massive",
-        factor=KEPT,
-        layers=layer,
-        heads=heads.nonzero()[:, 0].tolist(),
+    plan = Plan(
+        *(
+            ScaleAttention(
+                queries="last",
+                keys="massive",
+                give_to="visual & ~massive",
+                factor=KEPT,
+                layers=n,
+                heads=heads[n].nonzero()[:, 0].tolist(),
+            )
+            for n in layers
+            if heads[n].any() and sinks[n].any()
+        )
     )
+    return batch, plan, model.run(batch, plan)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ def main(model: VisualLM | None = None, count: int = 12) -> Result:
     model = model or VisualLM.load(device="cpu")
     shown = scenes(count, n_objects=1)
     batch = model.encode([scene.image() for scene in shown], [QUESTION] * count)
+
     return logit_attribution(model, batch, [scene.objects[0].color for scene in shown])
 
 

@@ -31,6 +31,7 @@ def main(model: VisualLM | None = None) -> dict[float, tuple[float, float]]:
     """Of each share dropped: how many answers are right, and FLOPs of the layers not computed."""
     model = model or VisualLM.load(device="cpu")
     batch, answers = data(model)
+
     found = {}
     for share in SHARES:
         plan = fastv(share)
@@ -38,9 +39,9 @@ def main(model: VisualLM | None = None) -> dict[float, tuple[float, float]]:
         right = sum(text == answer for text, answer in zip(written, answers, strict=True)) / N
         cost = plan.cost(model, batch).total
         found[share] = (right, (cost["skipped"] - cost["spent"]) / cost["clean"])
-        print(f"{share:.0%} dropped: {right:.0%} right, {found[share][1]:.1%} less to compute")
     return found
 
 
 if __name__ == "__main__":
-    main()
+    for dropped, (accuracy, less) in main().items():
+        print(f"{dropped:.0%} dropped: {accuracy:.0%} right, {less:.1%} less to compute")

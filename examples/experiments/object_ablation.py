@@ -42,6 +42,7 @@ def main(model: VisualLM | None = None) -> dict[str, float]:
     """Probability of the right answer, untouched and under each ablation."""
     model = model or VisualLM.load(device="cpu")
     batch, others, answers = data(model)
+
     near = "dilate(object, 1)"
     control = f"random(like={near}, within=visual & ~{near}, seed=0)"
     plans = {
@@ -50,14 +51,12 @@ def main(model: VisualLM | None = None) -> dict[str, float]:
         control: plan(control, others),
     }
     scores = model.score_many(batch, answers, [None, *plans.values()])
-    found = {
+    return {
         name: float(score.logprob.exp().mean())
         for name, score in zip(["untouched", *plans], scores, strict=True)
     }
-    for name, probability in found.items():
-        print(f"{probability:6.1%} {name}")
-    return found
 
 
 if __name__ == "__main__":
-    main()
+    for tokens, probability in main().items():
+        print(f"{probability:6.1%} {tokens}")

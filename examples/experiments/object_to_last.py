@@ -39,6 +39,7 @@ def main(model: VisualLM | None = None) -> dict[tuple[str, int], float]:
     """Change of the right answer's log-probability, by flow and first layer of the window."""
     model = model or VisualLM.load(device="cpu")
     batch, answers = data(model)
+
     cases = [(flow, first) for flow in FLOWS for first in range(model.n_layers - WINDOW + 1)]
     plans = [
         Plan(BlockAttention(queries=queries, keys=keys, layers=range(first, first + WINDOW)))
@@ -46,14 +47,12 @@ def main(model: VisualLM | None = None) -> dict[tuple[str, int], float]:
         for queries, keys in [FLOWS[flow]]
     ]
     clean, *blocked = model.score_many(batch, answers, [None, *plans])
-    found = {
+    return {
         case: float((score.logprob - clean.logprob).mean())
         for case, score in zip(cases, blocked, strict=True)
     }
-    for (flow, first), change in found.items():
-        print(f"{change:+8.3f} {flow}, layers {first} to {first + WINDOW - 1}")
-    return found
 
 
 if __name__ == "__main__":
-    main()
+    for (route, layer), moved in main().items():
+        print(f"{moved:+8.3f} {route}, layers {layer} to {layer + WINDOW - 1}")

@@ -43,6 +43,7 @@ def executed(path: Path) -> nbformat.NotebookNode:
             kernel_name="python3",
             resources={"metadata": {"path": folder}},
             record_timing=False,
+            coalesce_streams=True,
         )
         client.execute()
     written = nbformat.writes(notebook)

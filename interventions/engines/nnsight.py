@@ -18,6 +18,7 @@ from ...lens.anatomy.attention_call import call_in
 from ...lens.anatomy.mixer_kinds import MASKED
 from ...lens.errors import Unsupported
 from ...lens.opening.wrapping import envoy_path
+from ...lens.runs.entered_modules import looks_only
 from ...lens.runs.inside_layers import inside_site
 from ...lens.selectors.best_tokens import best
 from ..program.scope import Scope, Subject
@@ -43,6 +44,7 @@ for _sent in (block, edit_weights, zero, drop_before_decoder, drop_between_layer
     nnsight.register(_sent.__module__)
 for _more in (carry_out_when, leave_out, leave_queries_out, choose, best):
     nnsight.register(_more.__module__)
+_PAYLOAD = f"{__package__}.payload."
 
 
 @singledispatch
@@ -174,6 +176,9 @@ def store_edits(
 ) -> Any:
     """A copy of an nnsight model that carries out functions with the dicts they are given."""
     edited = envoy._shallow_copy()
+    # What is carried out for steps of somebody else's may look anywhere.
+    if all(action.__module__.startswith(_PAYLOAD) for action, _ in actions):
+        looks_only(edited, envoy, (clock, [step for _, step in actions]))
     store: dict[str, Any] = {}
     if clock is not None:
         _store_clock(edited, store, clock, Iterations())

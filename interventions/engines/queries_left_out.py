@@ -36,6 +36,9 @@ nnsight.register(outputs_of.__module__)
 QUERY = "q_proj"
 # A call for some queries takes a mask where a kernel would have known its own, which computes half.
 SHARE = 0.5
+# Products that a layer has to save: to look at the model, and to catch the call, takes as long as
+# some ten millions of them on one core.
+WORTH = 50e6
 # Tokens of the trial.
 TRIED = 24
 
@@ -78,6 +81,9 @@ def _is_alone(step: Step, steps: Sequence[Step], scope: Scope) -> bool:
         return False
     tokens = step.tokens(scope.samples, scope.batch.length + during.continuation)
     if tokens[:, :-1].all(0).mean() < SHARE:
+        return False
+    # Queries, and the way back to the stream; scores come on top.
+    if tokens.sum() * 2 * scope.model.anatomy.hidden_size**2 < WORTH:
         return False
     for other in steps:
         inside = other.site.layer == step.site.layer and other.site.part not in ("entry", "ffn")

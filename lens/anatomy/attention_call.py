@@ -14,18 +14,31 @@ import re
 import textwrap
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
 
 from ..errors import Unsupported
+from ..opening.entries import is_entry
 from ..opening.wrapping import envoy_path
 
 NAME = "attention_interface"
 _OPERATION = re.compile(rf"{NAME}_\d+")
 
+# By mixer what nnsight finds in its forward, as long as that is under the same entry.
+_NAMES: WeakKeyDictionary[nn.Module, tuple[Any, tuple[str, ...]]] = WeakKeyDictionary()
+
 
 def call_in(model: Any, mixer: str) -> str:
     """:func:`attention_call` for the mixer at a path of a model that has ``hf`` and ``nn``."""
-    names = model.nn.get(envoy_path(mixer)).source.names
-    return attention_call(model.hf.get_submodule(mixer), tuple(map(str, names)))
+    module = model.hf.get_submodule(mixer)
+    held = vars(module)
+    state = held.get("__nnsight__") if is_entry(held.get("forward")) else None
+    known = _NAMES.get(module)
+    if state is None or known is None or known[0] is not state:
+        names = tuple(map(str, model.nn.get(envoy_path(mixer)).source.names))
+        known = _NAMES[module] = held.get("__nnsight__"), names
+    return attention_call(module, known[1])
 
 
 def attention_call(mixer: Any, names: tuple[str, ...]) -> str:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,11 @@ from .own_words import Spans
 from .prompts import shorten
 
 Token = tuple[int, int, int]  # id, and first and last character, exclusive
+_MOST_PROMPTS = 64
+# By tokenizer the segments of prompts, which are often the same for many images.
+_SEGMENTS: WeakKeyDictionary[Any, dict[tuple[Any, ...], list[list[Token]] | None]] = (
+    WeakKeyDictionary()
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +60,7 @@ class PromptWords:
         characters, lost = np.full((*ids.shape, 2), -1, dtype=np.int64), []
         for sample, prompt in enumerate(prompts):
             there = np.flatnonzero(real[sample] & ~visual[sample])
-            segments = _segments(tokenizer, prompt, placeholders)
+            segments = _known_segments(tokenizer, prompt, tuple(placeholders))
             missing = []
             sequence = ids[sample, there].tolist()
             for token, place in _found(segments, sequence):
@@ -105,6 +111,22 @@ class PromptWords:
                     )
                 chosen[sample] |= (first[sample] < end) & (last[sample] > start)
         return chosen
+
+
+def _known_segments(
+    tokenizer: Any, prompt: str, placeholders: tuple[str, ...]
+) -> list[list[Token]] | None:
+    """Those of a prompt, made once for as long as the vocabulary is as large as it was.
+
+    A tokenizer that changed otherwise writes other ids, and what is not found there is lost.
+    """
+    known = _SEGMENTS.setdefault(tokenizer, {})
+    key = prompt, placeholders, len(tokenizer)
+    if key not in known:
+        if len(known) >= _MOST_PROMPTS:
+            known.clear()
+        known[key] = _segments(tokenizer, prompt, placeholders)
+    return known[key]
 
 
 def _segments(tokenizer: Any, prompt: str, placeholders: Sequence[str]) -> list[list[Token]] | None:

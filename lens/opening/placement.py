@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def device_of(module: nn.Module, otherwise: torch.device | None = None) -> torch
 def dtype_of(model: Any, module: nn.Module) -> torch.dtype:
     """Type in which a module takes real numbers: of its first real weight, else the model's."""
     real = (p.dtype for p in module.parameters() if p.is_floating_point() and p.element_size() > 1)
-    found: torch.dtype = next(real, model.dtype)
+    found: torch.dtype = next(real, None) or model.dtype
     return found
 
 
@@ -128,9 +129,8 @@ def _offloads(hook: Any) -> bool:
 def _tower_dtype(model: Any, dtype: torch.dtype) -> torch.dtype:
     """Type of the first real weight that stands neither in the decoder nor beside it."""
     modules = [module for module in modules_of(model) if module._parameters]
-    everywhere = {
-        p.dtype for module in modules for p in module._parameters.values() if p is not None
-    }
+    tables = (module._parameters.values() for module in modules)
+    everywhere = {p.dtype for p in chain.from_iterable(tables) if p is not None}
     if len(everywhere) == 1:
         return dtype
     decoder = getattr(model, "get_decoder", lambda: None)()

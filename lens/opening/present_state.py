@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from .entries import is_entry
+
 # Libraries whose hooks and forwards are part of the model they come with.
 _OF_THE_MODEL = ("transformers.", "accelerate.", "peft.")
 # What comes and goes with forwards and traces of nnsight, and what is looked at apart.
@@ -24,6 +26,7 @@ _PASSING = frozenset(
 ) | (vars(nn.Module()).keys() - {"training"})
 _TABLES = ("_parameters", "_buffers")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_SIMPLE = frozenset({type(None), bool, int, float, str, torch.dtype})
 _SAMPLED = 8
 _ENTRY = object()
 
@@ -59,7 +62,11 @@ def state_of(model: nn.Module) -> Hashable:
     made: list[Hashable] = [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")]
     for module in modules_of(model):
         held = vars(module)
-        plain = [(name, _plain(value)) for name, value in held.items() if name not in _PASSING]
+        plain = [
+            (name, value if type(value) in _SIMPLE else _plain(value))
+            for name, value in held.items()
+            if name not in _PASSING
+        ]
         tensors = [_stamp(tensor) for table in _TABLES for tensor in held[table].values()]
         hooks = [tuple(held[kind]) for kind in _HOOKS]
         config = held.get("config")
@@ -86,6 +93,7 @@ class Structure:
         self._modules = modules_of(model)
         self._kinds = [*map(type, self._modules)]
         self._runs = _forwards(self._modules)
+        self._exactly = _own_forwards(self._modules)
 
     def is_of(self, model: nn.Module) -> bool:
         """Whether the model is still made of the same."""
@@ -93,19 +101,17 @@ class Structure:
         return (
             modules == self._modules
             and [*map(type, modules)] == self._kinds
-            and _forwards(modules) == self._runs
+            and (_own_forwards(modules) == self._exactly or _forwards(modules) == self._runs)
         )
 
 
 def _forwards(modules: list[nn.Module]) -> list[Any]:
     """The forward that each has; nnsight's entries, which it renews, are one and the same."""
-    own = [vars(module).get("forward") for module in modules]
-    return [_ENTRY if is_entry(forward) else forward for forward in own]
+    return [_ENTRY if is_entry(forward) else forward for forward in _own_forwards(modules)]
 
 
-def is_entry(forward: Any) -> bool:
-    """Whether a module's own forward is the entry by which nnsight reaches it."""
-    return type(forward).__module__.startswith("nnsight.")
+def _own_forwards(modules: list[nn.Module]) -> list[Any]:
+    return [held.get("forward") for held in map(vars, modules)]
 
 
 def owners_hooks(model: nn.Module) -> list[str]:
@@ -121,8 +127,10 @@ def owners_hooks(model: nn.Module) -> list[str]:
 def is_hooked(module: nn.Module) -> bool:
     """Whether a module has a hook or a forward that did not come with the model."""
     held = vars(module)
-    hooks = [hook for kind in _HOOKS for hook in held[kind].values()]
-    return any(map(_from_outside, hooks)) or _from_outside(_own_forward(module))
+    for kind in _HOOKS:
+        if held[kind] and any(map(_from_outside, held[kind].values())):
+            return True
+    return _from_outside(_own_forward(module))
 
 
 def sample_of_weights(model: nn.Module) -> Tensor:
@@ -186,4 +194,4 @@ def _plain(value: Any) -> Hashable:
 def _pairs(value: Mapping[Any, Any]) -> Iterator[Hashable]:
     for key, held in value.items():
         if isinstance(key, str | int):
-            yield key, _plain(held)
+            yield key, held if type(held) in _SIMPLE else _plain(held)

@@ -27,8 +27,8 @@ from torch import nn
 
 from ..errors import InputError
 from ..loading import load_processor
+from .entries import is_entry
 from .placement import device_of, is_offloaded
-from .present_state import is_entry
 
 NO_PROCESSOR = (
     "this model came without a processor, so there is nothing to turn images and prompts into "

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ..errors import NotFinite
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no number is NaN or infinite, by one reduction for each tensor."""
     return all(
-        bool(torch.isfinite(edge))
+        isfinite(edge.item())
         for tensor in tensors
         if tensor.numel()
         for edge in torch.aminmax(tensor.detach())

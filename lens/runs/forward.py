@@ -6,6 +6,7 @@ Everything that runs a model without sharing work goes through :func:`forward_pa
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, SupportsIndex
 
@@ -28,6 +29,7 @@ from .captures import (
     capture_sites,
     captured_pairs,
 )
+from .entered_modules import entered_modules
 from .finite import all_finite, not_finite, says_something
 from .plan_protocol import Intervention, Pass, in_force
 from .reading import read_sites
@@ -147,24 +149,39 @@ def run_request(
 @torch.no_grad()
 def forward_pass(model: Any, host: Any, request: Request) -> Output:
     """Trace one pass on the host (its nnsight model, or a copy with a program), and read in it."""
-    # The block is sent to a server with all that it names: so it names plain values only.
+    sent = bool(destination(model.hf, request.during.remote))
     # A host with edits, which is the nnsight model too, is not sent twice.
-    nn = model.nn if destination(model.hf, request.during.remote) else host
+    nn = model.nn if sent else host
+    try:
+        output = _traced(nn, host, model.hf, request)
+    except IndexError as error:
+        if sent:
+            raise
+        # Which table was asked for what, a second pass shows.
+        with lookups(model.hf) as asked, suppress(IndexError):
+            _traced(nn, host, model.hf, request)
+        raise failed_lookup(model.hf, asked, model.tokenizer) or error from error
+    if len(output.logits) != request.samples:
+        raise InputError(f"{len(output.logits)} rows of logits came back for {request.samples}")
+    return output
+
+
+def _traced(nn: Any, host: Any, hf: Any, request: Request) -> Output:
+    # The block is sent to a server with all that it names: so it names plain values only.
     sites, samples = request.sites, request.samples
     rows, columns, pairs = request.rows, request.columns, dict(request.pairs)
     tracer = trace_forward(
-        host, model.hf, request.inputs, remote=request.during.remote, **request.arguments
+        host,
+        hf,
+        request.inputs,
+        remote=request.during.remote,
+        entered=entered_modules(host, sites),
+        **request.arguments,
     )
-    with lookups(model.hf) as asked:
-        try:
-            with tracer:
-                read = read_sites(nn, sites, samples, rows, columns, pairs)
-                states = read.save()  # type: ignore[attr-defined]
-                logits = nn.output.logits.save()
-        except IndexError as error:
-            raise failed_lookup(model.hf, asked, model.tokenizer) or error from error
-    if len(logits) != samples:
-        raise InputError(f"{len(logits)} rows of logits came back for {samples}")
+    with tracer:
+        read = read_sites(nn, sites, samples, rows, columns, pairs)
+        states = read.save()  # type: ignore[attr-defined]
+        logits = nn.output.logits.save()
     return Output(logits, states)
 
 
@@ -193,7 +210,7 @@ def as_run(
         NotFinite: What it returned cannot be measured.
     """
     mask = request.inputs["attention_mask"].bool().cpu()
-    real = mask[request.rows, request.columns]
+    real = mask[request.rows, request.columns] if output.states else mask
     said = output.logits[mask.to(output.logits.device)] if logits == "all" else output.logits[:, -1]
     read = (
         states if real.all() or key.startswith("attention_weights") else states[real]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -100,8 +100,12 @@ def trace_generation(
     arguments: Mapping[str, Any],
     *,
     remote: bool | str = False,
+    entered: Collection[nn.Module] | None = None,
 ) -> Any:
-    """A tracing context over transformers' ``generate`` of the host, perhaps a copy with edits."""
+    """A tracing context over transformers' ``generate`` of the host, perhaps a copy with edits.
+
+    ``entered`` as for :func:`.tracing.trace_forward`.
+    """
     refuse_inside_a_trace(host, model)
     remote = destination(model, remote)
     sent = goes_to_server(host, remote)
@@ -112,7 +116,7 @@ def trace_generation(
     tracer.backend = (
         ExplainingBackend(tracer.backend)
         if sent
-        else UndisturbedBackend(tracer.backend, model, grad=False)
+        else UndisturbedBackend(tracer.backend, model, grad=False, entered=entered)
     )
     return tracer
 

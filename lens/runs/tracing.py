@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,14 +27,22 @@ class UndisturbedBackend(Backend):  # type: ignore[misc]
     Gradients are recorded only if asked for; nnsight does by default.
     """
 
-    def __init__(self, inner: Backend, model: nn.Module, *, grad: bool) -> None:
+    def __init__(
+        self,
+        inner: Backend,
+        model: nn.Module,
+        *,
+        grad: bool,
+        entered: Collection[nn.Module] | None = None,
+    ) -> None:
         self.inner = inner
         self.model = model
         self.grad = grad
+        self.entered = entered
 
     def __call__(self, tracer: Any) -> None:
         """Run the tracer's block."""
-        with undisturbed(self.model), torch.set_grad_enabled(self.grad):
+        with undisturbed(self.model, self.entered), torch.set_grad_enabled(self.grad):
             self.inner(tracer)
 
 
@@ -45,9 +53,13 @@ def trace_forward(
     *,
     remote: bool | str = False,
     grad: bool = False,
+    entered: Collection[nn.Module] | None = None,
     **forward: Any,
 ) -> Any:
-    """A tracing context of nnsight over one forward pass of the host, perhaps a copy with edits."""
+    """A tracing context of nnsight over one forward pass of the host, perhaps a copy with edits.
+
+    ``entered`` are the modules that the block and the edits look into, if that is known.
+    """
     config: Any = model.config
     made_by = config.get_text_config()._attn_implementation
     if forward.get("output_attentions") and made_by != "eager":
@@ -66,7 +78,7 @@ def trace_forward(
     tracer.backend = (
         ExplainingBackend(tracer.backend)
         if sent
-        else UndisturbedBackend(tracer.backend, model, grad=grad)
+        else UndisturbedBackend(tracer.backend, model, grad=grad, entered=entered)
     )
     return tracer
 

@@ -8,16 +8,16 @@ length they have met, and dropout is alive in a model that somebody is training.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache
-from operator import is_, itemgetter
+from operator import is_
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import REFUSED, InputError
+from ..opening.entries import only_entries
 from ..opening.present_state import modules_of
 from ..torch_settings import default_torch
 from .one_at_a_time import alone
@@ -31,15 +31,26 @@ _TAG = "_persistent_id"
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module, entered: Collection[nn.Module] | None = None) -> Iterator[None]:
     """Evaluation mode inside, :func:`alone`; afterwards the modules are as they were.
 
     Put back are every module's own training flag, its public plain attributes and its table of
     buffers. Attributes whose names begin with an underscore are bookkeeping that goes with hooks
     and parameters, and stay.
+
+    Args:
+        model: The transformers model, or a module of it.
+        entered: Modules that nnsight is to reach inside; all of them when None.
     """
+    modules = modules_of(model)
     try:
-        with alone(model), default_torch(), _eagerly(), _put_back(model):
+        with (
+            alone(model),
+            default_torch(),
+            _eagerly(),
+            _put_back(modules),
+            nullcontext() if entered is None else only_entries(modules, entered),
+        ):
             yield
     except ValueError as error:
         # Shipped code knows no class of ours.
@@ -55,40 +66,44 @@ def _eagerly() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _put_back(model: nn.Module) -> Iterator[None]:
-    before = []
-    for module in modules_of(model):
-        held, buffers = vars(module), module._buffers
-        # What is compiled keeps its flag on what it was compiled from, which is among the modules.
-        names, training = tuple(held), held.get("training", False)
-        before.append((module, names, training, _state(names)(held), buffers and buffers.copy()))
-        if training:
+def _put_back(modules: Sequence[nn.Module]) -> Iterator[None]:
+    held = [*map(vars, modules)]
+    before = [*map(dict.copy, held)]
+    tables = [module._buffers for module in modules]
+    buffers = [table and table.copy() for table in tables]
+    # What is compiled keeps its flag on what it was compiled from, which is among the modules.
+    for module, now in zip(modules, held, strict=True):
+        if now.get("training", False):
             module.training = False
         for name in _CARRIED:
-            if name in held:
+            if name in now:
                 setattr(module, name, None)
     try:
         yield
     finally:
-        for module, names, training, state, buffers in before:
-            held, now = vars(module), module._buffers
-            if held.get("training", False) is not training:
-                module.training = training
-            # Most is as it was, which takes no more than a look at what counts.
-            if tuple(held) != names or not all(map(is_, _state(names)(held), state)):
-                _restore(held, dict(zip(filter(_is_state, names), state, strict=True)))
-            if (now or buffers) and not (
-                now.keys() == buffers.keys() and all(map(is_, now.values(), buffers.values()))
+        # Most is as it was, which takes no more than a look.
+        if not _equal(held, before):
+            for module, now, kept in zip(modules, held, before, strict=True):
+                training = kept.get("training", False)
+                if now.get("training", False) is not training:
+                    module.training = training
+                if not _equal(now, kept):
+                    _restore(now, {name: one for name, one in kept.items() if _is_state(name)})
+        for table, earlier in zip(tables, buffers, strict=True):
+            if (table or earlier) and not (
+                table.keys() == earlier.keys() and all(map(is_, table.values(), earlier.values()))
             ):
-                now.clear()
-                now.update(buffers)
+                table.clear()
+                table.update(earlier)
 
 
-@lru_cache(maxsize=4096)
-def _state(names: tuple[str, ...]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
-    """What reads, of a module that holds attributes of these names, those that are put back."""
-    mine = [*filter(_is_state, names)]
-    return itemgetter(*mine) if len(mine) > 1 else lambda held: tuple(held[name] for name in mine)
+def _equal(now: Any, before: Any) -> bool:
+    """Whether attributes are the same objects, or equal ones."""
+    try:
+        return bool(now == before)
+    # Of two tensors it cannot be said in one word.
+    except Exception:
+        return False
 
 
 def _restore(held: dict[str, Any], state: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..anatomy.embedded_ids import failed_lookup, lookups
 from ..errors import EmbedlensError, InputError, Unsupported
 from ..inputs.batch import Batch
+from .entered_modules import entered_modules, looks_only
 from .finite import all_finite, largest_logits, not_finite
 from .generation_modes import Mode
 from .generation_trace import behind_the_prompts, ending_quietly, trace_generation
@@ -68,7 +69,12 @@ def write_traced(
         reading, states = _reading(host, sites, len(batch) * copies_of(mode))
         with ending_quietly(), refusals_in_one_line():
             tracer = trace_generation(
-                reading, model.hf, batch.inputs, mode.arguments, remote=remote
+                reading,
+                model.hf,
+                batch.inputs,
+                mode.arguments,
+                remote=remote,
+                entered=entered_modules(reading),
             )
             with tracer:
                 result = tracer.result.save()
@@ -105,6 +111,7 @@ def _reading(
     if not sites:
         return host, states
     reading = host._shallow_copy()
+    looks_only(reading, host, sites)
     _store(reading, sites, rows, states, Iterations())
     return reading, states
 

@@ -34,6 +34,7 @@ from embedlens.analyses import (
     alignment,
     class_agreement,
     class_profiles,
+    cost_of_plans,
     find,
     information_flow,
     injection,
@@ -80,6 +81,9 @@ def results(shipped: VisualLM, model: VisualLM) -> dict[str, Result]:
     made += [chosen.integrated_gradients(), chosen.patching()]
     made += [redundancy(model, asked(8)), injection(model, asked(8))]
     made += [pruning(model, asked(8), seeds=1, repeats=1)]
+    made += [
+        cost_of_plans(model, model.encode([asked(1)[0].images], ["what is this ?"]), repeats=1)
+    ]
     made.append(patch_compression(shipped, patch_benchmark(shipped, 16), others=2))
     made += [norm_scaling(model, asked(8), factors=[0.01, 10.0], tokens=["visual", "row[0]"])]
     box = (0, 0, 16, 16)
@@ -347,3 +351,53 @@ def test_a_notebook_shows_a_figure_that_a_cell_returns_whatever_the_backend() ->
     shown = Image.open(io.BytesIO(figure._repr_png_()))
     assert shown.format == "PNG"
     assert shown.size == tuple(round(110 * inches) for inches in figure.get_size_inches())
+
+
+def panel_of_comparison(high: float) -> tuple[Axes, pd.DataFrame]:
+    """The divergences of a comparison whose widest interval ends there."""
+    made = chosen.comparison()
+    kl = made.frame["metric"] == "kl"
+    frame = made.frame.assign(
+        difference_high=made.frame["difference_high"].where(
+            ~(kl & (made.frame["condition"] == "weak")), high
+        )
+    )
+    figure = Result("comparison", frame, {}, made.meta).plot()
+    panel = next(axes for axes in figure.axes if axes.get_xlabel().startswith("KL"))
+    return panel, frame[kl & (frame["task"] == "all")]
+
+
+@pytest.mark.parametrize("high", [1.5, 8000.0])
+def test_an_interval_a_thousand_times_as_wide_hides_no_change(high: float) -> None:
+    """It runs off the picture; one that is not much wider than the changes is seen whole."""
+    panel, rows = panel_of_comparison(high)
+    left, right = panel.get_xlim()
+    values = rows["difference"].to_numpy(dtype=float)
+    assert left <= values.min() < values.max() <= right
+    assert (right > high) == (high < 2)
+    assert np.ptp(values) > 0.25 * (right - left)
+
+
+def test_every_layer_of_a_curve_has_its_place_on_the_axis(results: dict[str, Result]) -> None:
+    """Panels share an axis; the last one, with fewer layers, does not take the others' ticks."""
+    frame = results["injection"].frame
+    layers = set(frame.loc[frame["way"].notna(), "layer"].dropna().astype(int))
+    assert set(frame.loc[frame["way"] == "both", "layer"].dropna().astype(int)) < layers
+    for axes in results["injection"].plot().axes:
+        assert set(axes.get_xticks().astype(int)) == layers
+
+
+def test_long_labels_of_ticks_push_nothing_off_the_page(results: dict[str, Result]) -> None:
+    """Cosines from -0.1 to 0.03 over many sublayers, as they are saved."""
+    frame = results["partition"].frame
+    one = frame[(frame["measure"] == "cosine") & (frame["name"] == "others")].iloc[[0]]
+    layers, parts = np.repeat(np.arange(8), 2), np.tile(["attention", "ffn"], 8)
+    value = np.linspace(0.03, -0.0871, 16)
+    curve = pd.concat([one] * 16, ignore_index=True).assign(
+        layer=layers, part=parts, value=value, low=value - 0.005, high=value + 0.005
+    )
+    kept = frame[frame["measure"] != "cosine"]
+    changed = replace(results["partition"], frame=pd.concat([kept, curve], ignore_index=True))
+    picture = np.asarray(Image.open(io.BytesIO(png(changed.plot()))).convert("L"))
+    for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
+        assert edge.min() > 200

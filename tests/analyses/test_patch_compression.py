@@ -15,7 +15,7 @@ from torch import Tensor
 
 from amounts import examples
 from embedlens import InputError, Unsupported, VisualLM, patch_compression
-from embedlens.analyses import Material, PatchBenchmark, Result, find, patch_benchmark
+from embedlens.analyses import PatchBenchmark, Result, find, patch_benchmark
 from embedlens.analyses.claim import judged
 from embedlens.analyses.image_files import image_files
 from embedlens.analyses.patch_compression.chosen_answers import first_tokens
@@ -27,7 +27,6 @@ from embedlens.analyses.patch_compression.compared_images import (
 from embedlens.analyses.patch_compression.drawn_items import BACKGROUNDS
 from embedlens.analyses.patch_compression.permuted_truth import beside_others, exchanged_places
 from embedlens.analyses.patch_compression.token_cells import token_of
-from embedlens.analyses.report import runs
 from embedlens.analyses.rows import one, select
 from embedlens.analyses.studies.items import declared_items
 from embedlens.analyses.studies.study_file import TableData
@@ -290,19 +289,6 @@ def test_the_test_of_places_is_that_of_equal_chances() -> None:
 def test_tokens_without_a_cell_are_refused_in_words() -> None:
     with pytest.raises(Unsupported, match=r"have no cell \(latent tokens\)"):
         patch_benchmark(zoo.visual_lm("blip-2"))
-
-
-def test_of_all_analyses_those_that_the_model_cannot_do_are_left_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    material = Material(zoo.visual_lm("blip-2"), [], [], [])
-    analysis = find("patch_compression")
-    monkeypatch.setattr(runs, "chosen", lambda _, names: [analysis] if names else [])
-    assert runs.run_all(material, ["all"]) == []
-    with pytest.raises(Unsupported, match="have no cell"):
-        runs.run_all(material, ["patch_compression"])
-    with pytest.raises(Unsupported, match="have no cell"):
-        runs.run_all(material, ["all", "patch_compression"])
 
 
 def test_a_benchmark_of_another_model_and_odd_requests_are_refused(

@@ -11,8 +11,7 @@ import torch
 
 from builders.visual_questions import asked, divergence, plain_inputs, with_idle_layers
 from embedlens import Example, InputError, Markers, Result, VisualLM, pruning
-from embedlens.analyses import find
-from embedlens.analyses.pruning_of_tokens import pruned_passes
+from embedlens.analyses import find, timed_passes
 from embedlens.analyses.pruning_of_tokens.measure import portions
 from embedlens.analyses.rows import one, select
 from embedlens.lens.scenes import scenes
@@ -86,7 +85,7 @@ def test_times_are_ratios_of_passes_in_turn(
 ) -> None:
     """The clock says that the untouched model takes 4 seconds, and any plan 1."""
     steps = cycle([0.0, 4.0, 4.0, 5.0, 5.0, 6.0])
-    monkeypatch.setattr(pruned_passes, "_now", lambda model: next(steps))
+    monkeypatch.setattr(timed_passes, "now", lambda model: next(steps))
     found = pruning(
         random_model[0], asked(8), sets={"a": "row[0]"}, fractions=[0.5], metrics=["kl"], seeds=1,
         repeats=3, batch_size=8,

@@ -380,3 +380,17 @@ def test_the_report_folder_is_complete_and_refuses_to_replace(tmp_path: Path) ->
 )
 def test_only_the_middle_half_of_the_layers_is_the_middle(layer: int, expected: str) -> None:
     assert depth(layer, last=8) == expected
+
+
+def test_tables_are_read_without_getting_lost_in_them() -> None:
+    """Intervals stand in one line; a long table scrolls, a broad one is wider than the text."""
+    text = page(Report("title", "data", [], [ablation(), alignment()]))
+    table = find("ablation").table(ablation())
+    assert table is not None
+    cells = " ".join(re.findall(r"<td>(.*?)</td>", text))
+    intervals = re.findall(r"\([^()]* to [^()]*\)", cells)
+    assert len(intervals) >= len(table)
+    assert re.findall(r'<span class="whole">(.*?)</span>', cells) == intervals
+    (classes,) = re.findall(r'<div class="(wide[^"]*)"', text)
+    assert ("long" in classes.split()) == (len(table) > 15)
+    assert ("broad" in classes.split()) == (len(table.columns) > 8)

@@ -76,5 +76,7 @@ def test_every_command_is_one_of_ours(page: Path) -> None:
     blocks = re.findall(r"```bash\n(.*?)\n```", page.read_text(), re.DOTALL)
     for line in (line for block in blocks for line in block.splitlines()):
         assert re.match(
-            r"(pip install .* && )?embedlens (demo|analyze|check|run|extract|study)\b", line
+            r"(pip install .* && )?embedlens (demo|analyze|check|run|extract|study)\b"
+            r"|pip install -c constraints\.txt |lmms-eval --model embedlens ",
+            line,
         ), line

@@ -20,7 +20,7 @@ from embedlens.lens.scenes import Scene, scenes
 from oracles.torch_hooks import attached, entered, entering, leaving
 from oracles.whole_sequences import Prompts, unseen
 from processes import ROOT
-from tolerances import EQUAL, LARGE
+from tolerances import EQUAL
 
 FOLDER = ROOT / "examples" / "experiments"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
@@ -81,7 +81,7 @@ def test_an_exit_layer_is_that_of_tokens_nobody_sees(shipped: VisualLM, plain: A
             everyone = Prompts(torch.ones_like(keys), written=True)
             hidden = unseen([one.self_attn for one in decoder[m:]], everyone, keys)
             told.append(divergence(plain, batch, hidden))
-        assert found[m] == pytest.approx(np.mean(told), abs=LARGE), m
+        assert found[m] == pytest.approx(np.mean(told), abs=EQUAL), m
     assert layer == next(m for m in sorted(found) if found[m] < module.THRESHOLD)
     assert found[1] > 0.1
 
@@ -146,8 +146,8 @@ def test_steering_is_that_of_hooks(shipped: VisualLM, plain: Any) -> None:
         clean = plain(**asked.inputs).logits[:, -1].log_softmax(-1)[:, word].mean()
         with attached([add(5), add(6)]):
             steered = plain(**asked.inputs).logits[:, -1].log_softmax(-1)[:, word].mean()
-    assert found["clean"] == pytest.approx(float(clean), abs=LARGE)
-    assert found["steered"] == pytest.approx(float(steered), abs=LARGE)
+    assert found["clean"] == pytest.approx(float(clean), abs=EQUAL)
+    assert found["steered"] == pytest.approx(float(steered), abs=EQUAL)
     assert found["steered"] > found["random"] + 1
 
 
@@ -202,7 +202,7 @@ def test_gradients_choose_tokens_that_matter_as_hooks_do(shipped: VisualLM, plai
         hook = first.register_forward_pre_hook(entering(put), with_kwargs=True)
         with attached([hook]), torch.no_grad():
             said = plain(**batch.inputs).logits[:, -1].log_softmax(-1).gather(1, ids[:, None])
-        assert found[name] == pytest.approx(float(said.mean()), abs=LARGE), name
+        assert found[name] == pytest.approx(float(said.mean()), abs=EQUAL), name
     assert found["object"] < found["clean"] - 1
     assert found["gradients"] < found["clean"] - 1
     assert max(found["object"], found["gradients"]) < found["random"]
@@ -322,7 +322,7 @@ def test_heads_and_ffns_sum_to_the_logit_of_the_colour(shipped: VisualLM, plain:
     for row, scene in enumerate(shown):
         word = shipped.tokenizer.convert_tokens_to_ids(scene.objects[0].color)
         summed = float(select(result.frame, sample=row)["value"].sum())
-        assert summed == pytest.approx(float(logits[row, word]), abs=LARGE)
+        assert summed == pytest.approx(float(logits[row, word]), abs=EQUAL)
 
 
 def test_the_table_names_every_script() -> None:

@@ -1,12 +1,13 @@
 """Layouts from what the processor was measured to do, once per image size.
 
-Measuring repeats the processor call: six times for the first sizes of a processor, once for most
-later ones. What it finds depends on the sizes of the images and on nothing in them, so a thousand
-images of one size are measured once.
+Measuring repeats the processor call: six times for the first sizes of a processor, and once for
+most later ones, mostly without the text. What it finds depends on the sizes of the images and on
+nothing in them, so a thousand images of one size are measured once.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import weakref
 from collections.abc import Sequence
@@ -19,17 +20,19 @@ from PIL.Image import Image
 from ..layout import Layout
 from ..layout_inputs import LayoutInputs, Layouts
 from ..rules.order import explain
-from .colour_levels import ColourLevels
-from .painted_images import MeasuredOrigins, RepeatCall
+from .painted_images import Learned, MeasuredOrigins, RepeatCall
 
 _MOST_REMEMBERED = 512  # combinations of image sizes per processor
 
 Key = tuple[object, ...]
 Memory = dict[Key, Sequence[Layout]]
-Colours = dict[str, ColourLevels | None]
 _memories: weakref.WeakKeyDictionary[Any, Memory] = weakref.WeakKeyDictionary()
-# By the settings of a processor what was learned of its colours.
-_colours: weakref.WeakKeyDictionary[Any, dict[str, Colours]] = weakref.WeakKeyDictionary()
+# By the settings of a processor what was learned of it.
+_learned: weakref.WeakKeyDictionary[Any, dict[str, Learned]] = weakref.WeakKeyDictionary()
+# By processor its image processor, the attributes of that, and its settings as text.
+_written: weakref.WeakKeyDictionary[Any, tuple[Any, dict[str, Any], str]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def explain_measured(
@@ -54,9 +57,10 @@ def explain_measured(
     new = {key: i for i, key in enumerate(keys) if known[i] and key not in memory}
     if new:
         samples = sorted(new.values())
-        learned = {} if processor is None else _colours.setdefault(processor, {})
-        colours = learned.setdefault(settings, {})
-        found = _measure(inputs, known, samples, repeat_call, colours)
+        by_settings = {} if processor is None else _learned.setdefault(processor, {})
+        learned = by_settings.setdefault(settings, Learned())
+        part = getattr(processor, "image_processor", None)
+        found = _measure(inputs, known, samples, repeat_call, learned, part)
         if found is None:
             return None
         fresh = {keys[i]: layouts for i, layouts in zip(samples, found, strict=True)}
@@ -72,7 +76,8 @@ def _measure(
     images: Sequence[Sequence[Image]],
     samples: list[int],
     repeat_call: RepeatCall,
-    colours: Colours,
+    learned: Learned,
+    image_processor: Any,
 ) -> Layouts | None:
     chosen = [list(images[i]) for i in samples]
     tensors = inputs.tensors
@@ -93,13 +98,18 @@ def _measure(
         positions=tuple(positions),
         counts=tuple(map(len, chosen)),
         tensors=tensors,
-        origins=MeasuredOrigins(repeat_call, chosen, samples, colours),
+        origins=MeasuredOrigins(repeat_call, chosen, samples, learned, image_processor, tensors),
     )
     return explain(measured)
 
 
 def _settings(processor: Any) -> str:
-    """Everything that changes what the image processor does, as text."""
+    """Everything that changes what the image processor does, as text; made once until then."""
     part = getattr(processor, "image_processor", None)
-    settings: dict[str, Any] = {} if part is None else part.to_dict()
-    return json.dumps(settings, default=str)
+    if part is None:
+        return "{}"
+    known = _written.get(processor)
+    if known is None or known[0] is not part or known[1] != vars(part):
+        text = json.dumps(part.to_dict(), default=str)
+        known = _written[processor] = part, copy.deepcopy(vars(part)), text
+    return known[2]

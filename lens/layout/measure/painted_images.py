@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from einops import repeat
 from numpy.typing import NDArray
 from PIL import Image
@@ -28,6 +30,10 @@ RepeatCall = Callable[[list[list[Image.Image]], Sequence[int]], Mapping[str, Ten
 
 Takes the images of some samples, and which samples of the batch these are.
 """
+
+Form = Literal["by sample", "in a row"]
+FORMS: tuple[Form, ...] = get_args(Form)
+"""In which an image processor may take the images of several samples."""
 
 _DARK, _LIGHT = 16, 240  # away from both ends, so that resampling has room to overshoot
 _TILT = 1 / 16  # of a ramp to its other axis: rounding to whole levels then differs line by line
@@ -48,12 +54,26 @@ class PixelOrigins:
         return owners
 
 
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What is learned of a processor from its first calls, which makes later ones cheaper.
+
+    Attributes:
+        colours: By tensor; None for one whose colours are not so simple.
+        alone: By numbers of images in the samples, in which form the image processor takes them
+            without text and makes the same of them; None if in none.
+    """
+
+    colours: dict[str, ColourLevels | None] = field(default_factory=dict)
+    alone: dict[tuple[int, ...], Form | None] = field(default_factory=dict)
+
+
 class MeasuredOrigins:
     """The origins of a processor call's pixel tensors, measured when first asked for.
 
-    Painted in grey it takes four calls, and more for several images. What is learned of the
-    processor's ``colours`` from these, by tensor, and one more call, makes one painting do for
-    other sizes. None there stands for a tensor whose colours are not so simple.
+    Painted in grey it takes four calls, and more for several images. What is ``learned`` from these
+    and one more call makes one painting do for other sizes, without the text where that is known
+    to make no difference.
     """
 
     def __init__(
@@ -61,12 +81,17 @@ class MeasuredOrigins:
         repeat_call: RepeatCall,
         images: Sequence[Sequence[Image.Image]],
         samples: Sequence[int],
-        colours: dict[str, ColourLevels | None] | None = None,
+        learned: Learned | None = None,
+        image_processor: Any = None,
+        tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._repeat_call = repeat_call
         self._samples = samples
         self._sizes = [[image.size for image in row] for row in images]
-        self._colours = {} if colours is None else colours
+        self._learned = Learned() if learned is None else learned
+        self._colours = self._learned.colours
+        self._image_processor = image_processor
+        self._shapes = {name: tensor.shape for name, tensor in _real(tensors or {}).items()}
         self._measured: dict[str, PixelOrigins] | None = None
 
     def __getitem__(self, name: str) -> PixelOrigins | None:
@@ -78,7 +103,7 @@ class MeasuredOrigins:
 
     def _in_colour(self) -> dict[str, PixelOrigins] | None:
         """By one painting; None where what comes back is not what was learned."""
-        painted = self._paint(lambda size, _: _coloured(size))
+        painted = self._paint(lambda size, _: _coloured(size), places=True)
         origins, owners = {}, self._digits()
         for name, levels in self._colours.items():
             values = painted.get(name)
@@ -103,7 +128,9 @@ class MeasuredOrigins:
         across = self._paint(lambda size, _: _ramp(size))
         down = self._paint(lambda size, _: _ramp(size[::-1]).T)
         owners = self._digits()
-        coloured = {} if self._colours else self._paint(lambda size, _: _coloured(size))
+        coloured = {}
+        if not self._colours:
+            coloured = self._paint(lambda size, _: _coloured(size), places=True)
         origins = {}
         for name, zero in dark.items():
             if any(run[name].shape != zero.shape for run in (light, across, down, *owners)):
@@ -135,8 +162,9 @@ class MeasuredOrigins:
         ]
 
     def _paint(
-        self, brightness: Callable[[tuple[int, int], int], Brightness]
+        self, brightness: Callable[[tuple[int, int], int], Brightness], *, places: bool = False
     ) -> dict[str, NDArray[np.float32]]:
+        """The real tensors of painted images; ``places`` says that no two places are alike."""
         index, nested = 0, []
         for row in self._sizes:
             painted = []
@@ -148,12 +176,47 @@ class MeasuredOrigins:
                 )
                 index += 1
             nested.append(painted)
-        found = self._repeat_call(nested, self._samples)
-        return {
-            name: tensor.float().cpu().numpy()
-            for name, tensor in found.items()
-            if tensor.is_floating_point()
-        }
+        numbers = tuple(map(len, nested))
+        form = self._learned.alone.get(numbers)
+        if form is not None:
+            found = self._alone(nested, form)
+            if {name: tensor.shape for name, tensor in found.items()} == self._shapes:
+                return _arrays(found)
+            self._learned.alone[numbers] = None
+        found = _real(self._repeat_call(nested, self._samples))
+        if places and numbers not in self._learned.alone:
+            forms = (f for f in FORMS if _same(self._alone(nested, f), found))
+            self._learned.alone[numbers] = next(forms, None)
+        return _arrays(found)
+
+    def _alone(self, images: list[list[Image.Image]], form: Form) -> dict[str, Tensor]:
+        """What the image processor makes of images by itself; nothing where it fails."""
+        given = images if form == "by sample" else [image for row in images for image in row]
+        try:
+            return _real(self._image_processor(images=given, return_tensors="pt"))
+        # Whatever it raises that is used to other things around it.
+        except Exception:
+            return {}
+
+
+def _real(made: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {
+        name: tensor
+        for name, tensor in made.items()
+        if isinstance(tensor, Tensor) and tensor.is_floating_point()
+    }
+
+
+def _same(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return (
+        bool(others)
+        and some.keys() == others.keys()
+        and all(torch.equal(some[name], others[name]) for name in others)
+    )
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+    return {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
 
 
 def _origins(

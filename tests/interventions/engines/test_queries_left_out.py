@@ -40,8 +40,9 @@ def batch(model: VisualLM) -> Batch:
 
 @pytest.fixture(autouse=True)
 def few_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images of the tiny models are shorter than their prompts."""
+    """Images of the tiny models are shorter than their prompts, and hardly cost anything."""
     monkeypatch.setattr(queries_left_out, "SHARE", 0.05)
+    monkeypatch.setattr(queries_left_out, "WORTH", 0)
 
 
 def batch_of(model: VisualLM) -> Batch:
@@ -189,9 +190,11 @@ def test_few_tokens_are_computed(
     """A mask for all the others would cost more than they save."""
     plan = Plan(AblateAttention(layers=1, tokens="visual"))
     assert computes_less(lambda: model.run(batch, plan))
-    monkeypatch.setattr(queries_left_out, "SHARE", 0.9)
-    assert not computes_less(lambda: model.run(batch, plan))
-    assert plan.cost(model, batch).total["skipped"] == 0
+    for name, value in (("SHARE", 0.9), ("WORTH", 1e6)):
+        with monkeypatch.context() as patch:
+            patch.setattr(queries_left_out, name, value)
+            assert not computes_less(lambda: model.run(batch, plan))
+            assert plan.cost(model, batch).total["skipped"] == 0
 
 
 @pytest.mark.full

@@ -1,18 +1,16 @@
-"""How long passes over a prompt take with dropped tokens, and how large their cache is."""
+"""How long passes over one batch take under several plans, in turn."""
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import nan
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from ...interventions import Plan, PruneTokens
-from ...lens.errors import Unsupported
-from ...lens.inputs.batch import Batch
-from ...lens.model import VisualLM
+from ..interventions import Plan
+from ..lens.inputs.batch import Batch
+from ..lens.model import VisualLM
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,36 +44,14 @@ def time_passes(
         model.run(batch, plan)
     for _ in range(repeats):
         for name, plan in plans.items():
-            started = _now(model)
+            started = now(model)
             model.run(batch, plan)
-            seconds[name].append(_now(model) - started)
+            seconds[name].append(now(model) - started)
     return PassTimes({name: np.array(times) for name, times in seconds.items()}, repeats)
 
 
-def _now(model: VisualLM) -> float:
+def now(model: VisualLM) -> float:
+    """The time in seconds, when the device has done what it was given."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()
-
-
-def kept_in_cache(model: VisualLM, batch: Batch, plan: Plan) -> float:
-    """The share of keys and values that a cache keeps where the dropped tokens are taken out.
-
-    Over layers and samples; of plans that drop tokens.
-    """
-    real = batch.real.sum(1)
-    kept = np.ones(model.n_layers)
-    for operation in plan:
-        if isinstance(operation, PruneTokens):
-            dropped = operation.tokens.select(batch).prompt.sum(1)
-            kept[operation.layer :] -= float((dropped / real).mean())
-    return float(kept.mean())
-
-
-def skipped_operations(model: VisualLM, batch: Batch, plan: Plan) -> float:
-    """The share of the operations of the decoder's layers not computed; NaN where not known."""
-    try:
-        total = plan.cost(model, batch).total
-    except Unsupported:
-        return nan
-    return total["skipped"] / total["clean"]

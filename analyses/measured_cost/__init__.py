@@ -1,0 +1,6 @@
+"""`cost_of_plans`: operations as counted here and by torch, beside measured time and memory."""
+
+from .measure import cost_of_plans
+from .words import COST
+
+__all__ = ["COST", "cost_of_plans"]
