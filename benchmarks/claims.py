@@ -158,21 +158,24 @@ def claims_of(results: Sequence[Result]) -> list[tuple[Result, Claim]]:
     Without an ablation, attention and FFN are judged by redundancy, over all tasks at once.
     """
     found = [(result, claim) for result in results for claim in find(result.name).claims(result)]
-    if "ablation" in {result.name for result in results}:
-        return found
-    (result,) = (result for result in results if result.name == "redundancy")
-    for operation, name in (("attention", "attention"), ("ffn", "FFN")):
-        where = {"operation": operation, "layer": 0, "task": "all", "metric": "accuracy"}
-        row = one(result.frame, **where)
-        claim = Claim(
-            f"Visual {name} inside the language model is redundant for most tasks.",
-            "abstract",
-            f"{change(row, 'accuracy')} in all layers, over all tasks",
-            evidence=Evidence.from_row(row),
-            agrees_if="agreement with the untouched model changes by less than 5.0 points",
-        )
-        found.append((result, claim))
+    names = {result.name: result for result in results}
+    if "ablation" not in names and "redundancy" in names:
+        result = names["redundancy"]
+        found += [(result, _in_all_layers(result, name)) for name in ("attention", "ffn")]
     return found
+
+
+def _in_all_layers(result: Result, operation: str) -> Claim:
+    where = {"operation": operation, "layer": 0, "task": "all", "metric": "accuracy"}
+    row = one(result.frame, **where)
+    name = "FFN" if operation == "ffn" else operation
+    return Claim(
+        f"Visual {name} inside the language model is redundant for most tasks.",
+        "abstract",
+        f"{change(row, 'accuracy')} in all layers, over all tasks",
+        evidence=Evidence.from_row(row),
+        agrees_if="agreement with the untouched model changes by less than 5.0 points",
+    )
 
 
 def measured(name: str, results: Sequence[Result]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Every claim of the paper in docs/method.md: who reports it, and which analysis can ask it.
+"""Every claim of the paper that is known: who reports it, and which analysis can ask it.
 
 Where a claim cannot be put to a model, why. The shipped model has no sinks. In the real language
 model's visual tokens are words that were planted, so that nothing can be learnt from it about what
@@ -25,9 +25,9 @@ class PaperClaim:
     """One claim.
 
     Attributes:
-        section: Of docs/method.md.
+        section: Of the page on the method.
         claim: In our words.
-        source: ``[P]`` the paper's own words, ``[S]`` second-hand, as in docs/method.md.
+        source: ``[P]`` the paper's own words, ``[S]`` second-hand, as on that page.
         analysis: Which result it is asked of; empty where none can.
         begins: How that analysis' own claim begins.
         not_asked: By model why it cannot be asked there.
