@@ -25,6 +25,7 @@ class Forecast:
         flops: Of the decoders' layers over the prompts, written tokens left out; None where a
             plan's cost is not known.
         bytes: Size of the stored units.
+        analyses: How many there are, of all models together; they are not timed.
     """
 
     units: dict[str, int]
@@ -34,6 +35,7 @@ class Forecast:
     seconds: float
     flops: float | None
     bytes: int
+    analyses: int = 0
 
     def lines(self) -> Iterator[str]:
         """What it says, line by line."""
@@ -42,6 +44,9 @@ class Forecast:
             f"{sum(self.units.values())} units ({said}): {self.models} model"
             f"{'s' * (self.models > 1)}, {self.items} items, {self.conditions} conditions"
         )
+        if self.analyses:
+            some = f"{self.analyses} analys{'es are' if self.analyses > 1 else 'is is'}"
+            yield f"{some} not in these: they take what `embedlens analyze` takes"
         yield f"about {duration(self.seconds)} on this machine, from one unit of each kind"
         yield (
             "FLOPs not known: a plan's cost cannot be counted on this model"
@@ -84,6 +89,7 @@ def forecast(task: Task, progress: Progress = silent) -> Forecast:
         seconds,
         _flops(task),
         int(size),
+        len(task.analyses),
     )
 
 
