@@ -102,6 +102,7 @@ def test_the_report_has_its_figure_and_findings(stopped: tuple[Path, Counting]) 
             assert str(escape(sentence)) in page
         said = f"• {name}: {analysis.findings(found)[0]}" in outcome(result)
         assert said == analysis.headline
+    assert f"of the first 4 items, source {source_version(find('token_map'))}" in page
     assert list(result.frame["measure"].unique()) == ["accuracy"]
 
 
@@ -150,7 +151,7 @@ def test_what_fails_is_recorded_tried_again_and_merged(
 def test_a_dry_run_counts_them(model: VisualLM) -> None:
     study = Study.from_yaml(TEXT)
     lines = list(forecast(study.task(models={"shipped": model})).lines())
-    assert "2 analyses are not in these: they take what `embedlens analyze` takes" in lines
+    assert lines[-1] == "2 analyses come on top, not timed: see `embedlens analyze`"
 
 
 @pytest.mark.full
