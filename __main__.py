@@ -36,6 +36,7 @@ from embedlens.analyses.terminal import (
     show_checks,
     show_effect,
     show_findings,
+    show_lines,
 )
 from embedlens.lens import inputs
 
@@ -155,6 +156,7 @@ def analyze(
             analyses=names,
             seed=seed,
             progress=progress,
+            tell=lambda time: show_lines([f"This takes {time}."]),
         )
         made = report.analyze.analysis_report(
             results, prompt=prompt, images=len(pictures), own_texts=texts is not None

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..lens.errors import InputError
 from .claim import Claim
+from .extent import Passes, a_few
 from .figures import png
 from .figures.style import NOTEBOOK_DPI
 from .provenance import provenance_line
@@ -153,6 +154,8 @@ class Analysis:
         table: A small table for the report, every cell in words; None for none.
         view: The tokens of a result to look at and point into, in some of its pictures or (None)
             in all; None where there is nothing of the kind.
+        passes: How many passes of one prompt it takes, about; what a report says beforehand of its
+            time comes from that.
         headline: Whether the first finding belongs into the summary.
         by_default: Whether a report has it without being asked for it; what takes long is asked
             for by name.
@@ -173,6 +176,7 @@ class Analysis:
     table: Callable[[Result], pd.DataFrame | None] = _no_table
     view: Callable[[Result, int | None], View] | None = None
     needs: tuple[str, ...] = ()
+    passes: Passes = a_few
     headline: bool = True
     by_default: bool = True
     order: int = 100

@@ -44,13 +44,14 @@ def time_passes(
         model.run(batch, plan)
     for _ in range(repeats):
         for name, plan in plans.items():
-            started = _now(model)
+            started = now(model)
             model.run(batch, plan)
-            seconds[name].append(_now(model) - started)
+            seconds[name].append(now(model) - started)
     return PassTimes({name: np.array(times) for name, times in seconds.items()}, repeats)
 
 
-def _now(model: VisualLM) -> float:
+def now(model: VisualLM) -> float:
+    """The time in seconds, when the device has done what it was given."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()

@@ -71,6 +71,7 @@ PARTS = (
         ("--vocabulary=32000", "--width=1024", "--repeats=3", "--dtypes", "bfloat16"),
         ("--states=300", "--vocabulary=5000", "--width=64", "--repeats=1", "--dtypes", "bfloat16"),
     ),
+    Part("A study of a million units", "study_store.py", (), ("--units=2000",)),
     Part("Starting", "starting.py", (), ("--repeats=1", "--no-demo")),
     _growth("layers", "layers", "2"),
     _growth("visual tokens", "sides", "4"),

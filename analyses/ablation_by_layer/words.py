@@ -272,6 +272,7 @@ ABLATION = Analysis(
     figure=draw_ablation,
     doing=DOING,
     order=60,
+    passes=lambda e: e.images * (5.5 * e.layers + 2),
     heading="What are visual attention and the FFN worth?",
     method="What attention or the FFN would add to the residual stream is set to zero at the "
     "visual positions, in some layers; their keys and values stay readable. An answer counts when "

@@ -118,6 +118,7 @@ ALIGNMENT = Analysis(
     figure=draw_alignment,
     doing="comparing with text",
     order=50,
+    passes=lambda e: e.images + e.text,
     heading="Which layer’s text states do visual tokens resemble?",
     method="For every visual token the largest cosine to any text state of a layer, averaged; once "
     "for the tokens as they enter the model, once for their own states at that layer. "

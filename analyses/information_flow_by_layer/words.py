@@ -109,6 +109,7 @@ INFORMATION_FLOW = Analysis(
     figure=draw_information_flow,
     doing=DOING,
     order=64,
+    passes=lambda e: 3 * e.images * min(8, e.layers),
     heading="How does what is seen reach the answer?",
     method="In a window of layers some tokens cannot see others: the question the image, the last "
     "token the question, the last token the image. Changes are to the untouched model on the same "

@@ -127,6 +127,7 @@ INJECTION = Analysis(
     figure=draw_injection,
     doing=DOING,
     order=63,
+    passes=lambda e: 5 * e.images * min(8, e.layers),
     heading="Which layers need visual tokens?",
     method="Visual tokens enter at a layer, with the states with which they entered the model, or "
     "leave at one, or both; all tokens keep their positions and nothing is trained. A layer is "

@@ -174,6 +174,7 @@ COST = Analysis(
     figure=draw_cost,
     doing="measuring what plans cost",
     order=68,
+    passes=lambda e: 70 * e.first,
     heading="What do plans cost?",
     method="Operations are counted by formula and by torch’s counter, which watches a pass and "
     "does not know every kernel. Times are of whole passes, encoder included, the plans in turn; "

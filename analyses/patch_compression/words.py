@@ -209,6 +209,7 @@ PATCH_COMPRESSION = Analysis(
     figure=draw_patch_compression,
     doing=DOING,
     order=28,
+    passes=lambda e: 365,
     heading="What does a single token carry?",
     method="One thing lies in the cell of one visual token, and all around it is plain. An answer "
     "is the most probable of the given choices; a token is read as what is in its cell when one of "
@@ -222,7 +223,6 @@ PATCH_COMPRESSION = Analysis(
     data=_data,
     table=_table,
     by_default=False,
-    headline=False,
     claims_order=22,
 )
 register(PATCH_COMPRESSION)

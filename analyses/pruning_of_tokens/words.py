@@ -127,6 +127,7 @@ PRUNING = Analysis(
     figure=draw_pruning,
     doing=DOING,
     order=62,
+    passes=lambda e: e.images * (12 + 3 * e.classes) + e.first * (15 + 3 * e.classes),
     heading="Which visual tokens can be dropped?",
     method="Tokens are taken out before the first layer; all others keep their positions. Every "
     "set is compared with as many visual tokens drawn at random, from the others where there are "

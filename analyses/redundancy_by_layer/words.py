@@ -129,6 +129,7 @@ REDUNDANCY = Analysis(
     figure=draw_redundancy,
     doing=DOING,
     order=61,
+    passes=lambda e: 3.5 * e.images * min(8, e.layers) * (1 + 3 * e.classes),
     heading="What can visual tokens skip?",
     method="Chosen visual tokens skip attention, the FFN or both, in some layers; their keys and "
     "values stay readable. Every condition is compared with the untouched model on the same "

@@ -15,7 +15,7 @@ from ..report_inputs import Material
 from ..statistics import MIN_IMAGES
 from .not_done import not_done
 from .page import Report
-from .runs import run_all
+from .runs import Results, Tell, run_all, unheard
 from .sentences import everyday_sentences
 
 ENOUGH_IMAGES = 16
@@ -34,7 +34,8 @@ def analyze(
     analyses: Sequence[str] | None = None,
     seed: int = 0,
     progress: Progress = silent,
-) -> list[Result]:
+    tell: Tell = unheard,
+) -> Results:
     """Token map, sparsity, alignment, ablation and whatever is registered, on some images.
 
     Classes need markers, and markers need at least two images: with a single one sparsity is
@@ -53,10 +54,13 @@ def analyze(
             without being asked for and for every one, as far as these images allow.
         seed: Of every random choice.
         progress: Called after every step.
+        tell: Called before the analyses with how long they will take, in words; a few passes are
+            run to know it.
 
     Returns:
         One result per analysis, in the order of the report: by default token_map, sparsity (with
-        two images or more), alignment, ablation.
+        two images or more), alignment, ablation. ``left_out`` says why those are not there that
+        only ``all`` asked for and this model does not allow.
 
     Raises:
         InputError: An unreadable image, the same image twice, a prompt that does not fit, or an
@@ -85,7 +89,7 @@ def analyze(
         seed=seed,
         progress=progress,
     )
-    return run_all(material, analyses)
+    return run_all(material, analyses, tell=tell)
 
 
 def analysis_report(

@@ -1,12 +1,14 @@
 """Running analyses on material, in the order of the report."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ...lens.errors import InputError
+from ...lens.errors import EmbedlensError, InputError
 from ..analysis import Analysis, Result, find, registered
 from ..report_inputs import Material
+from .expected_time import expected_time
 
 DEFAULT, ALL = "default", "all"
+Tell = Callable[[str], None]
 
 
 def checked(names: Iterable[str]) -> list[str]:
@@ -36,8 +38,37 @@ def chosen(material: Material, names: Sequence[str] | None = None) -> list[Analy
     return [analysis for analysis in known if analysis in wanted]
 
 
-def run_all(material: Material, names: Sequence[str] | None = None) -> list[Result]:
-    """The results of the named analyses; see `chosen`."""
+class Results(list[Result]):
+    """Results in the order of the report.
+
+    Attributes:
+        left_out: Why analyses that only ``all`` asked for could not be run, by name.
+    """
+
+    left_out: Mapping[str, str]
+
+    def __init__(self, results: Iterable[Result], left_out: Mapping[str, str]) -> None:
+        super().__init__(results)
+        self.left_out = left_out
+
+
+def unheard(sentence: str) -> None:
+    """Says nothing."""
+
+
+def run_all(
+    material: Material, names: Sequence[str] | None = None, *, tell: Tell = unheard
+) -> Results:
+    """The results of the named analyses; see `chosen`.
+
+    What the model or its vocabulary does not allow is refused where an analysis was named, or is
+    run without being asked for, and left out where only ``all`` asked for it.
+
+    Args:
+        material: What they are run on.
+        names: As for `chosen`.
+        tell: Called with how long it will take, in words.
+    """
     analyses = chosen(material, names)
     for analysis in analyses:
         if analysis.run is None:
@@ -46,9 +77,17 @@ def run_all(material: Material, names: Sequence[str] | None = None) -> list[Resu
             )
         if lacking := analysis.lacks(material):
             raise InputError(f"{analysis.name} cannot run here: no {' and no '.join(lacking)}")
-    results = []
+    if tell is not unheard:
+        tell(str(expected_time(material, analyses)))
+    results: list[Result] = []
+    left_out: dict[str, str] = {}
     for done, analysis in enumerate(analyses):
         material.progress(analysis.doing, done, len(analyses))
         assert analysis.run is not None
-        results.append(analysis.run(material))
-    return results
+        try:
+            results.append(analysis.run(material))
+        except EmbedlensError as error:
+            if analysis.by_default or analysis.name in (names or ()):
+                raise
+            left_out[analysis.name] = str(error)
+    return Results(results, left_out)

@@ -167,6 +167,7 @@ NORM_SCALING = Analysis(
     figure=draw_norm_scaling,
     doing=DOING,
     order=66,
+    passes=lambda e: 14 * e.images * (1 + 2 * e.classes),
     heading="What are the norms of visual tokens for?",
     method="Chosen visual tokens are multiplied by a factor where they enter the language model, "
     "or scaled to the median norm of the text. A layer that normalises what it reads adds much "

@@ -217,6 +217,7 @@ SPARSITY = Analysis(
     doing="profiling the classes",
     needs=("markers",),
     order=40,
+    passes=lambda e: 2 * e.images,
     heading="How many tokens are alive?",
     method="A token is sink or dead when it lies close to a direction that recurs from image to "
     "image: a sink by its norm before the projector or its turn to the first token, dead when the "

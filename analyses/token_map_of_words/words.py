@@ -119,6 +119,7 @@ TOKEN_MAP = Analysis(
     figure=draw_token_map,
     doing="reading visual tokens",
     order=10,
+    passes=lambda e: 3 * e.images + e.text,
     heading="What do visual tokens say, and where?",
     method="Each visual token, as it enters the language model, is compared by cosine with every "
     "row of the input embedding matrix (EmbedLens); the nearest row is its first "

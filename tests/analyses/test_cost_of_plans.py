@@ -107,7 +107,7 @@ def test_operations_that_are_no_time_are_said_to_be_none(
     counted = cost_of_plans(model, batch, plans, repeats=0).frame["counted_all"]
     seconds = [*(counted / 1e9)] if in_proportion else [1.0, 1.0]
     ticks = iter(np.cumsum([x for s in seconds * 3 for x in (0.0, s)]).tolist())
-    monkeypatch.setattr(timed_passes, "_now", lambda model: next(ticks))
+    monkeypatch.setattr(timed_passes, "now", lambda model: next(ticks))
     found = cost_of_plans(model, batch, plans, repeats=3)
     said = " ".join(find("cost").findings(found))
     assert ("are not time (middle half of 3 passes): dropped, 1.00" in said) != in_proportion

@@ -85,7 +85,7 @@ def test_times_are_ratios_of_passes_in_turn(
 ) -> None:
     """The clock says that the untouched model takes 4 seconds, and any plan 1."""
     steps = cycle([0.0, 4.0, 4.0, 5.0, 5.0, 6.0])
-    monkeypatch.setattr(timed_passes, "_now", lambda model: next(steps))
+    monkeypatch.setattr(timed_passes, "now", lambda model: next(steps))
     found = pruning(
         random_model[0], asked(8), sets={"a": "row[0]"}, fractions=[0.5], metrics=["kl"], seeds=1,
         repeats=3, batch_size=8,
