@@ -66,7 +66,7 @@ def measure(number: int, folder: Path) -> bool:
         clock, processor = since(start)
     grown = memory() - before
     size = file.stat().st_size / 1e6
-    kept = Row(
+    kept: bool = Row(
         f"storing one of {number:,} units",
         1e6 * clock / stored,
         STORED,
