@@ -182,4 +182,6 @@ def _now() -> str:
 
 
 def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    program = ["python", "-m", "embedlens"] if name == "__main__.py" else [name]
+    return shlex.join([*program, *sys.argv[1:]])

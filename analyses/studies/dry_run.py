@@ -44,9 +44,6 @@ class Forecast:
             f"{sum(self.units.values())} units ({said}): {self.models} model"
             f"{'s' * (self.models > 1)}, {self.items} items, {self.conditions} conditions"
         )
-        if self.analyses:
-            some = f"{self.analyses} analys{'es are' if self.analyses > 1 else 'is is'}"
-            yield f"{some} not in these: they take what `embedlens analyze` takes"
         yield f"about {duration(self.seconds)} on this machine, from one unit of each kind"
         yield (
             "FLOPs not known: a plan's cost cannot be counted on this model"
@@ -54,6 +51,9 @@ class Forecast:
             else f"{self.flops:.3g} FLOPs in the decoders' layers, over the prompts"
         )
         yield f"about {size(self.bytes)} on disk"
+        if self.analyses:
+            come = "1 analysis comes" if self.analyses == 1 else f"{self.analyses} analyses come"
+            yield f"{come} on top, not timed: see `embedlens analyze`"
 
 
 def forecast(task: Task, progress: Progress = silent) -> Forecast:

@@ -75,7 +75,8 @@ def analysis_of(spec: MeasureSpec, study: StudyFile) -> Analysis:
         )
     has = {"markers"} if study.markers is not None else set()
     if lacking := sorted(set(found.needs) - has):
-        raise InputError(f"measures: {found.name} needs {lacking[0]}, which this study has not")
+        why = "say markers:" if lacking[0] == "markers" else "no study knows it"
+        raise InputError(f"measures: {found.name} needs {lacking[0]}: {why}")
     if remote := [model.called for model in study.models if model.remote]:
         raise InputError(f"measures: {found.name} cannot be run on a server ({remote[0]})")
     return found

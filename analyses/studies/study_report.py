@@ -224,6 +224,10 @@ def _facts(result: StudyResult) -> Iterator[tuple[str, str]]:
         yield "Classes", json.dumps(study["markers"], ensure_ascii=False)
     sizes = ("batch_size", "conditions_at_once", "max_new_tokens", "seed")
     yield "Settings", ", ".join(f"{name} {study[name]}" for name in sizes)
+    versions = dict(study.get("analyses", {}))
+    for most, (name, version) in zip(versions.pop("items", []), versions.items(), strict=True):
+        few = "all items" if most is None else f"the first {counted(most, 'item')}"
+        yield f"Analysis {name}", f"of {few}, source {version}"
     done = f"{result.done} of {result.units} done in {result.seconds:.0f} s"
     halved = f", batches halved {counted(result.halvings, 'time')} for lack of memory"
     yield "Units", done + halved * bool(result.halvings)

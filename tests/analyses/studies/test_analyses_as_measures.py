@@ -90,6 +90,7 @@ def test_an_analysis_is_run_once_on_the_items_that_were_named(
     assert len(found["shipped", "token_map"].frame) == 4 * len(batches[0].visual) // 4
 
 
+@pytest.mark.full
 def test_the_report_has_its_figure_and_findings(stopped: tuple[Path, Counting]) -> None:
     result = StudyResult.read(stopped[0])
     page = write_study_report(result).read_text().replace("\N{NO-BREAK SPACE}", " ")
@@ -102,6 +103,7 @@ def test_the_report_has_its_figure_and_findings(stopped: tuple[Path, Counting]) 
             assert str(escape(sentence)) in page
         said = f"• {name}: {analysis.findings(found)[0]}" in outcome(result)
         assert said == analysis.headline
+    assert f"of the first 4 items, source {source_version(find('token_map'))}" in page
     assert list(result.frame["measure"].unique()) == ["accuracy"]
 
 
@@ -150,7 +152,7 @@ def test_what_fails_is_recorded_tried_again_and_merged(
 def test_a_dry_run_counts_them(model: VisualLM) -> None:
     study = Study.from_yaml(TEXT)
     lines = list(forecast(study.task(models={"shipped": model})).lines())
-    assert "2 analyses are not in these: they take what `embedlens analyze` takes" in lines
+    assert lines[-1] == "2 analyses come on top, not timed: see `embedlens analyze`"
 
 
 @pytest.mark.full
