@@ -1,17 +1,21 @@
-"""Every benchmark of time and memory in one go, and RESULTS.md with what came out.
+"""Every benchmark of time and memory, part by part, and RESULTS.md with what came out.
 
-    python benchmarks/all.py                     # about ten minutes of an idle core
+    python benchmarks/all.py                     # some twenty minutes of an idle core
+    python benchmarks/all.py --resume            # goes on: parts measured of this code are left
     python benchmarks/all.py --only encode.py    # one script anew; the others' rows stay
+    python benchmarks/all.py --list              # the parts, and how long each took last time
     python benchmarks/all.py --tiny              # a minute: whether it all runs; writes nothing
 
-Each script runs in a process of its own. What it compares takes turns in that process, so a row is
-a ratio of one run; rows beside each other need not be. The numbers are kept in RESULTS.json. The
-exit code is 1 if a script failed, not if a goal was missed: that stands in the table.
+Each part runs in a process of its own, and its rows are written down when it is done. What it
+compares takes turns in that process, so a row is a ratio of one run; rows beside each other need
+not be. The numbers are kept in RESULTS.json. The exit code is 1 if a part failed, not if a goal was
+missed: that stands in the table.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -23,6 +27,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from rows import GATHERED, Row, number  # type: ignore[import-not-found]
@@ -42,6 +47,13 @@ class Part:
     tiny: tuple[str, ...]
 
 
+def _growth(what: str, name: str, *tiny: str) -> Part:
+    """The part of `growth.py` along one of its axes."""
+    others = [f"--{axis}" for axis in ("layers", "sides", "images", "conditions") if axis != name]
+    small = (f"--{name}", *tiny, "--width=64", "--repeats=1")
+    return Part(f"Growth with {what}", "growth.py", ("--repeats=2", *others), (*others, *small))
+
+
 _SMALL = ("--layers=2", "--width=64", "--side=4", "--repeats=1")
 PARTS = (
     Part("Many plans on one batch", "conditions.py", ("--every=4", "--repeats=2"), _SMALL),
@@ -59,16 +71,12 @@ PARTS = (
         ("--vocabulary=32000", "--width=1024", "--repeats=3", "--dtypes", "bfloat16"),
         ("--states=300", "--vocabulary=5000", "--width=64", "--repeats=1", "--dtypes", "bfloat16"),
     ),
+    Part("A study of a million units", "study_store.py", (), ("--units=2000",)),
     Part("Starting", "starting.py", (), ("--repeats=1", "--no-demo")),
-    Part(
-        "Growth",
-        "growth.py",
-        ("--repeats=2",),
-        (
-            *("--layers", "2", "--sides", "4", "--conditions", "4", "8"),
-            *("--images", "1", "2", "--width=64", "--repeats=1"),
-        ),
-    ),
+    _growth("layers", "layers", "2"),
+    _growth("visual tokens", "sides", "4"),
+    _growth("images", "images", "1", "2"),
+    _growth("conditions", "conditions", "4", "8"),
 )
 
 
@@ -77,39 +85,66 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tiny", action="store_true", help="only whether everything runs")
     parser.add_argument("--only", nargs="+", default=[], help="scripts, for instance encode.py")
+    parser.add_argument(
+        "--resume", action="store_true", help="leave what was measured of this code"
+    )
+    parser.add_argument("--list", action="store_true", help="only say which parts there are")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=HERE, help="of RESULTS.md and RESULTS.json")
     options = parser.parse_args()
     kept = options.folder / "RESULTS.json"
     found: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
-    failed = []
+    failed, code, told = [], code_now(), machine()
     for part in PARTS:
         if options.only and part.script not in options.only:
             continue
         threads = () if part.script == "starting.py" else (f"--threads={options.threads}",)
-        arguments = (*(part.tiny if options.tiny else part.arguments), *threads)
-        load = os.getloadavg()[0]
-        rows = _rows(part.script, arguments)
-        if not rows:
-            failed.append(part.script)
+        arguments = [*(part.tiny if options.tiny else part.arguments), *threads]
+        before = found.get(part.title, {})
+        took = before.get("seconds")
+        last = "never measured" if took is None else f"took {took} s on {before['when']}"
+        write(f"\n{part.title}: {last}")
+        same = {"code": code, "arguments": arguments, "machine": told}
+        if options.list:
             continue
-        found[part.script] = {
+        if options.resume and all(before.get(name) == value for name, value in same.items()):
+            write("measured of this code on this machine already")
+            continue
+        load, start = os.getloadavg()[0], perf_counter()
+        rows = _rows(part.script, arguments)
+        write(f"{part.title}: {perf_counter() - start:.0f} s")
+        if not rows:
+            failed.append(part.title)
+            continue
+        found[part.title] = {
             "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "seconds": round(perf_counter() - start),
             "load": round(load, 1),
-            "arguments": list(arguments),
-            "machine": machine(),
+            **same,
             "rows": [asdict(row) for row in rows],
         }
         if not options.tiny:
             kept.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
             (options.folder / "RESULTS.md").write_text(page(found))
-    write(f"stopped with an error: {', '.join(failed)}" if failed else "all ran")
+    if not options.list:
+        write(f"stopped with an error: {', '.join(failed)}" if failed else "all ran")
     return 1 if failed else 0
+
+
+def code_now() -> str:
+    """Which code is measured: equal as long as no file of the package or of the benchmarks is."""
+    root = HERE.parent
+    rooms = ("lens", "interventions", "analyses", "benchmarks")
+    files = sorted(file for room in rooms for file in (root / room).rglob("*.py"))
+    made = hashlib.sha256()
+    for file in files:
+        made.update(f"{file.relative_to(root)}".encode() + file.read_bytes())
+    return made.hexdigest()[:12]
 
 
 def _rows(script: str, arguments: Sequence[str]) -> list[Row]:
     """What a script measured; nothing if it stopped with an error."""
-    write(f"\n{script} {' '.join(arguments)}")
+    write(f"{script} {' '.join(arguments)}")
     with tempfile.TemporaryDirectory() as folder:
         gathered = Path(folder) / "rows"
         env = os.environ | {GATHERED: str(gathered)}
@@ -130,7 +165,7 @@ def _rows(script: str, arguments: Sequence[str]) -> list[Row]:
 
 def page(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows as a page."""
-    rows = {script: [Row(**row) for row in part["rows"]] for script, part in found.items()}
+    rows = {title: [Row(**row) for row in part["rows"]] for title, part in found.items()}
     judged = [row for some in rows.values() for row in some if row.goal is not None]
     lines = [
         "# Results",
@@ -146,9 +181,9 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
         *(f"- {told}" for told in dict.fromkeys(part["machine"] for part in found.values())),
     ]
     for part in PARTS:
-        if part.script not in found:
+        if part.title not in found:
             continue
-        ran = found[part.script]
+        ran = found[part.title]
         lines += ["", f"## {part.title}", ""]
         load = ran["load"]
         busy = (
@@ -156,14 +191,15 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
             if load is None
             else f"{load} processes ran on the machine, or waited for it, when it began"
         )
+        lasted = f", in {ran['seconds']} s" if "seconds" in ran else ""
         lines += [
-            f"`{' '.join((part.script, *ran['arguments']))}`, {ran['when']}; {busy}.",
+            f"`{' '.join((part.script, *ran['arguments']))}`, {ran['when']}{lasted}; {busy}.",
             *(["", ran["note"]] if ran.get("note") else []),
             "",
             "| what | measured | clock | limit | goal | |",
             "|---|---|---|---|---|---|",
         ]
-        lines += [_line(row) for row in rows[part.script]]
+        lines += [_line(row) for row in rows[part.title]]
     return "\n".join(lines) + "\n"
 
 

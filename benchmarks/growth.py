@@ -65,10 +65,11 @@ def main() -> int:
         made = _made(options.width, 6, side)
         kept &= _dearer(f"{side * side} visual tokens", made, _single(6), options.repeats)
     if options.conditions:
-        # Narrow, because there are many.
-        made = _made(min(options.width, 128), 6, 8)
+        # Short, because there are many; of many, one repetition is many.
+        made = _made(options.width, 6, 8 if options.width >= 512 else 4)
         for number in options.conditions:
-            kept &= _dearer(f"{number} conditions", made, _drawn(number, 6), options.repeats)
+            repeats = options.repeats if number < 1000 else 1
+            kept &= _dearer(f"{number} conditions", made, _drawn(number, 6), repeats)
     for kind, numbers in (("images", options.images), ("conditions", options.conditions)):
         kept &= not numbers or _flat(kind, numbers)
     return 0 if kept else 1

@@ -55,6 +55,7 @@ suppress_warnings = ["myst.header"]
 default_role = "code"
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
+nitpicky = True  # a name that leads nowhere is a warning
 
 
 def whole_first_line(_: Sphinx, what: str, __: str, ___: Any, ____: Any, lines: list[str]) -> None:
@@ -63,6 +64,18 @@ def whole_first_line(_: Sphinx, what: str, __: str, ___: Any, ____: Any, lines: 
     if what == "property" and taken:
         lines[:] = [line for line in lines if line not in taken]
         lines[0] = f"{taken[0].removeprefix(':type: ')}: {lines[0]}"
+
+
+def whole_returns(_: Sphinx, __: str, ___: str, ____: Any, _____: Any, lines: list[str]) -> None:
+    """What is returned is a sentence too: no docstring here names a type before a colon."""
+    for at, line in enumerate(lines):
+        kind = line.removeprefix(":rtype: ")
+        if kind == line:
+            continue
+        first = next(i for i in range(at, -1, -1) if lines[i].startswith(":returns: "))
+        told = lines[first].removeprefix(":returns: ")
+        lines[first] = f":returns: {kind}: {told}"
+        lines[at] = ""
 
 
 def dollars_as_math(_: Sphinx, __: str, ___: str, ____: Any, _____: Any, lines: list[str]) -> None:
@@ -93,5 +106,6 @@ def setup(app: Sphinx) -> None:
         if field.name == "variable":
             field.label = "Attributes"
     app.connect("autodoc-process-docstring", whole_first_line, priority=900)  # after napoleon
+    app.connect("autodoc-process-docstring", whole_returns, priority=900)
     app.connect("autodoc-process-docstring", dollars_as_math)
     app.add_html_math_renderer("mathml", (inline_mathml, None), (block_mathml, None))

@@ -1,7 +1,7 @@
 # What `lazy_loader` imports from here when it is used, and what type checkers see.
 from . import readouts, scenes
 from .anatomy import Anatomy
-from .errors import EmbedlensError, InputError, RemoteRunFailed, Unsupported
+from .errors import EmbedlensError, InputError, NotFinite, RemoteRunFailed, Unsupported
 from .inputs import Batch
 from .layout import Block, Layout
 from .markers import Markers
@@ -36,6 +36,7 @@ __all__ = [
     "Layout",
     "LogitLens",
     "Markers",
+    "NotFinite",
     "Patchscope",
     "Readout",
     "RemoteRunFailed",

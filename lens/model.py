@@ -41,7 +41,7 @@ class VisualLM:
             is then used as it is (its weights are loaded if they are not); either of them inside
             peft, ``torch.compile``, DataParallel or another VisualLM, of which the model in it is
             taken, with its adapters in force; or a
-            :class:`~embedlens.lens.loading.Checkpoint`, whose weights are loaded when needed.
+            checkpoint that is not loaded yet, whose weights are loaded when needed.
         processor: Its processor, of which a copy is used; without one the nnsight model's, or
             the one that belongs to the model's ``name_or_path``. A model without any processor
             takes batches made from tensors only.

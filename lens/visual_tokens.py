@@ -40,7 +40,7 @@ class VisualTokens:
             without a place.
         col: Column of the cell, ``[token]``; -1 for tokens without a place.
         position: Index in the (padded) sequence, ``[token]``.
-        kind: ``[token]``, one of :data:`KINDS`: a ``patch`` has a cell; a ``newline`` ends a row of
+        kind: ``[token]``, one of ``KINDS``: a ``patch`` has a cell; a ``newline`` ends a row of
             a grid and a ``separator`` stands between grids; a ``latent`` is a learned query, which
             has no place; ``unplaced`` is a token whose layout is not understood.
         box: Left, top, right, bottom of the cell in pixels of the original image,

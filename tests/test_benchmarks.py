@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +48,39 @@ def test_the_page_of_results_says_what_was_measured() -> None:
     for part in kept.values():
         assert part["when"] in page
         assert part["machine"] in page
+
+
+def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))  # type: ignore[no-untyped-call]
+    everything, rows = map(importlib.import_module, ("all", "rows"))
+    ran: list[str] = []
+    broken = ["encode.py"]
+
+    def measured(script: str, _: Any) -> list[Any]:
+        ran.append(script)
+        return [] if script in broken else [rows.Row(script, 1.0)]
+
+    def start(*arguments: str) -> int:
+        ran.clear()
+        monkeypatch.setattr(sys, "argv", ["all.py", f"--folder={tmp_path}", *arguments])
+        code: int = everything.main()
+        return code
+
+    monkeypatch.setattr(everything, "_rows", measured)
+    assert start() == 1
+    assert len(ran) == len(everything.PARTS)
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "in 0 s" in page
+    assert "encode.py" not in page
+    broken.clear()
+    assert start("--resume") == 0
+    assert ran == ["encode.py"]
+    assert start("--resume") == 0
+    assert not ran
+    monkeypatch.setattr(everything, "code_now", lambda: "other code")
+    assert start("--resume", "--only", "growth.py") == 0
+    assert ran == ["growth.py"] * 4
+    assert start("--list") == 0
+    assert not ran
+    for name in ("all", "rows", "timing"):
+        sys.modules.pop(name, None)

@@ -30,7 +30,7 @@ class StatesBlock:
 
     Attributes:
         index: One row per token, in the order of the states; see :class:`ExtractedStates`.
-        states: Per site and layer the states, ``[row, ...]`` as in :class:`Run`.
+        states: Per site and layer the states, ``[row, ...]`` as in :class:`~embedlens.Run`.
         attention: ``attention_weights`` by layer, ``[query, head, key]``, with ``query_item``,
             ``query_position`` (both ``[query]``) and ``key_position`` (``[query, key]``; -1 where
             there is none); empty unless they were extracted. Positions are without padding.
@@ -48,7 +48,7 @@ class ExtractedStates:
     ``index`` has the columns item (row of ``items``), file and line (where the states lie),
     position (in the prompt, without padding), token_id, kind (``text``, or the kind of a visual
     token), class (where markers were given), and image, tile, frame, row, col, left, top, right,
-    bottom as in :class:`VisualTokens`; -1 and NaN where a token has no such thing.
+    bottom as in :class:`~embedlens.VisualTokens`; -1 and NaN where a token has no such thing.
 
     Attributes:
         folders: Where they are; several where machines had folders of their own.

@@ -53,8 +53,9 @@ def extract(
         data: Pairs of an image (or several) and a question; or what the ``data`` of a study says,
             for instance ``{"kind": "table", "path": "rows.jsonl"}``.
         out: The folder, made if it is not there.
-        sites: What to keep, as ``capture`` of :meth:`VisualLM.run`: ``residual``, ``attention``,
-            ``ffn``, ``head_outputs``, ``neurons``, ``values``, ``attention_weights``.
+        sites: What to keep, as ``capture`` of :meth:`~embedlens.VisualLM.run`: ``residual``,
+            ``attention``, ``ffn``, ``head_outputs``, ``neurons``, ``values``,
+            ``attention_weights``.
         layers: Of which layers: ``all``, numbers, or text such as ``"0,8-15"``; for ``residual``
             0 to ``n_layers`` inclusive.
         tokens: At which tokens: a selector or its text, such as ``visual``, ``all``, ``last``.

@@ -223,7 +223,6 @@ PATCH_COMPRESSION = Analysis(
     data=_data,
     table=_table,
     by_default=False,
-    headline=False,
     claims_order=22,
 )
 register(PATCH_COMPRESSION)

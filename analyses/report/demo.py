@@ -56,6 +56,20 @@ def demo(
         token_map, lens_hits, class_agreement, sparsity, alignment, ablation, and whatever else is
         registered.
     """
+    return run_all(demo_material(model, sizes=sizes, seed=seed, progress=progress))
+
+
+def demo_material(
+    model: VisualLM, *, sizes: Sizes = FULL, seed: int = 0, progress: Progress = silent
+) -> Material:
+    """What the demonstration is run on: scenes, classes, questions and the truth about all.
+
+    Args:
+        model: As of `demo`, and so are the others.
+        sizes: How much is looked at.
+        seed: Which scenes, and every other random choice.
+        progress: Called after every step.
+    """
     start = seed * _SEEDS_PER_RUN
     shown = scenes(sizes.scenes, start=start)
     calibration = scenes(sizes.calibration, start=start + 1000)
@@ -68,7 +82,7 @@ def demo(
     )
     batch = batch.with_classes(markers.classify(model, batch))
     words = true_words(batch, shown)
-    material = Material(
+    return Material(
         model,
         [batch],
         examples=[
@@ -87,7 +101,6 @@ def demo(
         seed=seed,
         progress=progress,
     )
-    return run_all(material)
 
 
 def best_and_worst(

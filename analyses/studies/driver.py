@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +16,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from ...lens.progress import Progress
+from ..analysis import Result
 from .condition_grid import StudyCondition
 from .items import Item
 from .opened_models import OpenedModels, model_identity
-from .study_folder import StudyFolder
+from .study_analyses import Add as AddAnalysis
+from .study_analyses import AnalysisUnit, KeptAnalyses, analyse
+from .study_folder import ANALYSES, StudyFolder
 from .unit_store import DoneUnits, StoredUnit, UnitStore
 from .units import Unit, Units
 
@@ -34,11 +37,13 @@ class Task:
         units: What there is to compute.
         models: On what.
         identity: What the study is, in plain values: its units are continued for the same only.
+        analyses: What there is to analyse.
     """
 
     units: Units
     models: OpenedModels
     identity: dict[str, Any]
+    analyses: tuple[AnalysisUnit, ...] = ()
 
     @property
     def items(self) -> list[Item]:
@@ -59,6 +64,11 @@ class Task:
         observer = self.models.observer(unit.cut.model)
         return observer.compute(unit, *self.parts(unit), measures)
 
+    def analyse(self, unit: AnalysisUnit) -> Result | Exception:
+        """The result of an analysis, or what went wrong."""
+        observer = self.models.observer(unit.model)
+        return analyse(observer, unit, self.models.study, self.items)
+
 
 @runtime_checkable
 class StudyEngine(Protocol):
@@ -69,6 +79,9 @@ class StudyEngine(Protocol):
 
     def compute(self, task: Task, units: Iterable[Unit], add: Add) -> None:
         """Compute units, in any order, and hand each over when it is done."""
+
+    def analyse(self, task: Task, units: Sequence[AnalysisUnit], add: AddAnalysis) -> None:
+        """Run analyses, in any order, and hand each over when it is done."""
 
     def close(self) -> None:
         """Let go of what is held."""
@@ -88,6 +101,11 @@ class SerialEngine:
         """See :class:`StudyEngine`."""
         for unit in units:
             add(task.compute(unit))
+
+    def analyse(self, task: Task, units: Sequence[AnalysisUnit], add: AddAnalysis) -> None:
+        """See :class:`StudyEngine`."""
+        for unit in units:
+            add(unit, task.analyse(unit))
 
 
 def drive(
@@ -111,8 +129,13 @@ def drive(
         for unit in task.units.shard(*shard):
             total += 1
             left += not known.has(unit.place, unit.key)
+        kept = KeptAnalyses(folder.path / ANALYSES)
+        mine = task.analyses[shard[0] - 1 :: shard[1]]
+        lacking = [unit for unit in mine if not kept.has(unit)]
         stored = total - left
-        store.begin_session(_now(), command or _command(), json.dumps(this_machine()), left)
+        store.begin_session(
+            _now(), command or _command(), json.dumps(this_machine()), left + len(lacking)
+        )
 
         def add(unit: StoredUnit) -> None:
             nonlocal stored
@@ -123,6 +146,15 @@ def drive(
         progress("computing units", stored, total)
         units = task.units.shard(*shard)
         engine.compute(task, (u for u in units if not known.has(u.place, u.key)), add)
+        analysed = 0
+
+        def keep(unit: AnalysisUnit, found: Result | Exception) -> None:
+            nonlocal analysed
+            kept.add(unit, found)
+            analysed += 1
+            progress("running analyses", analysed, len(lacking))
+
+        engine.analyse(task, lacking, keep)
 
 
 def done_units(folder: StudyFolder, task: Task) -> DoneUnits:
@@ -150,4 +182,6 @@ def _now() -> str:
 
 
 def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    program = ["python", "-m", "embedlens"] if name == "__main__.py" else [name]
+    return shlex.join([*program, *sys.argv[1:]])

@@ -25,6 +25,7 @@ class Forecast:
         flops: Of the decoders' layers over the prompts, written tokens left out; None where a
             plan's cost is not known.
         bytes: Size of the stored units.
+        analyses: How many there are, of all models together; they are not timed.
     """
 
     units: dict[str, int]
@@ -34,6 +35,7 @@ class Forecast:
     seconds: float
     flops: float | None
     bytes: int
+    analyses: int = 0
 
     def lines(self) -> Iterator[str]:
         """What it says, line by line."""
@@ -49,6 +51,9 @@ class Forecast:
             else f"{self.flops:.3g} FLOPs in the decoders' layers, over the prompts"
         )
         yield f"about {size(self.bytes)} on disk"
+        if self.analyses:
+            come = "1 analysis comes" if self.analyses == 1 else f"{self.analyses} analyses come"
+            yield f"{come} on top, not timed: see `embedlens analyze`"
 
 
 def forecast(task: Task, progress: Progress = silent) -> Forecast:
@@ -84,6 +89,7 @@ def forecast(task: Task, progress: Progress = silent) -> Forecast:
         seconds,
         _flops(task),
         int(size),
+        len(task.analyses),
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...lens.errors import InputError
+from ..analysis import registered
 from .items import Item
 from .study_file import MeasureSpec
 from .written_answers import anls, box_overlap, exact_match, vqa_accuracy
@@ -184,10 +185,13 @@ def measure_of(spec: MeasureSpec, folder: Path) -> AnswerMeasure:
     Raises:
         InputError: No such measure or function.
     """
+    if spec.items is not None:
+        raise InputError(f"measures: {spec.measure} is of every item; items is for analyses")
     if spec.function is None:
         if spec.measure not in MEASURES:
             raise InputError(
-                f"measures: no measure {spec.measure!r}; measures: {', '.join(MEASURES)}, or a "
+                f"measures: no measure {spec.measure!r}; measures: {', '.join(MEASURES)}, an "
+                f"analysis ({', '.join(name for name, a in registered().items() if a.run)}), or a "
                 "function of your own ({measure: a name, function: 'module:name'})"
             )
         return MEASURES[spec.measure]

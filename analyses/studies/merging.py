@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...lens.errors import InputError
-from .study_folder import ITEMS, STUDY, StudyFolder
+from .study_analyses import KeptAnalyses
+from .study_folder import ANALYSES, ITEMS, STUDY, StudyFolder
 from .study_result import StudyResult, stored_units
 from .unit_store import UnitStore
 
@@ -35,6 +36,8 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> StudyResult:
                 store.add(unit)
             for session in result.sessions:
                 store.begin_session(*session)
+    for source in sources:
+        KeptAnalyses(target.path / ANALYSES).merge(KeptAnalyses(source.path / ANALYSES))
     if not (target.path / ITEMS).is_file():
         target.write_table(ITEMS, sources[0].items)
         target.write_text(STUDY, sources[0].text)

@@ -8,20 +8,25 @@ unit that kills its worker every time is recorded as failed, and the rest goes o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from ...lens.errors import EmbedlensError, InputError
+from ..analysis import Result
 from .condition_grid import StudyCondition
 from .driver import Add, Task
 from .items import Item
 from .measures import measure_of
 from .observing import failed_unit
 from .opened_models import OpenedModels, model_identity
+from .study_analyses import Add as AddAnalysis
+from .study_analyses import AnalysisUnit, analyse, is_analysis
 from .unit_store import StoredUnit
 from .units import Unit
+
+Work = TypeVar("Work", Unit, AnalysisUnit)
 
 _MEMORY = 200 * 2**20  # of Ray's own store, through which items and finished units go
 
@@ -37,7 +42,7 @@ class StudyWorker:
     def __init__(self, models: OpenedModels, threads: int) -> None:
         torch.set_num_threads(threads)
         self._models = models
-        specs = models.study.measures
+        specs = [spec for spec in models.study.measures if not is_analysis(spec)]
         self._measures = [measure_of(spec, models.folder) for spec in specs]
 
     def identify(self, number: int) -> dict[str, Any]:
@@ -50,6 +55,11 @@ class StudyWorker:
         """A unit as it goes into the store."""
         measures = [m for m in self._measures if m.kind == unit.cut.kind]
         return self._models.observer(unit.cut.model).compute(unit, items, conditions, measures)
+
+    def analyse(self, unit: AnalysisUnit, items: Sequence[Item]) -> Result | Exception:
+        """The result of an analysis, or what went wrong."""
+        observer = self._models.observer(unit.model)
+        return analyse(observer, unit, self._models.study, items)
 
 
 class RayEngine:
@@ -103,6 +113,29 @@ class RayEngine:
 
     def compute(self, task: Task, units: Iterable[Unit], add: Add) -> None:
         """See :class:`StudyEngine`."""
+
+        def begin(worker: Any, unit: Unit) -> Any:
+            return worker.compute.remote(unit, *task.parts(unit))
+
+        for unit, stored in self._spread(task, units, begin):
+            if isinstance(stored, BaseException):
+                measures = len(task.units.measures[unit.cut.kind])
+                stored = failed_unit(unit, measures, stored)
+            add(stored)
+
+    def analyse(self, task: Task, units: Sequence[AnalysisUnit], add: AddAnalysis) -> None:
+        """See :class:`StudyEngine`."""
+
+        def begin(worker: Any, unit: AnalysisUnit) -> Any:
+            return worker.analyse.remote(unit, task.items[: unit.items])
+
+        for unit, found in self._spread(task, units, begin):
+            add(unit, found)
+
+    def _spread(
+        self, task: Task, units: Iterable[Work], begin: Callable[[Any, Work], Any]
+    ) -> Iterator[tuple[Work, Any]]:
+        """Every unit with what a worker made of it, or with what went wrong."""
         self._start(task.models)
         while len(self._made) < self._wanted():
             self._made.append(self._worker(task.models))
@@ -111,29 +144,27 @@ class RayEngine:
             self._ray.exceptions.RayTaskError,
         )
         idle, left = list(self._made), iter(units)
-        pending: dict[Any, tuple[Unit, Any]] = {}
+        pending: dict[Any, tuple[Work, Any]] = {}
         while True:
             while idle and (unit := next(left, None)) is not None:
                 worker = idle.pop()
-                pending[worker.compute.remote(unit, *task.parts(unit))] = unit, worker
+                pending[begin(worker, unit)] = unit, worker
             if not pending:
                 return
             (ready,), _ = self._ray.wait(list(pending), num_returns=1)
             unit, worker = pending.pop(ready)
-            measures = len(task.units.measures[unit.cut.kind])
             try:
-                stored = self._ray.get(ready)
+                found = self._ray.get(ready)
             except failed as error:
-                stored = failed_unit(unit, measures, error.cause or error)
+                found = error.cause or error
             except dead:
-                reason = RuntimeError(f"its worker died {self._tries} times (memory?)")
-                stored = failed_unit(unit, measures, reason)
+                found = RuntimeError(f"its worker died {self._tries} times (memory?)")
                 self._made.remove(worker)
                 self._ray.kill(worker)
                 worker = self._worker(task.models)
                 self._made.append(worker)
             idle.append(worker)
-            add(stored)
+            yield unit, found
 
     def close(self) -> None:
         """End the workers, and the cluster if it was started here."""

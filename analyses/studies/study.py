@@ -13,12 +13,14 @@ from typing import Any
 from ...lens.errors import InputError
 from ...lens.model import VisualLM
 from ...lens.progress import Progress, silent
+from ..analysis import Analysis
 from ..provenance import machine
 from .condition_grid import PlanText, conditions_of
 from .driver import SerialEngine, StudyEngine, Task, drive
 from .items import Item, declared_items
 from .measures import KINDS, AnswerMeasure, measure_of
 from .opened_models import OpenedModels, markers_identity
+from .study_analyses import analysis_of, analysis_units, is_analysis, source_version
 from .study_file import StudyFile, read_study
 from .study_folder import IMAGES, StudyFolder
 from .study_result import StudyResult
@@ -73,13 +75,20 @@ class Study:
             # What depends on the number of layers is found when the model is there.
             if not any(isinstance(values, str | dict) for values in plan.spec.grid.values()):
                 conditions_of([plan], 1)
-        _ = made.measures
+        _ = made.measures, made.analyses
         return made
 
     @cached_property
     def measures(self) -> tuple[AnswerMeasure, ...]:
-        """What is measured."""
-        return tuple(measure_of(spec, self.folder) for spec in self.file.measures)
+        """What is measured of answers."""
+        specs = (spec for spec in self.file.measures if not is_analysis(spec))
+        return tuple(measure_of(spec, self.folder) for spec in specs)
+
+    @cached_property
+    def analyses(self) -> tuple[tuple[Analysis, int | None], ...]:
+        """What is run once on every untouched model, and of how many items; None for all."""
+        specs = (spec for spec in self.file.measures if is_analysis(spec))
+        return tuple((analysis_of(spec, self.file), spec.items) for spec in specs)
 
     def run(
         self,
@@ -185,7 +194,13 @@ class Study:
             "seed": self.file.seed,
             **settings,
         }
-        return Task(units, opened, what)
+        if self.analyses:
+            versions = {one.name: source_version(one) for one, _ in self.analyses}
+            what["analyses"] = {**versions, "items": [most for _, most in self.analyses]}
+        identity_of = [part.identity for part in parts]
+        seed = self.file.seed
+        analyses = analysis_units(self.analyses, identity_of, items, said, seed)
+        return Task(units, opened, what, tuple(analyses))
 
     def _check_items(self, items: list[Item]) -> None:
         for measure in self.measures:

@@ -159,10 +159,17 @@ class ConditionSpec(_Part):
 
 
 class MeasureSpec(_Part):
-    """A measure by its name, or a function of one's own by its import path ``module:name``."""
+    """A measure by its name, or a function of one's own by its import path ``module:name``.
+
+    Attributes:
+        measure: Of an answer, or a registered analysis, which is run once on each untouched model.
+        function: Of one's own.
+        items: How many of the items an analysis is about, from the first one on; all without.
+    """
 
     measure: str
     function: str | None = None
+    items: int | None = Field(default=None, ge=1)
 
 
 def _measure(value: Any) -> Any:

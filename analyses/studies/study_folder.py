@@ -20,8 +20,8 @@ from .unit_store import UnitStore
 STUDY, ITEMS, TABLE, SUMMARY, PAGE = (
     *("study.yaml", "items.parquet", "table.parquet", "summary.parquet", "report.html"),
 )
-IMAGES, MARKERS = "images", "markers"
-_OURS = (STUDY, ITEMS, TABLE, SUMMARY, PAGE, IMAGES, MARKERS, "units")
+IMAGES, MARKERS, ANALYSES = "images", "markers", "analyses"
+_OURS = (STUDY, ITEMS, TABLE, SUMMARY, PAGE, IMAGES, MARKERS, ANALYSES, "units")
 _UNITS = re.compile(r"units(-\d+-of-\d+)?\.sqlite")
 
 

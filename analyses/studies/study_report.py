@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from ..analysis import find
 from ..figures import png
 from ..numbers_in_words import counted, difference, estimate, number, p_value, share
 from ..report.page_environment import page_environment
@@ -40,6 +41,18 @@ class _Section:
     groups: list[list[str]]
 
 
+@dataclass(frozen=True)
+class _AnalysisSection:
+    """One analysis of one model as the template needs it."""
+
+    heading: str
+    method: str
+    picture: str
+    caption: str
+    findings: list[str]
+    table: list[list[str]] | None
+
+
 def write_study_report(result: StudyResult) -> Path:
     """Write ``report.html``, the table and the summary into a study's folder.
 
@@ -63,6 +76,7 @@ def render_study(result: StudyResult) -> str:
         data=_data(result, items),
         headlines=list(headlines(result)),
         sections=list(_sections(result)),
+        analyses=list(_analyses(result)),
         errors=result.errors.values.tolist(),
         facts=list(_facts(result)),
         plans=[
@@ -104,16 +118,28 @@ def headlines(result: StudyResult) -> Iterator[str]:
                 f"{_difference(first, told)}"
             )
         yield f"{text}."
+    yield from _findings(result)
+
+
+def _findings(result: StudyResult) -> Iterator[str]:
+    """The first sentence of every analysis that belongs into a summary."""
+    for (model, name), found in result.analyses.items():
+        analysis = find(name)
+        if analysis.headline and (said := analysis.findings(found)):
+            where = f"{name} of {model}" if len(result.study["models"]) > 1 else name
+            yield f"{where}: {said[0]}"
 
 
 def _data(result: StudyResult, items: pd.DataFrame) -> str:
     study = result.study
     models = ", ".join(study["models"])
+    n = len({name for _, name in result.analyses})
+    analysed = f", {n} {'analyses' if n > 1 else 'analysis'}" * bool(n)
     conditions = {name: len(listed) for name, listed in result.conditions.items()}
     return (
         f"{counted(len(items), 'question')} about {counted(items['image'].nunique(), 'image')}, "
         f"{counted(max(conditions.values()), 'condition')}, "
-        f"{counted(len(study['measures']), 'measure')}; on {models}."
+        f"{counted(len(study['measures']), 'measure')}{analysed}; on {models}."
     )
 
 
@@ -131,6 +157,26 @@ def _sections(result: StudyResult) -> Iterator[_Section]:
             [_cells(row, told) for row in _dicts(every)],
             [[str(row["group"]), *_cells(row, told)] for row in _dicts(rows[rows.group != ALL])],
         )
+
+
+def _analyses(result: StudyResult) -> Iterator[_AnalysisSection]:
+    several = len(result.study["models"]) > 1
+    for (model, name), found in result.analyses.items():
+        analysis = find(name)
+        table = analysis.table(found)
+        yield _AnalysisSection(
+            f"{analysis.heading} ({model})" if several else analysis.heading,
+            f"{analysis.method} {analysis.data(found)}".strip(),
+            b64encode(png(analysis.figure(found))).decode(),
+            analysis.caption,
+            analysis.findings(found),
+            None if table is None else _lines(table),
+        )
+
+
+def _lines(table: pd.DataFrame) -> list[list[str]]:
+    rows: list[list[Any]] = [list(table.columns), *table.values.tolist()]
+    return [[str(cell) for cell in row] for row in rows]
 
 
 def _heading(result: StudyResult, model: object, measure: object) -> str:
@@ -178,6 +224,10 @@ def _facts(result: StudyResult) -> Iterator[tuple[str, str]]:
         yield "Classes", json.dumps(study["markers"], ensure_ascii=False)
     sizes = ("batch_size", "conditions_at_once", "max_new_tokens", "seed")
     yield "Settings", ", ".join(f"{name} {study[name]}" for name in sizes)
+    versions = dict(study.get("analyses", {}))
+    for most, (name, version) in zip(versions.pop("items", []), versions.items(), strict=True):
+        few = "all items" if most is None else f"the first {counted(most, 'item')}"
+        yield f"Analysis {name}", f"of {few}, source {version}"
     done = f"{result.done} of {result.units} done in {result.seconds:.0f} s"
     halved = f", batches halved {counted(result.halvings, 'time')} for lack of memory"
     yield "Units", done + halved * bool(result.halvings)

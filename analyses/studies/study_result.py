@@ -15,9 +15,11 @@ import numpy as np
 import pandas as pd
 
 from ...lens.errors import InputError
+from ..analysis import Result
 from .condition_grid import PlanText, StudyCondition, conditions_of
 from .measures import KINDS
-from .study_folder import SUMMARY, TABLE, StudyFolder
+from .study_analyses import KeptAnalyses
+from .study_folder import ANALYSES, SUMMARY, TABLE, StudyFolder
 from .study_summary import summary
 from .unit_store import DONE, FAILED, StoredUnit
 from .units import Cuts
@@ -74,12 +76,13 @@ class StudyResult:
         if study is None:
             raise InputError(f"{folder} holds no units of a study")
         states = [status for status, _, _ in seen.values()]
+        analysed, not_analysed = KeptAnalyses(place.path / ANALYSES).counts()
         return cls(
             place.path,
             study,
-            len(_cuts(study)),
-            states.count(DONE),
-            states.count(FAILED),
+            len(_cuts(study)) + len(study["models"]) * len(_analyses(study)),
+            states.count(DONE) + analysed,
+            states.count(FAILED) + not_analysed,
             sum(seconds for _, seconds, _ in seen.values()),
             sum(halvings for _, _, halvings in seen.values()),
             tuple(sorted(sessions)),
@@ -120,13 +123,29 @@ class StudyResult:
         """
         return summary(self.frame, self.conditions, self.study["measures"], self.study["seed"])
 
+    @cached_property
+    def analyses(self) -> dict[tuple[str, str], Result]:
+        """What analyses found, by model and name."""
+        names = list(self.study["models"])
+        kept = KeptAnalyses(self.folder / ANALYSES)
+        return {(names[model], name): result for model, name, result in kept.results()}
+
     @property
     def errors(self) -> pd.DataFrame:
-        """What could not be computed: model, condition, error, and how many numbers it cost."""
+        """What could not be computed: model, condition, error, and how many numbers it cost.
+
+        An analysis stands in place of a condition, under its own name.
+        """
         wrong = self.frame[self.frame["error"].notna()]
         columns = ["model", "condition", "error"]
         counts = wrong.groupby(columns, sort=False, observed=True).size()
-        return counts.rename("numbers").reset_index()
+        names = list(self.study["models"])
+        kept = KeptAnalyses(self.folder / ANALYSES)
+        failed = [[names[model], name, error, 1] for model, name, error in kept.failures()]
+        found = counts.rename("numbers").reset_index()
+        if not failed:
+            return found
+        return pd.concat([found, pd.DataFrame(failed, columns=found.columns)], ignore_index=True)
 
     def save(self) -> None:
         """Write the table and the summary into the folder, as Parquet."""
@@ -140,6 +159,10 @@ def _conditions(study: dict[str, Any]) -> dict[str, list[StudyCondition]]:
     return {
         name: conditions_of(plans, identity["layers"]) for name, identity in study["models"].items()
     }
+
+
+def _analyses(study: dict[str, Any]) -> list[str]:
+    return [name for name in study.get("analyses", {}) if name != "items"]
 
 
 def _cuts(study: dict[str, Any]) -> Cuts:

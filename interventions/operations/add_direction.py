@@ -22,7 +22,7 @@ class AddDirection(TokenOperation):
 
     It is added to what is in force there, other operations' changes included. The vector comes
     from :meth:`Plan.given` as a tensor, ``[d]`` or ``[n_layers + 1, d]``; for instance one that
-    :func:`~embedlens.analyses.directions` made. Source: activation addition (Turner et al., 2023),
+    :func:`~embedlens.directions` made. Source: activation addition (Turner et al., 2023),
     docs/method.md (e).
 
     Attributes:

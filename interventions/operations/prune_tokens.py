@@ -35,7 +35,7 @@ class PruneTokens(DroppedTokens):
             removes where the model allows it, and hides where it does not, where the plan has
             other operations, where captures or the logits of all positions are asked for, and in
             :meth:`VisualLM.trace`, inside which states are read. The results are equal;
-            :meth:`way` says which of the two it is.
+            ``way`` says which of the two it is.
         positions: ``keep`` leaves every token its position, so that gaps remain, as the paper
             does; ``renumber`` counts those left from 0, which only removal before layer 0 can do,
             so that ``auto`` never hides instead.

@@ -148,7 +148,7 @@ class Anatomy:
         return self.norm if layer == self.n_layers else self.layers[layer]
 
     def require(self, what: str) -> None:
-        """Refuse what this model cannot do, a key of :attr:`refusals` such as ``sublayers``.
+        """Refuse what this model cannot do, a key of ``refusals`` such as ``sublayers``.
 
         Raises:
             Unsupported: The model cannot, with the reason.

@@ -44,7 +44,7 @@ class Generation:
         logprob: Log-probability of each token by the model's own logits, in nats: before
             temperature, penalties and cuts; 0 where nothing is written, ``[text, new]``.
         residual: Per layer the residual stream entering it, ``[text, new, d]``; as for
-            :class:`Run`.
+            :class:`~embedlens.Run`.
         attention: Per layer what attention adds to the residual stream, ``[text, new, d]``.
         ffn: Per layer what the FFN adds, ``[text, new, d]``.
     """
@@ -64,7 +64,7 @@ class Generation:
 
     @property
     def answers(self) -> list[list[int]]:
-        """The ids of each text, its end included, as :meth:`VisualLM.score` takes answers."""
+        """The ids of each text with its end, as answers of :meth:`~embedlens.VisualLM.score`."""
         pairs = zip(self.ids, self.written, strict=True)
         return [ids[written].tolist() for ids, written in pairs]
 

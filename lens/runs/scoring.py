@@ -169,8 +169,12 @@ def score_request(model: Any, batch: Batch, answered: AnswerTokens, remote: bool
     """
     check_ids(answered.ids, model.anatomy.vocab_size, model.tokenizer)
     placeholders = torch.tensor(model.anatomy.visual_ids, dtype=torch.long)
-    if bool(torch.isin(answered.ids[answered.mask], placeholders).any()):
-        raise InputError("an answer holds the placeholder of an image, for which there is none")
+    held = (torch.isin(answered.ids, placeholders) & answered.mask).any(1).nonzero()[:, 0]
+    if len(held):
+        raise InputError(
+            f"the answer of sample {int(held[0])} holds the placeholder of an image, for which "
+            "there is none"
+        )
     return Request(
         inputs=answered.append_to(batch.inputs, model.hf),
         during=Pass("scoring", answered.length, remote),

@@ -32,9 +32,11 @@ class SceneObject:
         kind: "circle", "A", "7".
         color: one of `COLORS`.
         category: "shape", "letter" or "digit".
-        x, y: upper left corner in pixels.
+        x: left edge in pixels.
+        y: upper edge in pixels.
         size: side of its square box in pixels.
-        row, column: cell of its centre in the 5 × 5 grid of named places.
+        row: of its centre in the 5 × 5 grid of named places.
+        column: of its centre in that grid.
     """
 
     kind: str

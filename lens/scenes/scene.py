@@ -34,7 +34,8 @@ class Scene:
     Attributes:
         objects: in reading order.
         background: one of `BACKGROUNDS`.
-        seed, split: which random streams the scene draws on.
+        seed: of the random streams that the scene draws on.
+        split: which of these streams, such as ``held-out``.
     """
 
     objects: tuple[SceneObject, ...]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny
-from embedlens import Batch, EmbedLens, Plan, Run, TokenClasses, ZeroFFN
+from embedlens import Batch, EmbedLens, Markers, Plan, Run, TokenClasses, ZeroFFN
 from embedlens.analyses import Result, lens_hits
 from embedlens.lens.readouts import Readout
 from embedlens.lens.token_classes import NearestWords
@@ -26,6 +26,9 @@ def objects(twin: Any) -> dict[str, Any]:
     truth = [["red"], ["blue"]] * (len(batch.visual) // 2)
     return {
         "batch": batch,
+        "visual": batch.visual,
+        "markers": Markers.discover(model, [tiny.image(i) for i in range(8)]),
+        "plan": plan,
         "classed": classed,
         "run": model.run(batch, capture=("residual", "ffn"), layers=[1, 2]),
         "readout": EmbedLens(model).read(model.entry(batch), k=4),
@@ -44,6 +47,9 @@ def objects(twin: Any) -> dict[str, Any]:
         ("run", "residual of 2 layers, ffn of 2 layers at {visual} tokens"),
         ("readout", "Readout({visual} states, 4 words each, the first state is near ['"),
         ("anatomy", "4 layers (4 attention), d=32"),
+        ("visual", "VisualTokens({visual} tokens of 3 images: {visual} patch)"),
+        ("markers", "8 images; causal test not taken"),
+        ("plan", "Plan(ZeroFFN())"),
         ("cost", " FLOPs, saved "),
         ("result", "Result(lens_hits: "),
     ],

@@ -110,7 +110,7 @@ def test_from_a_dry_run_to_a_report(call: Run, folder: Path) -> None:
     assert (code, err) == (0, "")
     assert "4 of 4 units done" in out
     assert "Unfinished" not in out
-    assert "• accuracy: " in out
+    assert "• Accuracy: " in out
     code, out, err = call("study", "merge", "study.study", "--out", "merged")
     assert (code, err) == (0, "")
     code, out, err = call("study", "report", "merged")
