@@ -6,6 +6,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 _HERE = "embedlens.analyses.report"
+_P = re.compile(r"\bp ([=<]) ")
 _INTERVAL = re.compile(r"\([^()]* to [^()]*\)")
 
 
@@ -32,5 +33,8 @@ def _whole_intervals(cell: object) -> object:
 
 
 def _unbroken(value: object) -> object:
-    """Text whose percent signs stay beside their numbers when lines break."""
-    return value.replace(" %", "\N{NO-BREAK SPACE}%") if type(value) is str else value
+    """Text whose numbers stay beside their percent sign and their p when lines break."""
+    if type(value) is not str:
+        return value
+    text = value.replace(" %", "\N{NO-BREAK SPACE}%")
+    return _P.sub("p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)

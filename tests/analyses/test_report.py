@@ -394,3 +394,9 @@ def test_tables_are_read_without_getting_lost_in_them() -> None:
     (classes,) = re.findall(r'<div class="(wide[^"]*)"', text)
     assert ("long" in classes.split()) == (len(table) > 15)
     assert ("broad" in classes.split()) == (len(table.columns) > 8)
+
+
+def test_a_line_never_breaks_inside_a_number_with_its_sign() -> None:
+    text = page(Report("title", "data, 12.5 % of it, p = 0.012 and p < 0.001", [], [ablation()]))
+    assert "12.5\N{NO-BREAK SPACE}% of it, p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}0.012" in text
+    assert "p\N{NO-BREAK SPACE}&lt;\N{NO-BREAK SPACE}0.001" in text

@@ -90,6 +90,7 @@ def test_an_analysis_is_run_once_on_the_items_that_were_named(
     assert len(found["shipped", "token_map"].frame) == 4 * len(batches[0].visual) // 4
 
 
+@pytest.mark.full
 def test_the_report_has_its_figure_and_findings(stopped: tuple[Path, Counting]) -> None:
     result = StudyResult.read(stopped[0])
     page = write_study_report(result).read_text().replace("\N{NO-BREAK SPACE}", " ")

@@ -36,6 +36,7 @@ batch_size: 3
 )
 
 
+@pytest.mark.full
 def test_each_question_is_asked_about_one_other_image(tmp_path: Path) -> None:
     file = write_study(tmp_path, WRONG)
     built = tiny.build()
