@@ -1,9 +1,11 @@
 """Floating-point operations of a pass as torch's own counter sees them go by."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...interventions import Plan
@@ -28,7 +30,10 @@ def counted_by_torch(model: VisualLM, batch: Batch, plan: Plan | None) -> tuple[
 
     A kernel that the counter does not know counts nothing, such as those of experts.
     """
-    with FlopCounterMode(display=False, custom_mapping=_FURTHER) as counter:
+    with (
+        _without_gradients(model.hf),
+        FlopCounterMode(display=False, custom_mapping=_FURTHER) as counter,
+    ):
         model.run(batch, plan, logits="last")
     by_module = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     layers = sum(
@@ -38,3 +43,20 @@ def counted_by_torch(model: VisualLM, batch: Batch, plan: Plan | None) -> tuple[
         if name.endswith(f".{path}")
     )
     return layers, by_module["Global"]
+
+
+@contextmanager
+def _without_gradients(module: nn.Module) -> Iterator[None]:
+    """Nothing asks for gradients meanwhile.
+
+    torch's counter looks for the gradient of what enters a module, and stumbles over a parameter
+    that is passed to one, as learned queries are.
+    """
+    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)

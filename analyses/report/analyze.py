@@ -60,7 +60,7 @@ def analyze(
     Returns:
         One result per analysis, in the order of the report: by default token_map, sparsity (with
         two images or more), alignment, ablation. ``left_out`` says why those are not there that
-        only ``all`` asked for and this model does not allow.
+        nobody named and this model does not allow.
 
     Raises:
         InputError: An unreadable image, the same image twice, a prompt that does not fit, or an

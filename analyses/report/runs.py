@@ -42,7 +42,7 @@ class Results(list[Result]):
     """Results in the order of the report.
 
     Attributes:
-        left_out: Why analyses that only ``all`` asked for could not be run, by name.
+        left_out: Why analyses that nobody asked for by name could not be run, by name.
     """
 
     left_out: Mapping[str, str]
@@ -61,8 +61,8 @@ def run_all(
 ) -> Results:
     """The results of the named analyses; see `chosen`.
 
-    What the model or its vocabulary does not allow is refused where an analysis was named, or is
-    run without being asked for, and left out where only ``all`` asked for it.
+    What the model or its vocabulary does not allow is refused where an analysis was named, and left
+    out where it is one of ``default`` or ``all``, unless nothing is left.
 
     Args:
         material: What they are run on.
@@ -87,7 +87,7 @@ def run_all(
         try:
             results.append(analysis.run(material))
         except EmbedlensError as error:
-            if analysis.by_default or analysis.name in (names or ()):
+            if analysis.name in (names or ()) or (done == len(analyses) - 1 and not results):
                 raise
             left_out[analysis.name] = str(error)
     return Results(results, left_out)

@@ -17,6 +17,7 @@ from builders.results import token_map
 from embedlens import InputError, Markers, Result, Unsupported, VisualLM
 from embedlens.analyses import Example, Material, find, registered, timed_passes
 from embedlens.analyses.report import expected_time as expected
+from embedlens.analyses.report import runs
 from embedlens.analyses.report.expected_time import FACTOR, ExpectedTime, expected_time, extent_of
 from embedlens.analyses.report.not_done import not_done
 from embedlens.analyses.report.runs import Results, run_all
@@ -148,12 +149,16 @@ def test_what_was_asked_for_by_name_is_refused(
         run_all(Material(model, [], [], []), names)
 
 
-def test_what_is_run_without_being_asked_for_is_refused_too(
+def test_what_is_run_without_being_asked_for_is_left_out_unless_nothing_is_left(
     model: VisualLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusing(monkeypatch, "ablation")
-    for names in (None, ["all"]):
-        with pytest.raises(Unsupported, match="no such part"):
-            run_all(Material(model, [], [], []), names)
+    for names in (None, ["default"], ["all"]):
+        assert set(run_all(Material(model, [], [], []), names).left_out) == {"ablation"}
+    for name in ("token_map", "alignment"):
+        changed = runs.registered()
+        monkeypatch.setitem(changed, name, replace(changed[name], run=changed["ablation"].run))
+    with pytest.raises(Unsupported, match="no such part"):
+        run_all(Material(model, [], [], []))
     with pytest.raises(InputError, match="no markers"):
         run_all(Material(model, [], [], []), ["sparsity"])

@@ -184,6 +184,25 @@ def test_of_tokens_like_any_others_nothing_is_claimed(random_model: tuple[Visual
     assert "as many random visual tokens is a difference shown" in said
 
 
+@pytest.mark.parametrize(
+    ("change", "inside", "outside", "verdict"),
+    [
+        (-0.5, 1.0, 1e-4, "agrees"),
+        (0.5, 1.0, 1e-4, "differs"),
+        (-0.01, 1e-4, 1.0, "differs"),
+        (-0.2, 0.4, 0.3, "undecided"),
+    ],
+)
+def test_only_a_loss_beyond_the_margin_is_a_loss(
+    result: Result, change: float, inside: float, outside: float, verdict: str
+) -> None:
+    frame = result.frame.copy()
+    mine = select(frame, metric="accuracy", tokens="visual", scale="× 0.01", task="all").index
+    frame.loc[mine, ["difference", "agrees_p", "differs_p"]] = [change, inside, outside]
+    told = find("norm_scaling").claims(Result(result.name, frame, result.tensors, result.meta))
+    assert judged([told[1]])[0].verdict == verdict
+
+
 def test_words_say_the_table(result: Result) -> None:
     analysis = find("norm_scaling")
     said = analysis.findings(result)

@@ -112,7 +112,9 @@ def test_it_stands_in_the_report_of_the_command_line(
     with pytest.raises(SystemExit) as stopped:
         main()
     assert not stopped.value.code
-    assert "The brightest image has" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "The brightest image has" in out
+    assert out.index("This takes about") < out.index("The brightest image has")
     page = (tmp_path / "embedlens-report" / "report.html").read_text()
     for words in ("How bright are the images?", "The mean of all pixels.", "One bar per image."):
         assert words in page
