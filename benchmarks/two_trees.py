@@ -95,13 +95,16 @@ def main() -> int:
 
 
 def _worker(checkout: Path) -> subprocess.Popen[str]:
-    env = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    # Python looks where it is started before it looks anywhere else.
+    folder = checkout.resolve()
+    env = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", _WORKER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=env,
+        cwd=folder,
     )
 
 

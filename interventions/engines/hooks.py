@@ -8,7 +8,7 @@ those that are there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -65,27 +65,19 @@ class Hooks(Engine):
     ) -> AbstractContextManager[None]:
         """The steps in force on the model while inside."""
         clock = clock_of(steps, scope) if scope.during.kind == "generation" else None
-        left = self.leaves_out(steps, scope)
         # Bound here, so that what has no form is refused before anything runs.
-        found = [
-            _Bound(step.site.part, _side(step), *bound(step, scope), number in left)
-            for number, step in enumerate(steps)
-        ]
-        return _attached(found, clock, host)
+        found = [_Bound(step.site.part, _side(step), *bound(step, scope)) for step in steps]
+        return _attached(found, partial(self.leaves_out, steps, scope), clock, host)
 
 
 @dataclass(frozen=True, eq=False)
 class _Bound:
-    """A step as it is carried out on one side of a module of some part of a layer.
-
-    ``left_out`` says that the module need not compute the step's tokens.
-    """
+    """A step as it is carried out on one side of a module of some part of a layer."""
 
     part: str
     side: str
     action: Action
     step: dict[str, Any]
-    left_out: bool
 
 
 def _side(step: Step) -> str:
@@ -99,19 +91,24 @@ def _side(step: Step) -> str:
 
 @contextmanager
 def _attached(
-    steps: Sequence[_Bound], clock: dict[str, Any] | None, host: HookedModel
+    steps: Sequence[_Bound],
+    left_out: Callable[[], Collection[int]],
+    clock: dict[str, Any] | None,
+    host: HookedModel,
 ) -> Iterator[None]:
+    """The steps on the model; those at the numbers ``left_out()`` need not compute their tokens."""
+    left = left_out()
     hooks = {"input": _on_input, "inputs": _on_inputs, "output": _on_output}
     with ExitStack() as stack:
         if clock is not None:
             decoder = host.model.get_submodule(module_path(clock["decoder"]))
             stack.enter_context(_following(decoder, host.store, clock))
-        for one in steps:
+        for number, one in enumerate(steps):
             module = host.model.get_submodule(module_path(one.step["path"]))
-            if one.left_out:
-                left_out = _LeftOut(host, one)
-                stack.enter_context(module.register_forward_pre_hook(left_out.before, **_NAMED))
-                stack.enter_context(module.register_forward_hook(left_out.after))
+            if number in left:
+                spared = _LeftOut(host, one)
+                stack.enter_context(module.register_forward_pre_hook(spared.before, **_NAMED))
+                stack.enter_context(module.register_forward_hook(spared.after))
             else:
                 stack.enter_context(hooks[one.side](module, partial(_changed, host, one)))
         yield

@@ -38,4 +38,9 @@ def _can_leave_out(layer: int, scope: Scope) -> bool:
     module = scope.model.hf.get_submodule(path)
     # Behind a norm that is added in their place, weights are out of reach: nothing is saved.
     weighty = any(weight.ndim > 1 for weight in module.parameters())
-    return weighty and is_row_wise(scope.model.hf, module, anatomy.hidden_size)
+
+    def tried() -> bool:
+        return is_row_wise(scope.model.hf, module, anatomy.hidden_size)
+
+    # Of many plans in one call, during which nobody else changes the model, it is asked once.
+    return weighty and scope.during.once(("row-wise", module), tried)

@@ -7,13 +7,13 @@ last. Rows that are not to be listed never are, however many are asked for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import InputError, NotFinite
-from ..runs.finite import all_finite
 from .top_k import TopK, products
 
 # Ranks below every cosine and above a row that is not listed (minus infinity).
@@ -54,13 +54,17 @@ class NearestRows:
         for rows, scores, part in products(unit, self._block, self._count):
             # Of the rows that were multiplied just now: norms kept from before would be of others.
             norms = part.norm(dim=1)
-            if not all_finite([norms]):
+            least, most = (edge.item() for edge in torch.aminmax(norms))
+            if not (isfinite(least) and isfinite(most)):
                 row = rows.start + int((~norms.isfinite()).nonzero()[0])
                 raise NotFinite(
                     f"row {row} of the {self._count} that states are compared with is not finite"
                 )
-            scores.mul_(torch.where(norms > 0, 1 / norms, 0.0))
-            set_columns(scores, rows, torch.nonzero(norms == 0)[:, 0] + rows.start, LAST)
+            if least > 0:
+                scores.mul_(1 / norms)
+            else:
+                scores.mul_(torch.where(norms > 0, 1 / norms, 0.0))
+                set_columns(scores, rows, torch.nonzero(norms == 0)[:, 0] + rows.start, LAST)
             set_columns(scores, rows, self._unlisted, -torch.inf)
             found.update(scores, rows.start)
         return found.ids, found.scores.masked_fill_(found.scores == LAST, -torch.inf)
@@ -73,6 +77,8 @@ def set_columns(
     value: float,
 ) -> None:
     """Set the scores of those of the ``columns`` that are among ``where``."""
+    if not len(where):
+        return
     inside = where[(where >= columns.start) & (where < columns.stop)]
     if len(inside):
         scores[:, (inside - columns.start).to(scores.device)] = value

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
 from embedlens import Batch, PatchTokens, Plan, ReplaceTokens, VisualLM, ZeroFFN
+from embedlens.interventions.engines import rows_left_out
 from embedlens.interventions.engines.hooks import Hooks
 from embedlens.interventions.engines.nnsight import NNsight
 from embedlens.lens.anatomy.row_wise import is_row_wise
@@ -194,6 +195,26 @@ def test_shared_passes_leave_them_out_as_well(model: VisualLM, batch: Batch) -> 
             assert (logits - model.run(batch, plan).logits).abs().max() < EQUAL
         whole = ffn_rows(model, 2, run)
     assert (left, whole) == ([3 * (everyone - meant)], [3 * everyone])
+
+
+def test_many_plans_look_at_a_module_once_in_each_call(
+    model: VisualLM, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a module that was changed between two calls the second one notices."""
+    plans = [Plan(ZeroFFN(layers=f"{first}-3")) for first in range(4)]
+    looked: list[nn.Module] = []
+
+    def look(hf: Any, module: nn.Module, width: int) -> bool:
+        looked.append(module)
+        return is_row_wise(hf, module, width)
+
+    monkeypatch.setattr(rows_left_out, "is_row_wise", look)
+    model.run_many(batch, plans)
+    assert len(looked) == len(set(looked)) == 4
+    hooked = model.layers[3].mlp._module.register_forward_hook(lambda *_: None)
+    rows = ffn_rows(model, 3, lambda: model.run_many(batch, plans[3:]))
+    hooked.remove()
+    assert rows == [len(batch) * batch.length]
 
 
 def test_it_is_not_done_where_somebody_could_tell(model: VisualLM, batch: Batch) -> None:
