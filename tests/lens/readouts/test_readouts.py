@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from embedlens import EmbedLens, InputError, LogitLens, VisualLM
+from embedlens import EmbedLens, InputError, LogitLens, NotFinite, VisualLM
 from embedlens.lens.readouts import embedding_rows, top_k
 from embedlens.lens.scenes import scenes
 from processes import ROOT, run_python
@@ -121,6 +121,20 @@ def test_ties_are_listed_once_each_with_equal_scores(
     assert set(found.ids[:4].tolist()) == set(twins)
     torch.testing.assert_close(found.scores[:4], torch.ones(4), atol=EQUAL, rtol=0)
     assert float(found.scores[4]) < 0.99
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_an_embedding_that_is_not_finite_is_refused(
+    model: VisualLM, states: Tensor, monkeypatch: pytest.MonkeyPatch, number: float
+) -> None:
+    """In a block behind the first, whose rows are numbered from its own start."""
+    monkeypatch.setattr(top_k, "WORDS_AT_ONCE", 7)
+
+    def spoil(weight: Tensor) -> None:
+        weight[20, 3] = number
+
+    with pytest.raises(NotFinite, match=f"^row 20 of the {VOCAB} "):
+        spoiled(model, spoil).read(states[0])
 
 
 @pytest.mark.parametrize("words_at_once", [7, 4096])
