@@ -103,7 +103,7 @@ def extract(
         folder=Path(folder),
         keep=place.path / IMAGES,
     )
-    place.begin(made.description(_kept_markers(place, markers)), items_frame(made.items))
+    begin(place, made)
     done = place.done()
     mine = range(number - 1, len(made), of)
     stored = sum(block in done for block in mine)
@@ -148,6 +148,11 @@ def forecast_extraction(made: Extraction) -> ExtractionForecast:
     return ExtractionForecast(
         len(made), int(len(index) * times), seconds * times, int(size * times)
     )
+
+
+def begin(place: StatesFolder, made: Extraction) -> None:
+    """Say in a folder what is extracted; one of other states is refused: InputError."""
+    place.begin(made.description(_kept_markers(place, made.markers)), items_frame(made.items))
 
 
 def _check_any(tensors: Mapping[str, Tensor], failures: Sequence[Failure]) -> None:

@@ -190,8 +190,8 @@ def measure_of(spec: MeasureSpec, folder: Path) -> AnswerMeasure:
     if spec.function is None:
         if spec.measure not in MEASURES:
             raise InputError(
-                f"measures: no measure {spec.measure!r}; measures: {', '.join(MEASURES)}, an "
-                f"analysis ({', '.join(name for name, a in registered().items() if a.run)}), or a "
+                f"measures: no measure {spec.measure!r}; measures: {', '.join(MEASURES)}, "
+                f"states, an analysis ({', '.join(name for name, a in registered().items() if a.run)}), or a "
                 "function of your own ({measure: a name, function: 'module:name'})"
             )
         return MEASURES[spec.measure]

@@ -9,6 +9,7 @@ from ...lens.errors import InputError
 from .study_analyses import KeptAnalyses
 from .study_folder import ANALYSES, ITEMS, STUDY, StudyFolder
 from .study_result import StudyResult, stored_units
+from .study_states import KeptStates
 from .unit_store import UnitStore
 
 
@@ -38,6 +39,8 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> StudyResult:
                 store.begin_session(*session)
     for source in sources:
         KeptAnalyses(target.path / ANALYSES).merge(KeptAnalyses(source.path / ANALYSES))
+    for result in studies:
+        KeptStates(target.path, result.states_places).merge(result.kept_states)
     if not (target.path / ITEMS).is_file():
         target.write_table(ITEMS, sources[0].items)
         target.write_text(STUDY, sources[0].text)
