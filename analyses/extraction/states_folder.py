@@ -33,7 +33,8 @@ DESCRIPTION, ITEMS, MARKERS, IMAGES = (
     *("extraction.json", "items.parquet", "markers.safetensors", "images"),
 )
 STATES, INDEX, FAILED = "states", "index", "failed"
-_OURS = (DESCRIPTION, ITEMS, MARKERS, IMAGES, STATES, INDEX, FAILED)
+_SAVING = "saving-"  # what is left of markers whose writing was cut short
+_OURS = (DESCRIPTION, ITEMS, MARKERS, IMAGES, STATES, INDEX, FAILED, _SAVING)
 _BLOCK = re.compile(r"(\d{8})\.(?:parquet|json)")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from torch import Tensor
@@ -17,6 +16,7 @@ from ...lens.model import VisualLM
 from ...lens.progress import Progress, silent
 from ...lens.runs.captures import Tokens
 from ...lens.runs.forward import Layers
+from ...lens.tensor_file import digest_of
 from ..studies.study_folder import items_frame
 from .extracted_states import ExtractedStates
 from .extraction import Asked, Extraction, Failure
@@ -167,4 +167,4 @@ def _kept_markers(place: StatesFolder, markers: Markers | None) -> str | None:
         return None
     place.path.mkdir(parents=True, exist_ok=True)
     markers.save(place.path / MARKERS, overwrite=True)
-    return sha256((place.path / MARKERS).read_bytes()).hexdigest()
+    return digest_of(place.path / MARKERS)

@@ -207,6 +207,14 @@ class KeptStates:
         done = [(len(folder.done()), len(folder.blocks())) for _, folder in self.there()]
         return sum(whole for whole, _ in done), sum(every - whole for whole, every in done)
 
+    @staticmethod
+    def check_same(several: Sequence[KeptStates]) -> None:
+        """Refuse folders of one study whose states differ: InputError with the difference."""
+        first: dict[StatesPlace, StatesFolder] = {}
+        for kept in several:
+            for place, folder in kept.there():
+                first.setdefault(place, folder).compare(folder.description)
+
     def merge(self, other: KeptStates) -> None:
         """Take what another folder of the study has and this one has not."""
         for place, folder in other.there():

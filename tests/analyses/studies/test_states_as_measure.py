@@ -204,6 +204,11 @@ def test_shares_are_merged_to_the_same_files(
     assert files(tmp_path / "all") == files(whole.folder)
     assert merge(parts, tmp_path / "all").complete
     assert len(result.states) == 3
+    said = parts[1] / CLEAN / "extraction.json"
+    said.write_text(said.read_text().replace('"float32"', '"float64"'))
+    with pytest.raises(InputError, match="holds other states"):
+        merge(parts, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(
@@ -304,8 +309,9 @@ def test_disk_is_known_beforehand(model: VisualLM, tmp_path: Path) -> None:
     assert told.states.bytes == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     assert told.states.tokens == sum(map(len, result.states.values()))
     assert told.states.blocks == BLOCKS
-    said = f"states on top: 9 blocks, about {told.states.tokens} tokens, about 0 s and "
-    assert any(line.startswith(f"{said}{told.states.bytes} bytes (") for line in told.lines())
+    said = f"states on top: 9 blocks, about {told.states.tokens} tokens, about "
+    (line,) = (line for line in told.lines() if line.startswith(said))
+    assert f" and {told.states.bytes} bytes (" in line
     assert told.flops is not None
     assert told.flops > 0
 
