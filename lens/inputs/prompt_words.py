@@ -25,9 +25,7 @@ from .prompts import shorten
 Token = tuple[int, int, int]  # id, and first and last character, exclusive
 _MOST_PROMPTS = 64
 # By tokenizer the segments of prompts, which are often the same for many images.
-_SEGMENTS: WeakKeyDictionary[Any, dict[tuple[Any, ...], list[list[Token]] | None]] = (
-    WeakKeyDictionary()
-)
+_SEGMENTS: WeakKeyDictionary[Any, dict[tuple[Any, ...], list[list[Token]]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,10 +114,13 @@ class PromptWords:
 def _known_segments(
     tokenizer: Any, prompt: str, placeholders: tuple[str, ...]
 ) -> list[list[Token]] | None:
-    """Those of a prompt, made once for as long as the vocabulary is as large as it was.
+    """Tokens of a prompt before, between and behind its placeholders; None where unknown.
 
-    A tokenizer that changed otherwise writes other ids, and what is not found there is lost.
+    They are made once for as long as the vocabulary is as large as it was. A tokenizer that changed
+    otherwise writes other ids, and what is not found there is lost.
     """
+    if not getattr(tokenizer, "is_fast", False):
+        return None
     known = _SEGMENTS.setdefault(tokenizer, {})
     key = prompt, placeholders, len(tokenizer)
     if key not in known:
@@ -129,10 +130,7 @@ def _known_segments(
     return known[key]
 
 
-def _segments(tokenizer: Any, prompt: str, placeholders: Sequence[str]) -> list[list[Token]] | None:
-    """Tokens of a prompt before, between and behind its placeholders; None where unknown."""
-    if not getattr(tokenizer, "is_fast", False):
-        return None
+def _segments(tokenizer: Any, prompt: str, placeholders: Sequence[str]) -> list[list[Token]]:
     made = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
     pattern = "|".join(map(re.escape, placeholders))
     inside = [m.span() for m in re.finditer(pattern, prompt)] if pattern else []

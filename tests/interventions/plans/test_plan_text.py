@@ -157,7 +157,7 @@ def validator() -> Any:
 
 
 def test_the_published_schema_is_what_the_operations_say() -> None:
-    """Out of date? Write ``plan_schema.schema_text()`` to ``plan_schema.PUBLISHED``."""
+    """Out of date? Write ``schema.schema_text()`` to ``schema.PUBLISHED``."""
     assert PUBLISHED.read_text() == schema_text()
     assert json.loads(schema_text()) == Plan.json_schema()
 

@@ -23,7 +23,7 @@ from families.zoo import READABLE, built
 from oracles.eager_weights import scaled, softmax_changed, weights_of
 from oracles.knockouts import knocked_out, mixers_of
 from oracles.selected_tokens import TEXT, VISUAL, pairs
-from tolerances import EQUAL, MOVED, MOVED_A_LITTLE
+from tolerances import ACCUMULATED, EQUAL, MOVED, MOVED_A_LITTLE
 
 # Transformers gives their towers or decoders no other attention.
 EAGER_ONLY = ("fast_vlm", "paligemma2")
@@ -51,7 +51,8 @@ def check(model: VisualLM, copied: Any, batch: Batch) -> None:
     assert len(run.query_sample) == int(batch.inputs["attention_mask"].sum())
     for layer, weights in expected.items():
         mine = weights[run.query_sample, :, run.query_position, : batch.length]
-        assert float((run.attention_weights[layer] - mine).abs().max()) < EQUAL, layer
+        # The layers in front ran another kernel than the oracle's.
+        assert float((run.attention_weights[layer] - mine).abs().max()) < ACCUMULATED, layer
 
 
 @pytest.mark.quick("llava", "gemma3", "llama4", "paligemma", "kimi_k25", "nemotron_h_omni")
