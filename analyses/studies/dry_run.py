@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...lens.errors import EmbedlensError
 from ...lens.progress import Progress, silent
+from ..extraction.write_states import ExtractionForecast, forecast_extraction
+from ..numbers_in_words import counted
 from ..sizes import duration, size
 from .driver import Task
 from .measures import Kind
+from .study_states import StudyStates
 from .units import Unit
 
 
@@ -26,6 +29,8 @@ class Forecast:
             plan's cost is not known.
         bytes: Size of the stored units.
         analyses: How many there are, of all models together; they are not timed.
+        states: What states take, of all models and conditions together, each as on the untouched
+            model; None where none are kept.
     """
 
     units: dict[str, int]
@@ -36,6 +41,7 @@ class Forecast:
     flops: float | None
     bytes: int
     analyses: int = 0
+    states: ExtractionForecast | None = None
 
     def lines(self) -> Iterator[str]:
         """What it says, line by line."""
@@ -51,6 +57,11 @@ class Forecast:
             else f"{self.flops:.3g} FLOPs in the decoders' layers, over the prompts"
         )
         yield f"about {size(self.bytes)} on disk"
+        if (kept := self.states) is not None:
+            yield (
+                f"states on top: {counted(kept.blocks, 'block')}, about {kept.tokens} tokens, "
+                f"about {duration(kept.seconds)} and {kept.bytes} bytes ({size(kept.bytes)})"
+            )
         if self.analyses:
             come = "1 analysis comes" if self.analyses == 1 else f"{self.analyses} analyses come"
             yield f"{come} on top, not timed: see `embedlens analyze`"
@@ -90,7 +101,24 @@ def forecast(task: Task, progress: Progress = silent) -> Forecast:
         _flops(task),
         int(size),
         len(task.analyses),
+        None if task.states is None else _states(task, task.states, progress),
     )
+
+
+def _states(task: Task, states: StudyStates, progress: Progress) -> ExtractionForecast:
+    """One block on each untouched model, times what there is to do."""
+    total = ExtractionForecast(len(states), 0, 0.0, 0)
+    for number, listed in enumerate(states.conditions.values()):
+        progress("timing states", number, len(states.conditions))
+        clean = next(place for place in states.places if place.model == number)
+        one = forecast_extraction(states.extraction(task.models.observer(number), clean))
+        total = replace(
+            total,
+            tokens=total.tokens + one.tokens * len(listed),
+            seconds=total.seconds + one.seconds * len(listed),
+            bytes=total.bytes + one.bytes * len(listed),
+        )
+    return total
 
 
 def _work(unit: Unit) -> int:
@@ -111,4 +139,6 @@ def _flops(task: Task) -> float | None:
                 return None
             total += spent * len(items) / len(block)
     choices = max((len(item.choices) for item in items), default=0)
-    return total * sum(choices if kind == "choices" else 1 for kind in task.units.measures)
+    passes = sum(choices if kind == "choices" else 1 for kind in task.units.measures)
+    kept = 0 if task.states is None else len(task.states.items) / len(items)
+    return total * (passes + kept)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError
+from ..runs.finite import all_finite
 
 # Rows and columns taken at a time: one block of scores is 64 MB of float32.
 STATES_AT_ONCE = 4096
@@ -62,6 +63,9 @@ class TopK:
         self._merge(rows, top, column, first)
 
     def _merge(self, rows: Tensor | slice, top: Tensor, column: Tensor, first: int) -> None:
+        if not self.scores.shape[1]:  # the first block, sorted already
+            self.scores, self.ids = top, column + first
+            return
         both = torch.cat([self.scores[rows], top], dim=1)
         ids = torch.cat([self.ids[rows], column + first], dim=1)
         best, order = both.topk(min(self._k, both.shape[1]), dim=1)
@@ -127,7 +131,7 @@ def read_in_blocks(
         raise InputError(f"k={k}: there are {choices} entries to choose from")
     parts = []
     for block in torch.split(rearrange(states.detach(), "... d -> (...) d"), STATES_AT_ONCE):
-        if not bool(torch.isfinite(block).all()):
+        if not all_finite([block]):
             raise InputError("the states hold NaN or infinite values, which have no nearest word")
         parts.append(top_k(block, k))
     ids, scores = (torch.cat(column) for column in zip(*parts, strict=True))
