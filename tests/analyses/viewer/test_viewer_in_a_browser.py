@@ -171,6 +171,10 @@ def test_pictures_at_different_layers_stay_as_far_apart(page: Any) -> None:
     page.keyboard.press("PageUp")
     assert layers_shown(page) == ["0", "1"]
     assert page.locator("input[type=range]").nth(1).get_attribute("aria-valuetext") == "layer 1"
+    # The picture with the focus leads: where it has no further layer the other stays as well.
+    set_layer(page, 0, 2)
+    page.keyboard.press("PageDown")
+    assert layers_shown(page) == ["2", "1"]
 
 
 def test_tokens_without_a_place_stand_beside_the_image_and_keys_reach_them(
