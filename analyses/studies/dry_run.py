@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 
 from ...lens.errors import EmbedlensError
 from ...lens.progress import Progress, silent
+from ..analysis import find
 from ..extraction.write_states import ExtractionForecast, forecast_extraction
 from ..numbers_in_words import counted
+from ..report.expected_time import FACTOR, expected_time
 from ..sizes import duration, size
 from .driver import Task
 from .measures import Kind
+from .study_analyses import material_of
 from .study_states import StudyStates
 from .units import Unit
 
@@ -28,7 +31,8 @@ class Forecast:
         flops: Of the decoders' layers over the prompts, written tokens left out; None where a
             plan's cost is not known.
         bytes: Size of the stored units.
-        analyses: How many there are, of all models together; they are not timed.
+        analyses: How many there are, of all models together.
+        analyses_seconds: About how long they take, as ``embedlens analyze`` says beforehand.
         states: What states take, of all models and conditions together, each as on the untouched
             model; None where none are kept.
     """
@@ -41,6 +45,7 @@ class Forecast:
     flops: float | None
     bytes: int
     analyses: int = 0
+    analyses_seconds: float = 0.0
     states: ExtractionForecast | None = None
 
     def lines(self) -> Iterator[str]:
@@ -64,7 +69,10 @@ class Forecast:
             )
         if self.analyses:
             come = "1 analysis comes" if self.analyses == 1 else f"{self.analyses} analyses come"
-            yield f"{come} on top, not timed: see `embedlens analyze`"
+            yield (
+                f"{come} on top: about {duration(self.analyses_seconds)} (a third to "
+                f"{FACTOR} times that), from a few passes"
+            )
 
 
 def forecast(task: Task, progress: Progress = silent) -> Forecast:
@@ -101,8 +109,19 @@ def forecast(task: Task, progress: Progress = silent) -> Forecast:
         _flops(task),
         int(size),
         len(task.analyses),
+        _seconds_of_analyses(task, progress),
         None if task.states is None else _states(task, task.states, progress),
     )
+
+
+def _seconds_of_analyses(task: Task, progress: Progress) -> float:
+    total = 0.0
+    for done, unit in enumerate(task.analyses):
+        progress("timing passes of analyses", done, len(task.analyses))
+        observer, few = task.models.observer(unit.model), task.items[: unit.items]
+        material = material_of(observer, few, task.models.study, batches=1)
+        total += expected_time(material, [find(unit.name)]).seconds
+    return total
 
 
 def _states(task: Task, states: StudyStates, progress: Progress) -> ExtractionForecast:
