@@ -14,6 +14,7 @@ from embedlens import analyses, interventions, lens
 from embedlens.analyses import check as checks
 from embedlens.analyses import report
 from embedlens.analyses.command_options import (
+    WHICH_MODEL,
     Attention,
     Device,
     Dtype,
@@ -214,10 +215,7 @@ def run(
 
 @app.command()
 def check(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="Hub id or folder of an image-text-to-text model."),
-    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=WHICH_MODEL)],
     image: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="An image to check with; a small one of noise without."),

@@ -10,9 +10,8 @@ import typer
 # A face: torch and its kin are imported when a command runs.
 from .. import lens
 
-Model = Annotated[
-    str, typer.Option(metavar="MODEL", help="Hub id or folder of an image-text-to-text model.")
-]
+WHICH_MODEL = "Hub id or folder of an image-text-to-text model, or shipped for the one built in."
+Model = Annotated[str, typer.Option(metavar="MODEL", help=WHICH_MODEL)]
 Images = typer.Option(metavar="FILE", help="Image file, folder or glob in quotes; repeat for more.")
 SavedMarkers = Annotated[
     Path | None,

@@ -59,8 +59,9 @@ def open_checkpoint(
     **from_pretrained: Any,
 ) -> Checkpoint:
     """Everything about a model but its weights. See :meth:`VisualLM.load`."""
-    source = str(SHIPPED if name is None else name)
-    label = "embedlens-shipped" if name is None else source
+    shipped = name is None or name == SHIPPED.name
+    source = str(SHIPPED if shipped else name)
+    label = "embedlens-shipped" if shipped else source
     _check_folder(source)
     _check_dtype(dtype)
     where = _device(device)

@@ -97,7 +97,8 @@ class VisualLM:
         """Load a model by name.
 
         Args:
-            name: Hub id or local folder; None is the small trained model that comes along.
+            name: Hub id or local folder; None, or ``shipped``, is the small trained model that
+                comes along (a folder of that name is ``./shipped``).
             device: Where to put it; the first GPU if there is one, else the CPU. Quantised
                 weights stay where transformers puts them unless this says otherwise.
             dtype: Weights' type; float32 on a CPU, the checkpoint's own on a GPU, with a

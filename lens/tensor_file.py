@@ -89,12 +89,24 @@ def read_tensor_file(
     return record, tensors
 
 
-def _kind_of(path: Path) -> str | None:
+def digest_of(path: Path) -> str | None:
+    """The checksum over all that is in a file; None where there is none.
+
+    Not that of its bytes: safetensors writes the metadata in another order each time.
+    """
+    return _said(path).get("sha256")
+
+
+def _said(path: Path) -> dict[str, str]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            said = file.metadata() or {}
+            return file.metadata() or {}
     except (OSError, SafetensorError):
-        return None
+        return {}
+
+
+def _kind_of(path: Path) -> str | None:
+    said = _said(path)
     return said.get("format") or next((n for n in said if n.startswith("embedlens.")), None)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...lens.errors import InputError
 from ...lens.runs.run import CAPTURES
-from .states_folder import ITEMS, STATES, StatesFolder
+from .states_folder import ITEMS, StatesFolder
 from .token_rows import COLUMNS
 
 Where = Callable[[pd.DataFrame], Any]
@@ -222,13 +222,9 @@ def _block(
     folder: StatesFolder, number: int, index: pd.DataFrame, keys: list[str], rows: Any
 ) -> StatesBlock | None:
     """A block; None if nothing of it could be computed."""
-    if len(index):
-        name = index["file"].iloc[0]
-    else:  # a block of queries only
-        name = next((f.name for f in (folder.path / STATES).glob(f"{number:08}-*")), "")
     states: dict[str, dict[int, Tensor]] = {}
     attention: dict[str, Any] = {}
-    path = folder.path / STATES / name
+    path = folder.tensors_file(number, index)
     try:
         with safe_open(str(path), framework="pt") as file:
             if not file.keys():

@@ -98,7 +98,7 @@ class Extraction:
             model,
             asked_items(data, folder, keep),
             sites if isinstance(sites, str | Mapping) else tuple(sites),
-            _layers(layers),
+            layers_of(layers),
             *(_text(tokens, "tokens"), _text(queries, "queries"), _text(keys, "keys")),
             plan,
             markers,
@@ -227,7 +227,8 @@ def _picture(image: Any, folder: Path) -> Picture:
     return Picture.of_pixels(image if isinstance(image, Image) else read_image(image))
 
 
-def _layers(layers: Any) -> Layers:
+def layers_of(layers: Any) -> Layers:
+    """Layers as written: ``all``, ranges, or numbers; InputError for another text."""
     if not isinstance(layers, str):
         return tuple(layers)
     if layers.strip() == "all":

@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ...lens.errors import InputError
@@ -33,7 +33,8 @@ DESCRIPTION, ITEMS, MARKERS, IMAGES = (
     *("extraction.json", "items.parquet", "markers.safetensors", "images"),
 )
 STATES, INDEX, FAILED = "states", "index", "failed"
-_OURS = (DESCRIPTION, ITEMS, MARKERS, IMAGES, STATES, INDEX, FAILED)
+_SAVING = "saving-"  # what is left of markers whose writing was cut short
+_OURS = (DESCRIPTION, ITEMS, MARKERS, IMAGES, STATES, INDEX, FAILED, _SAVING)
 _BLOCK = re.compile(r"(\d{8})\.(?:parquet|json)")
 
 
@@ -94,7 +95,13 @@ class StatesFolder:
     def failures(self) -> Iterator[dict[str, Any]]:
         """What could not be computed: ``item`` and ``error``."""
         for number in sorted(self._numbers(FAILED)):
-            yield from json.loads((self.path / FAILED / f"{number:08}.json").read_text())
+            yield from self._failures_of(number)
+
+    @property
+    def n_bytes(self) -> int:
+        """What tensors and indices take on disk."""
+        files = (file for name in (STATES, INDEX) for file in (self.path / name).iterdir())
+        return sum(file.stat().st_size for file in files)
 
     def index_file(self, number: int) -> Path:
         """Where the index of a block is."""
@@ -134,6 +141,40 @@ class StatesFolder:
             if old.name != file:
                 old.unlink(missing_ok=True)
         return len(content) + self.index_file(number).stat().st_size
+
+    def take(self, other: StatesFolder) -> None:
+        """Take the blocks that another folder of the same states has and this one has not.
+
+        Raises:
+            InputError: It holds other states.
+        """
+        self.begin(
+            {name: value for name, value in other.description.items() if name != "format"},
+            pd.read_parquet(other.path / ITEMS),
+        )
+        for name in (ITEMS, MARKERS):
+            if (other.path / name).is_file():
+                self._write(self.path / name, (other.path / name).read_bytes())
+        missing = other.blocks() - self.blocks()
+        for number in sorted(missing | (other.done() - self.done())):
+            index = pq.read_table(other.index_file(number)).to_pandas()
+            tensors = load(other.tensors_file(number, index).read_bytes())
+            failures = [] if number in other.done() else other._failures_of(number)
+            self.write_block(number, index.drop(columns="file"), tensors, failures)
+
+    def tensors_file(self, number: int, index: pd.DataFrame) -> Path:
+        """Where the states of a block are, which its index names if there is a token."""
+        places = self.path / STATES
+        if len(index):
+            return places / str(index["file"].iloc[0])
+        # A block of queries only, or one of which nothing could be computed.
+        return next(places.glob(f"{number:08}-*"), places)
+
+    def _failures_of(self, number: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(
+            (self.path / FAILED / f"{number:08}.json").read_text()
+        )
+        return found
 
     def _numbers(self, folder: str) -> set[int]:
         place = self.path / folder

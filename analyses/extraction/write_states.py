@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from torch import Tensor
@@ -17,6 +16,7 @@ from ...lens.model import VisualLM
 from ...lens.progress import Progress, silent
 from ...lens.runs.captures import Tokens
 from ...lens.runs.forward import Layers
+from ...lens.tensor_file import digest_of
 from ..studies.study_folder import items_frame
 from .extracted_states import ExtractedStates
 from .extraction import Asked, Extraction, Failure
@@ -103,7 +103,7 @@ def extract(
         folder=Path(folder),
         keep=place.path / IMAGES,
     )
-    place.begin(made.description(_kept_markers(place, markers)), items_frame(made.items))
+    begin(place, made)
     done = place.done()
     mine = range(number - 1, len(made), of)
     stored = sum(block in done for block in mine)
@@ -150,6 +150,11 @@ def forecast_extraction(made: Extraction) -> ExtractionForecast:
     )
 
 
+def begin(place: StatesFolder, made: Extraction) -> None:
+    """Say in a folder what is extracted; one of other states is refused: InputError."""
+    place.begin(made.description(_kept_markers(place, made.markers)), items_frame(made.items))
+
+
 def _check_any(tensors: Mapping[str, Tensor], failures: Sequence[Failure]) -> None:
     """A first block of which nothing can be computed is no bad image but a bad request."""
     if not tensors:
@@ -162,4 +167,4 @@ def _kept_markers(place: StatesFolder, markers: Markers | None) -> str | None:
         return None
     place.path.mkdir(parents=True, exist_ok=True)
     markers.save(place.path / MARKERS, overwrite=True)
-    return sha256((place.path / MARKERS).read_bytes()).hexdigest()
+    return digest_of(place.path / MARKERS)

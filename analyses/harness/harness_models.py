@@ -14,8 +14,6 @@ from ...lens.model import VisualLM
 from .harness_answers import HarnessAnswers
 from .harness_condition import read_condition
 
-_SHIPPED = "shipped"
-
 
 class _HarnessModel(lmms):  # type: ignore[misc]
     """A model under a plan, as lmms-eval calls it.
@@ -37,7 +35,7 @@ class _HarnessModel(lmms):  # type: ignore[misc]
 
     def __init__(
         self,
-        pretrained: str = _SHIPPED,
+        pretrained: str = "shipped",
         plan: Any = None,
         plan_digest: str | None = None,
         markers: str | None = None,
@@ -55,7 +53,7 @@ class _HarnessModel(lmms):  # type: ignore[misc]
             raise InputError(f"--batch_size {batch_size}: give a number")
         condition = read_condition(plan, plan_digest, markers, nearest_words)
         model = VisualLM.load(
-            None if pretrained == _SHIPPED else pretrained,
+            pretrained,
             device=_own(device),
             dtype=dtype,
             attn_implementation=attention,

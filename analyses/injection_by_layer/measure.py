@@ -18,6 +18,7 @@ from ..conditions_by_layer.condition import (
     checked_tokens,
     some_layers,
 )
+from ..conditions_by_layer.possible_conditions import possible_conditions
 from ..example import Example
 
 Way = Literal["entry", "exit", "both"]
@@ -76,11 +77,13 @@ def injection(
     Returns:
         The table of `compare`, with the columns way, norm (of entries), layer (k, or m of exits),
         last (m of ``both``) of every condition in front; way ``never seen`` is the floor. Each
-        measure of one way and norm is corrected by itself (Holm), and so are its tasks.
+        measure of one way and norm is corrected by itself (Holm), and so are its tasks. What the
+        model does not allow is not there: ``left_out`` in meta has its way, norm, layer and last,
+        and why.
 
     Raises:
         InputError: As `compare`; an unknown way or norm, or no such token in some batch.
-        Unsupported: A model whose layers cannot take tokens late, with the reason.
+        Unsupported: A model that allows none of it, with the reason.
     """
     check_examples(examples, batch_size)
     check_known("way", ways, WAYS)
@@ -101,11 +104,12 @@ def injection(
         plan = Plan(*operations)
         about = {"way": way, "norm": norm, "layer": layer, "last": last}
         conditions.append(PlacedPlan(plan, about, asked.controls(plan, chosen, seeds)))
+    able, refused = possible_conditions(model, conditions, asked)
     return compare_conditions(
         "injection",
         model,
         examples,
-        conditions,
+        able,
         asked,
         family=("way", "norm"),
         metrics=metrics,
@@ -115,6 +119,7 @@ def injection(
         progress=progress,
         tokens=chosen,
         share=asked.share(chosen),
+        left_out=tuple({**condition.about, "why": why} for condition, why in refused),
     )
 
 

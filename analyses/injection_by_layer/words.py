@@ -15,7 +15,7 @@ from ..conditions_by_layer.conditions_in_words import (
 )
 from ..conditions_by_layer.run_on_report import run_on_report
 from ..numbers_in_words import counted, listing
-from ..rows import one, select
+from ..rows import select
 from ..statistics import Evidence
 from .figure import draw_injection
 from .measure import NEVER, injection
@@ -39,15 +39,40 @@ def _findings(result: Result) -> list[str]:
     said = [told for m in metrics if (told := _told(result, rows, m))]
     if metric == "accuracy":
         said.append(told_reference(result))
-    never = one(rows, metric=metric, way=NEVER)
-    said.append(
-        f"Where the tokens are never seen, {measure_name(result, metric)} changes by "
-        f"{told_change(never, metric, metrics[metric])}: what cannot be worse than that tells "
-        "little."
-    )
+    for never in select(rows, metric=metric, way=NEVER).to_dict("records"):
+        said.append(
+            f"Where the tokens are never seen, {measure_name(result, metric)} changes by "
+            f"{told_change(never, metric, metrics[metric])}: what cannot be worse than that tells "
+            "little."
+        )
     said += _by_task(result, metric)
     if control := beyond_control(result, rows, "condition"):
         said.append(control)
+    return said + _left_out(result)
+
+
+_DONE = {
+    "entry": "entering at {}",
+    "exit": "leaving at {}",
+    "both": "half of the layers from {} on",
+    NEVER: "never being seen",
+}
+
+
+def _left_out(result: Result) -> list[str]:
+    """What the model does not allow, each reason once with all that it keeps from being done."""
+    layers: dict[str, dict[str, list[str]]] = {}
+    for one in result.meta.get("left_out", ()):
+        of = layers.setdefault(one["why"], {}).setdefault(one["way"], [])
+        of.append(str(one["layer"]))
+    said = []
+    for why, ways in layers.items():
+        told = []
+        for way, doing in _DONE.items():
+            if mine := list(dict.fromkeys(ways.get(way, ()))):
+                named = listing(mine)
+                told.append(doing.format(f"layer{'s' * (len(mine) > 1)} {named}"))
+        said.append(f"Left out: {'; '.join(told)} ({why}).")
     return said
 
 

@@ -131,7 +131,7 @@ def cost_of_plans(
         repeats=repeats,
         attention=model.attn_implementation,
     )
-    return Result("cost", frame, {}, meta)
+    return Result("cost_of_plans", frame, {}, meta)
 
 
 _COUNTS = ("clean", "saved", "skipped", "spent", "expected", "counted", "counted_all")

@@ -168,8 +168,8 @@ def _run(material: Material) -> Result:
     )
 
 
-COST = Analysis(
-    name="cost",
+COST_OF_PLANS = Analysis(
+    name="cost_of_plans",
     run=_run,
     figure=draw_cost,
     doing="measuring what plans cost",
@@ -189,4 +189,4 @@ COST = Analysis(
     headline=False,
     by_default=False,
 )
-register(COST)
+register(COST_OF_PLANS)

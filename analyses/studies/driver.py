@@ -17,12 +17,14 @@ import torch
 
 from ...lens.progress import Progress
 from ..analysis import Result
+from ..extraction.extraction import Failure
 from .condition_grid import StudyCondition
 from .items import Item
 from .opened_models import OpenedModels, model_identity
 from .study_analyses import Add as AddAnalysis
 from .study_analyses import AnalysisUnit, KeptAnalyses, analyse
 from .study_folder import ANALYSES, StudyFolder
+from .study_states import StatesUnit, StudyStates
 from .unit_store import DoneUnits, StoredUnit, UnitStore
 from .units import Unit, Units
 
@@ -38,12 +40,14 @@ class Task:
         models: On what.
         identity: What the study is, in plain values: its units are continued for the same only.
         analyses: What there is to analyse.
+        states: What states are kept; None for none.
     """
 
     units: Units
     models: OpenedModels
     identity: dict[str, Any]
     analyses: tuple[AnalysisUnit, ...] = ()
+    states: StudyStates | None = None
 
     @property
     def items(self) -> list[Item]:
@@ -69,6 +73,11 @@ class Task:
         observer = self.models.observer(unit.model)
         return analyse(observer, unit, self.models.study, self.items)
 
+    def keep(self, unit: StatesUnit) -> list[Failure]:
+        """Write a block of states; what of it could not be computed."""
+        assert self.states is not None
+        return self.states.keep(self.models.observer(unit.place.model), unit)
+
 
 @runtime_checkable
 class StudyEngine(Protocol):
@@ -85,6 +94,14 @@ class StudyEngine(Protocol):
 
     def close(self) -> None:
         """Let go of what is held."""
+
+
+@runtime_checkable
+class StatesEngine(StudyEngine, Protocol):
+    """Where states are written too."""
+
+    def keep(self, task: Task, units: Iterable[StatesUnit], add: Callable[[], None]) -> None:
+        """Write blocks of states, and say so of each when it is on disk."""
 
 
 class SerialEngine:
@@ -106,6 +123,12 @@ class SerialEngine:
         """See :class:`StudyEngine`."""
         for unit in units:
             add(unit, task.analyse(unit))
+
+    def keep(self, task: Task, units: Iterable[StatesUnit], add: Callable[[], None]) -> None:
+        """See :class:`StatesEngine`."""
+        for unit in units:
+            task.keep(unit)
+            add()
 
 
 def drive(
@@ -133,9 +156,9 @@ def drive(
         mine = task.analyses[shard[0] - 1 :: shard[1]]
         lacking = [unit for unit in mine if not kept.has(unit)]
         stored = total - left
-        store.begin_session(
-            _now(), command or _command(), json.dumps(this_machine()), left + len(lacking)
-        )
+        blocks = 0 if task.states is None else sum(1 for _ in task.states.lacking(*shard))
+        todo = left + len(lacking) + blocks
+        store.begin_session(_now(), command or _command(), json.dumps(this_machine()), todo)
 
         def add(unit: StoredUnit) -> None:
             nonlocal stored
@@ -155,6 +178,18 @@ def drive(
             progress("running analyses", analysed, len(lacking))
 
         engine.analyse(task, lacking, keep)
+        if task.states is None:
+            return
+        kept_blocks = 0
+
+        def count() -> None:
+            nonlocal kept_blocks
+            kept_blocks += 1
+            progress("keeping states", kept_blocks, blocks)
+
+        # Nothing else was handed a task with states: see `Study.task`.
+        assert isinstance(engine, StatesEngine)
+        engine.keep(task, task.states.lacking(*shard), count)
 
 
 def done_units(folder: StudyFolder, task: Task) -> DoneUnits:

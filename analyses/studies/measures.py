@@ -189,10 +189,11 @@ def measure_of(spec: MeasureSpec, folder: Path) -> AnswerMeasure:
         raise InputError(f"measures: {spec.measure} is of every item; items is for analyses")
     if spec.function is None:
         if spec.measure not in MEASURES:
+            analyses = ", ".join(name for name, a in registered().items() if a.run)
             raise InputError(
-                f"measures: no measure {spec.measure!r}; measures: {', '.join(MEASURES)}, an "
-                f"analysis ({', '.join(name for name, a in registered().items() if a.run)}), or a "
-                "function of your own ({measure: a name, function: 'module:name'})"
+                f"measures: no measure {spec.measure!r}; measures: {', '.join(MEASURES)}, states, "
+                f"an analysis ({analyses}), or a function of your own ({{measure: a name, "
+                "function: 'module:name'})"
             )
         return MEASURES[spec.measure]
     if spec.measure in MEASURES:

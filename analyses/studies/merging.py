@@ -9,6 +9,7 @@ from ...lens.errors import InputError
 from .study_analyses import KeptAnalyses
 from .study_folder import ANALYSES, ITEMS, STUDY, StudyFolder
 from .study_result import StudyResult, stored_units
+from .study_states import KeptStates
 from .unit_store import UnitStore
 
 
@@ -28,6 +29,8 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> StudyResult:
     if not sources or target.path.resolve() in {source.path.resolve() for source in sources}:
         raise InputError("give the folders to merge, and another one as --out")
     studies = [StudyResult.read(source.path) for source in sources]
+    kept = KeptStates(target.path, studies[0].states_places)
+    KeptStates.check_same([kept, *(result.kept_states for result in studies)])
     target.path.mkdir(parents=True, exist_ok=True)
     with UnitStore(target.units_file(1, 1), studies[0].study) as store:
         for source, result in zip(sources, studies, strict=True):
@@ -38,6 +41,8 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> StudyResult:
                 store.begin_session(*session)
     for source in sources:
         KeptAnalyses(target.path / ANALYSES).merge(KeptAnalyses(source.path / ANALYSES))
+    for result in studies:
+        kept.merge(result.kept_states)
     if not (target.path / ITEMS).is_file():
         target.write_table(ITEMS, sources[0].items)
         target.write_text(STUDY, sources[0].text)

@@ -42,7 +42,7 @@ class StudyWorker:
     def __init__(self, models: OpenedModels, threads: int) -> None:
         torch.set_num_threads(threads)
         self._models = models
-        specs = [spec for spec in models.study.measures if not is_analysis(spec)]
+        specs = [spec for spec in models.study.scored if not is_analysis(spec)]
         self._measures = [measure_of(spec, models.folder) for spec in specs]
 
     def identify(self, number: int) -> dict[str, Any]:

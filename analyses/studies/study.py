@@ -16,14 +16,15 @@ from ...lens.progress import Progress, silent
 from ..analysis import Analysis
 from ..provenance import machine
 from .condition_grid import PlanText, conditions_of
-from .driver import SerialEngine, StudyEngine, Task, drive
+from .driver import SerialEngine, StatesEngine, StudyEngine, Task, drive
 from .items import Item, declared_items
 from .measures import KINDS, AnswerMeasure, measure_of
 from .opened_models import OpenedModels, markers_identity
 from .study_analyses import analysis_of, analysis_units, is_analysis, source_version
-from .study_file import StudyFile, read_study
+from .study_file import STATES, StatesSpec, StudyFile, read_study
 from .study_folder import IMAGES, StudyFolder
 from .study_result import StudyResult
+from .study_states import StudyStates, check_states, states_of
 from .units import ModelPart, Units
 from .wrong_images import with_wrong_images
 
@@ -75,20 +76,25 @@ class Study:
             # What depends on the number of layers is found when the model is there.
             if not any(isinstance(values, str | dict) for values in plan.spec.grid.values()):
                 conditions_of([plan], 1)
-        _ = made.measures, made.analyses
+        _ = made.measures, made.analyses, made.states
         return made
 
     @cached_property
     def measures(self) -> tuple[AnswerMeasure, ...]:
         """What is measured of answers."""
-        specs = (spec for spec in self.file.measures if not is_analysis(spec))
+        specs = (spec for spec in self.file.scored if not is_analysis(spec))
         return tuple(measure_of(spec, self.folder) for spec in specs)
 
     @cached_property
     def analyses(self) -> tuple[tuple[Analysis, int | None], ...]:
         """What is run once on every untouched model, and of how many items; None for all."""
-        specs = (spec for spec in self.file.measures if is_analysis(spec))
+        specs = (spec for spec in self.file.scored if is_analysis(spec))
         return tuple((analysis_of(spec, self.file), spec.items) for spec in specs)
+
+    @cached_property
+    def states(self) -> StatesSpec | None:
+        """The states that are kept under every condition; None for none."""
+        return states_of(self.file)
 
     def run(
         self,
@@ -151,6 +157,11 @@ class Study:
             engine: Where units will be computed; in this process without one.
         """
         engine = engine or SerialEngine()
+        if self.states is not None and not isinstance(engine, StatesEngine):
+            raise InputError(
+                "measures: states are written by the process that holds the model, and Ray's "
+                "workers do not: run it without --engine ray, in shares with --shard 1/2 and so on"
+            )
         given = dict(models or {})
         if unknown := set(given) - {model.called for model in self.file.models}:
             raise InputError(f"models: the study has none called {sorted(unknown)[0]!r}")
@@ -169,6 +180,8 @@ class Study:
             progress(f"opening {model.called}", index, len(self.file.models))
             identity = engine.identify(opened, index)
             identities[model.called] = identity
+            if self.states is not None:
+                check_states(self.states, opened.observer(index).model)
             told = json.dumps([model.called, identity])
             parts.append(ModelPart(told, conditions_of(self.plans, identity["layers"])))
         shown = (c.wrong_image for part in parts for c in part.conditions)
@@ -200,7 +213,13 @@ class Study:
         identity_of = [part.identity for part in parts]
         seed = self.file.seed
         analyses = analysis_units(self.analyses, identity_of, items, said, seed)
-        return Task(units, opened, what, tuple(analyses))
+        states = None
+        if self.states is not None:
+            what[STATES] = self.states.model_dump(exclude={"measure"})
+            called = dict(zip(identities, (part.conditions for part in parts), strict=True))
+            few = items[: self.states.items]
+            states = StudyStates(self.states, few, called, self.file.batch_size, out)
+        return Task(units, opened, what, tuple(analyses), states)
 
     def _check_items(self, items: list[Item]) -> None:
         for measure in self.measures:

@@ -129,19 +129,22 @@ def analyse(
     try:
         run = find(unit.name).run
         assert run is not None
-        return run(_material(observer, items[: unit.items], study))
+        return run(material_of(observer, items[: unit.items], study))
     # Whatever an analysis raises on these data: it costs this analysis only, and is recorded.
     except Exception as error:
         error.__traceback__ = None
         return error
 
 
-def _material(observer: Observer, items: Sequence[Item], study: StudyFile) -> Material:
+def material_of(
+    observer: Observer, items: Sequence[Item], study: StudyFile, batches: int | None = None
+) -> Material:
+    """What an analysis of some items is given; with so many ``batches``, without all others."""
     pictures = {tuple(p.digest for p in item.pictures): item for item in items}
     once, size = list(pictures.values()), study.batch_size
-    batches = [
+    encoded = [
         encoded_items(observer.model, once[i : i + size], observer.markers, observer.nearest_words)
-        for i in range(0, len(once), size)
+        for i in range(0, len(once), size)[:batches]
     ]
     examples = [
         Example(
@@ -154,7 +157,7 @@ def _material(observer: Observer, items: Sequence[Item], study: StudyFile) -> Ma
     ]
     return Material(
         observer.model,
-        batches,
+        encoded,
         examples,
         everyday_sentences(),
         markers=observer.markers,

@@ -7,7 +7,15 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+)
 
 from ...interventions.plans.read_yaml import load_strictly
 from ...interventions.plans.schema import DIALECT
@@ -15,6 +23,7 @@ from ...lens.errors import InputError
 
 SHIPPED = "shipped"
 CLEAN = "clean"
+STATES = "states"
 COLUMNS = (
     *("model", "condition", "family", "against", "measure", "item", "image", "group", "value"),
     *("text", "error"),
@@ -167,9 +176,51 @@ class MeasureSpec(_Part):
         items: How many of the items an analysis is about, from the first one on; all without.
     """
 
-    measure: str
+    measure: str = Field(json_schema_extra={"not": {"const": STATES}})
     function: str | None = None
     items: int | None = Field(default=None, ge=1)
+
+
+def _named(value: Any) -> Any:
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
+class StatesSpec(_Part):
+    """States of every item under every condition, kept on disk; named as by ``embedlens extract``.
+
+    Attributes:
+        measure: ``states``.
+        sites: ``residual``, ``attention``, ``ffn``, ``head_outputs``, ``neurons``, ``values``,
+            ``attention_weights``; a list, or a text with commas.
+        layers: ``all``, a number, ranges such as ``0,8-15``, or a list of numbers.
+        tokens: Tokens to keep, a selector.
+        queries: Whose attention weights, a selector.
+        keys: To which tokens, a selector.
+        store_as: Type on disk; that of the model without.
+        items: How many of the items, from the first one on; all without.
+    """
+
+    measure: Literal["states"]
+    sites: Annotated[list[str], BeforeValidator(_named)] = Field(["residual"], min_length=1)
+    layers: int | str | list[int] = "all"
+    tokens: str = "visual"
+    queries: str = "last"
+    keys: str = "all"
+    store_as: Literal["float32", "bfloat16", "float16"] | None = None
+    items: int | None = Field(default=None, ge=1)
+
+
+def _which(value: Any) -> str:
+    name = value.get("measure") if isinstance(value, dict) else getattr(value, "measure", None)
+    return _KEPT if name == STATES else _SCORED
+
+
+# No part of a fault's path: these are no identifiers.
+_KEPT, _SCORED = "states kept", "one number"
+Measure = Annotated[
+    Annotated[MeasureSpec, Tag(_SCORED)] | Annotated[StatesSpec, Tag(_KEPT)],
+    Discriminator(_which),
+]
 
 
 def _measure(value: Any) -> Any:
@@ -190,7 +241,7 @@ class StudyFile(_Part):
         markers: What tells sink, dead and alive tokens apart.
         nearest_words: How many nearest words ``near[id]`` looks at; none are looked up by default.
         conditions: The plans; the untouched model, ``clean``, is always among them.
-        measures: What is measured under every condition.
+        measures: What is measured, or kept (``states``), under every condition.
         batch_size: Items that go through a model at once. Padding moves numbers by rounding, so a
             study keeps it.
         conditions_at_once: Conditions of one unit, which share their work.
@@ -204,11 +255,21 @@ class StudyFile(_Part):
     markers: MarkersSpec | None = None
     nearest_words: int | None = Field(default=None, ge=1)
     conditions: list[ConditionSpec] = []
-    measures: list[Annotated[MeasureSpec, BeforeValidator(_measure)]] = Field(min_length=1)
+    measures: list[Annotated[Measure, BeforeValidator(_measure)]] = Field(min_length=1)
     batch_size: int = Field(default=16, ge=1)
     conditions_at_once: int = Field(default=64, ge=1)
     max_new_tokens: int = Field(default=16, ge=1)
     seed: int = Field(default=0, ge=0)
+
+    @property
+    def scored(self) -> list[MeasureSpec]:
+        """The measures that are numbers or analyses."""
+        return [spec for spec in self.measures if isinstance(spec, MeasureSpec)]
+
+    @property
+    def states(self) -> StatesSpec | None:
+        """The states that are kept."""
+        return next((spec for spec in self.measures if isinstance(spec, StatesSpec)), None)
 
 
 def read_study(text: str) -> StudyFile:
@@ -293,7 +354,8 @@ def schema_text() -> str:
         items = made["properties"][name]["items"]
         about = f"The {field} alone, or a mapping with more."
         made["properties"][name]["items"] = {"anyOf": [{"type": "string"}, items], "title": about}
-    path = made["$defs"]["ImagesData"]["properties"]["path"]
-    made["$defs"]["ImagesData"]["properties"]["path"] = {"anyOf": [{"type": "string"}, path]}
+    for kind, field in (("ImagesData", "path"), ("StatesSpec", "sites")):
+        properties = made["$defs"][kind]["properties"]
+        properties[field] = {"anyOf": [{"type": "string"}, properties[field]]}
     made = {"$schema": DIALECT, **made, "title": "embedlens study"}
     return json.dumps(made, indent=2, ensure_ascii=False) + "\n"

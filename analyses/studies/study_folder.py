@@ -15,13 +15,14 @@ from ...lens.errors import InputError
 from ..folders import refuse_strangers
 from ..one_image import image_groups
 from .items import Item
+from .study_file import STATES
 from .unit_store import UnitStore
 
 STUDY, ITEMS, TABLE, SUMMARY, PAGE = (
     *("study.yaml", "items.parquet", "table.parquet", "summary.parquet", "report.html"),
 )
 IMAGES, MARKERS, ANALYSES = "images", "markers", "analyses"
-_OURS = (STUDY, ITEMS, TABLE, SUMMARY, PAGE, IMAGES, MARKERS, ANALYSES, "units")
+_OURS = (STUDY, ITEMS, TABLE, SUMMARY, PAGE, IMAGES, MARKERS, ANALYSES, STATES, "units")
 _UNITS = re.compile(r"units(-\d+-of-\d+)?\.sqlite")
 
 

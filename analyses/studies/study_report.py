@@ -18,10 +18,12 @@ from ..figures import png
 from ..numbers_in_words import counted, difference, estimate, number, p_value, share
 from ..report.page_environment import page_environment
 from ..rows import select
+from ..sizes import size
 from ..statistics import MIN_IMAGES
 from .condition_grid import PlanText
 from .measures import measure_title
 from .study_figure import MOST_ROWS, draw_measure
+from .study_file import STATES
 from .study_folder import PAGE, StudyFolder
 from .study_result import StudyResult
 from .study_summary import ALL
@@ -77,6 +79,7 @@ def render_study(result: StudyResult) -> str:
         headlines=list(headlines(result)),
         sections=list(_sections(result)),
         analyses=list(_analyses(result)),
+        states=list(_states(result)),
         errors=result.errors.values.tolist(),
         facts=list(_facts(result)),
         plans=[
@@ -136,10 +139,11 @@ def _data(result: StudyResult, items: pd.DataFrame) -> str:
     n = len({name for _, name in result.analyses})
     analysed = f", {n} {'analyses' if n > 1 else 'analysis'}" * bool(n)
     conditions = {name: len(listed) for name, listed in result.conditions.items()}
+    kept = ", states kept" * (STATES in study)
     return (
         f"{counted(len(items), 'question')} about {counted(items['image'].nunique(), 'image')}, "
         f"{counted(max(conditions.values()), 'condition')}, "
-        f"{counted(len(study['measures']), 'measure')}{analysed}; on {models}."
+        f"{counted(len(study['measures']), 'measure')}{analysed}{kept}; on {models}."
     )
 
 
@@ -172,6 +176,19 @@ def _analyses(result: StudyResult) -> Iterator[_AnalysisSection]:
             analysis.findings(found),
             None if table is None else _lines(table),
         )
+
+
+def _states(result: StudyResult) -> Iterator[list[str]]:
+    """Per folder of states its model, condition, place, contents and size."""
+    for (model, condition), states in result.states.items():
+        folder = states.folders[0].path
+        layers = states.sites.items()
+        sites = ", ".join(f"{site} of {counted(len(n), 'layer')}" for site, n in layers)
+        yield [
+            *(model, condition, folder.relative_to(result.folder).as_posix(), sites),
+            f"{states.n_blocks - states.left} of {states.n_blocks}",
+            *(str(len(states)), size(states.folders[0].n_bytes)),
+        ]
 
 
 def _lines(table: pd.DataFrame) -> list[list[str]]:
@@ -228,6 +245,9 @@ def _facts(result: StudyResult) -> Iterator[tuple[str, str]]:
     for most, (name, version) in zip(versions.pop("items", []), versions.items(), strict=True):
         few = "all items" if most is None else f"the first {counted(most, 'item')}"
         yield f"Analysis {name}", f"of {few}, source {version}"
+    if STATES in study:
+        asked = study[STATES].items()
+        yield "States", ", ".join(f"{name} {value}" for name, value in asked if value is not None)
     done = f"{result.done} of {result.units} done in {result.seconds:.0f} s"
     halved = f", batches halved {counted(result.halvings, 'time')} for lack of memory"
     yield "Units", done + halved * bool(result.halvings)

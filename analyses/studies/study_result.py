@@ -16,10 +16,13 @@ import pandas as pd
 
 from ...lens.errors import InputError
 from ..analysis import Result
+from ..extraction.extracted_states import ExtractedStates
 from .condition_grid import PlanText, StudyCondition, conditions_of
 from .measures import KINDS
 from .study_analyses import KeptAnalyses
+from .study_file import STATES
 from .study_folder import ANALYSES, SUMMARY, TABLE, StudyFolder
+from .study_states import KeptStates, StatesPlace, blocks_of_states, states_places
 from .study_summary import summary
 from .unit_store import DONE, FAILED, StoredUnit
 from .units import Cuts
@@ -77,12 +80,15 @@ class StudyResult:
             raise InputError(f"{folder} holds no units of a study")
         states = [status for status, _, _ in seen.values()]
         analysed, not_analysed = KeptAnalyses(place.path / ANALYSES).counts()
+        kept = KeptStates(place.path, _places(study))
+        whole, not_whole = kept.counts()
+        blocks = len(kept.places) * blocks_of_states(study) if kept.places else 0
         return cls(
             place.path,
             study,
-            len(_cuts(study)) + len(study["models"]) * len(_analyses(study)),
-            states.count(DONE) + analysed,
-            states.count(FAILED) + not_analysed,
+            len(_cuts(study)) + len(study["models"]) * len(_analyses(study)) + blocks,
+            states.count(DONE) + analysed + whole,
+            states.count(FAILED) + not_analysed + not_whole,
             sum(seconds for _, seconds, _ in seen.values()),
             sum(halvings for _, _, halvings in seen.values()),
             tuple(sorted(sessions)),
@@ -131,10 +137,32 @@ class StudyResult:
         return {(names[model], name): result for model, name, result in kept.results()}
 
     @property
+    def states_places(self) -> list[StatesPlace]:
+        """Where the states of every condition are, or will be; empty where none are kept."""
+        return _places(self.study)
+
+    @property
+    def kept_states(self) -> KeptStates:
+        """The folders of states that there are."""
+        return KeptStates(self.folder, self.states_places)
+
+    @property
+    def states(self) -> dict[tuple[str, str], ExtractedStates]:
+        """The states that there are, by model and condition; each as `read_states` opens it."""
+        names = list(self.conditions)
+        return {
+            (names[place.model], self.conditions[names[place.model]][place.condition].name): (
+                ExtractedStates((folder,))
+            )
+            for place, folder in self.kept_states.there()
+        }
+
+    @property
     def errors(self) -> pd.DataFrame:
         """What could not be computed: model, condition, error, and how many numbers it cost.
 
-        An analysis stands in place of a condition, under its own name.
+        An analysis stands in place of a condition, under its own name; of states the numbers are
+        items.
         """
         wrong = self.frame[self.frame["error"].notna()]
         columns = ["model", "condition", "error"]
@@ -142,6 +170,9 @@ class StudyResult:
         names = list(self.study["models"])
         kept = KeptAnalyses(self.folder / ANALYSES)
         failed = [[names[model], name, error, 1] for model, name, error in kept.failures()]
+        for (model, condition), found_states in self.states.items():
+            for error, items in found_states.errors.groupby("error", sort=False):
+                failed.append([model, condition, f"{STATES}: {error}", len(items)])
         found = counts.rename("numbers").reset_index()
         if not failed:
             return found
@@ -159,6 +190,10 @@ def _conditions(study: dict[str, Any]) -> dict[str, list[StudyCondition]]:
     return {
         name: conditions_of(plans, identity["layers"]) for name, identity in study["models"].items()
     }
+
+
+def _places(study: dict[str, Any]) -> list[StatesPlace]:
+    return states_places(_conditions(study)) if STATES in study else []
 
 
 def _analyses(study: dict[str, Any]) -> list[str]:

@@ -154,7 +154,8 @@ class Viewer {
       ...data.notes.map((note) => element("p", { class: "note" }, note)),
       element("p", { class: "note help" },
         "Hover, tap or move with the arrow keys to read a token; click or press Enter to select it, "
-        + "with Shift to add it. Page Up and Page Down change the layer, Escape clears the selection."),
+        + "with Shift to add it. Page Up and Page Down change the layer"
+        + (this.tokens.conditions.length > 1 ? " of both pictures" : "") + ", Escape clears the selection."),
     );
     el.append(this.root);
     this.onSelected = () => this.showSelection();
@@ -518,10 +519,16 @@ class Viewer {
       if (token !== undefined && token !== null) drawn.cells.get(token).focus();
     };
     const row = () => this.rows().find((r) => r.some((at) => this.placed[at] === current)) ?? [];
-    const layers = this.tokens.layers(this.panes[index]);
-    const place = layers.indexOf(this.panes[index].layer);
-    const turn = (to) => {
-      if (layers[to] !== undefined) drawn.change({ ...this.panes[index], layer: layers[to] });
+    // Both pictures go together, as far apart as they were.
+    const turn = (step) => {
+      const next = this.panes.map((shown) => {
+        const layers = this.tokens.layers(shown);
+        return layers[layers.indexOf(shown.layer) + step];
+      });
+      if (next[index] === undefined) return;
+      for (const { index: at, change } of this.drawn) {
+        if (next[at] !== undefined) change({ ...this.panes[at], layer: next[at] });
+      }
     };
     const keys = {
       ArrowLeft: () => move(this.neighbour(current, -1, 0)),
@@ -530,8 +537,8 @@ class Viewer {
       ArrowDown: () => move(this.neighbour(current, 0, 1)),
       Home: () => move(event.ctrlKey ? this.shown[0] : this.placed[row()[0]]),
       End: () => move(event.ctrlKey ? this.shown.at(-1) : this.placed[row().at(-1)]),
-      PageUp: () => turn(place - 1),
-      PageDown: () => turn(place + 1),
+      PageUp: () => turn(-1),
+      PageDown: () => turn(1),
       Enter: () => this.toggle(current, this.several || event.shiftKey),
       " ": () => this.toggle(current, this.several || event.shiftKey),
       Escape: () => this.choose([]),

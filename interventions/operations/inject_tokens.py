@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -9,11 +10,13 @@ import torch
 from pydantic import NonNegativeInt
 
 from ...lens.errors import InputError
-from ..program.site import Site
-from ..program.steps import Read, Step, Write
+from ..program.scope import Subject
+from ..program.site import Part, Site
+from ..program.steps import Read, Step, Write, Zero
+from ..selectors.layers import Layers
 from .dropping import check_layer
 from .hiding import hide_from_all
-from .operation import TokenOperation, operation
+from .operation import Place, TokenOperation, operation
 from .phrases import Phrases
 from .target import Target
 
@@ -27,6 +30,9 @@ class InjectTokens(TokenOperation):
     For $l <$ ``layer`` no other token sees them; at ``layer`` their states are replaced by those
     with which they entered layer 0, $h^{layer}_t \leftarrow s_t\, h^0_t$. The others keep their
     positions. Source: vision entry, docs/method.md (a6); at layer 0, ``raw`` changes nothing.
+
+    Where the model adds visual features again between the layers below (DeepStack), the tokens get
+    these as well: attention and FFN of the layers below add nothing to them, the model does.
 
     Attributes:
         layer: Layer at which they enter.
@@ -51,14 +57,12 @@ class InjectTokens(TokenOperation):
 
     def lower(self, target: Target) -> list[Step]:
         """Hide them below, keep the states they entered with, and write those at ``layer``."""
-        anatomy = target.model.anatomy
         layer = check_layer(self.layer, target.model)
-        if any(0 < added <= layer for added in anatomy.injections):
-            anatomy.require("patch_across")
-        anatomy.require("residual")
+        target.model.anatomy.require("residual")
         hidden = hide_from_all(self, target, range(layer))
-        if layer == 0 and self.norm == "raw":
-            return []
+        added = self._added(target.model)
+        if self.norm == "raw" and (layer == 0 or added):
+            return [*hidden, *(self._untouched(target, layer) if added else ())]
         norm, others = None, None
         if self.norm != "raw":
             chosen = target.selected(self.tokens, layer)
@@ -69,14 +73,39 @@ class InjectTokens(TokenOperation):
                 )
             norm, others = self.norm, torch.as_tensor(rest)
         slot = target.new_slot()
-        reading = [p for p in self.places(target, 0) if p["when"] == "prefill"]
-        writing = [p for p in self.places(target, layer) if p["when"] == "prefill"]
-        entry = Site(layer, "entry")
+        source = layer if added else 0
         return [
             *hidden,
-            *(Read(site=Site(0, "entry"), slot=slot, **place) for place in reading),
-            *(Write(site=entry, slot=slot, norm=norm, others=others, **p) for p in writing),
+            *(self._untouched(target, layer) if added else ()),
+            *(Read(site=Site(source, "entry"), slot=slot, **p) for p in self._of(target, source)),
+            *(
+                Write(site=Site(layer, "entry"), slot=slot, norm=norm, others=others, **p)
+                for p in self._of(target, layer)
+            ),
         ]
+
+    def _added(self, model: Subject) -> list[int]:
+        """Layers up to the one of entry before which the model adds features to the tokens."""
+        return [layer for layer in model.anatomy.injections if 0 < layer <= self.layer]
+
+    def _of(self, target: Target, layer: int) -> list[Place]:
+        """The tokens of the prompt at a layer."""
+        return [place for place in self.places(target, layer) if place["when"] == "prefill"]
+
+    def _untouched(self, target: Target, end: int) -> Iterator[Zero]:
+        """What leaves to the tokens, in the layers below, only what the model adds between them."""
+        anatomy = target.model.anatomy
+        anatomy.require("sublayers")
+        for layer in range(end):
+            anatomy.require(f"sublayers:{layer}")
+            parts: tuple[tuple[Part, str | None], ...] = (
+                ("attention", anatomy.attention[layer]),
+                ("ffn", anatomy.ffn[layer]),
+            )
+            for part, path in parts:
+                if path is not None:
+                    site = Site(layer, part)
+                    yield from (Zero(site=site, **place) for place in self._of(target, layer))
 
     def describe(self, phrases: Phrases) -> str:
         """What this operation does, as one sentence."""
@@ -89,7 +118,11 @@ class InjectTokens(TokenOperation):
             "matched": "each with the median norm of the others",
         }[self.norm]
         hidden = f"In {phrases.span(range(self.layer))} nobody sees {tokens}"
+        added = self._added(phrases.model)
+        before = phrases.layers(Layers(tuple(added))) if added else ""
+        more = f" and what the model adds to them before {before}" if added else ""
         return (
             f"{hidden if self.layer else f'Nobody misses {tokens}'}; entering {entering}, they get "
-            f"the states with which they entered layer 0, {scale}; all others keep their positions."
+            f"the states with which they entered layer 0{more}, {scale}; all others keep their "
+            "positions."
         )

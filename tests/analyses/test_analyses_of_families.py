@@ -28,10 +28,9 @@ NAMES = (
 )
 # By family, what an analysis may refuse, and a word of why.
 _UNMASKED = "without a mask over keys that attention could be blocked with"
-_HYBRID = dict.fromkeys(("pruning", "injection", "information_flow"), _UNMASKED)
+_HYBRID = dict.fromkeys(("pruning", "information_flow"), _UNMASKED)
 _ALONE = dict.fromkeys(("token_map", "lens_comparison", "alignment"), "takes no text alone")
 REFUSED: dict[str, dict[str, str]] = {
-    "qwen3_vl": {"injection": "adds visual features again between layers"},
     "qwen3_5": _HYBRID,
     "lfm2_vl": _HYBRID,
     "blip-2": {**_ALONE, "patch_compression": "have no cell"},

@@ -57,7 +57,7 @@ def test_both_counts_agree_and_the_untouched_one_is_torch_s_of_unfused_attention
     assert [*rows["counted"]] == [*rows["expected"]]
     assert len(rows) == 9
     assert len(set(rows["counted"])) > 5
-    said = find("cost").findings(result)
+    said = find("cost_of_plans").findings(result)
     assert "Our count is torch’s to the last operation in 9 of 9 cases." in said
 
 
@@ -72,7 +72,7 @@ def test_a_count_that_is_wrong_is_said_to_be(
         lambda m, b, plan: (true(m, b, plan)[0] // (2 if plan else 1), true(m, b, plan)[1]),
     )
     found = cost_of_plans(model, batch, {"smaller": Plan(ScaleTokens(factor=0.5))}, repeats=0)
-    said = find("cost").findings(found)
+    said = find("cost_of_plans").findings(found)
     assert "in 1 of 2 cases; the farthest is smaller, by 50.0 %." in said[1]
 
 
@@ -109,7 +109,7 @@ def test_operations_that_are_no_time_are_said_to_be_none(
     ticks = iter(np.cumsum([x for s in seconds * 3 for x in (0.0, s)]).tolist())
     monkeypatch.setattr(timed_passes, "now", lambda model: next(ticks))
     found = cost_of_plans(model, batch, plans, repeats=3)
-    said = " ".join(find("cost").findings(found))
+    said = " ".join(find("cost_of_plans").findings(found))
     assert ("are not time (middle half of 3 passes): dropped, 1.00" in said) != in_proportion
     assert ("Of 1 plan with a tenth less to compute or more, 1" in said) == in_proportion
     ratio = one(found.frame, plan="dropped")["speed_up"]
@@ -126,7 +126,7 @@ def test_what_cannot_be_carried_out_or_counted_is_said_in_words(
     assert np.isnan(row["counted"])
     assert one(found.frame, plan="fine")["reason"] == ""
     assert any(s.startswith("Not carried out or not counted, none such: ") for s in
-               find("cost").findings(found))  # fmt: skip
+               find("cost_of_plans").findings(found))  # fmt: skip
     with pytest.raises(InputError, match="untouched"):
         cost_of_plans(model, batch, {UNTOUCHED: Plan()})
 

@@ -82,7 +82,7 @@ def test_every_analysis_of_the_shipped_model_takes_as_many_passes_as_it_says(
 ) -> None:
     about = material(shipped, [s.image() for s in scenes(3)], "is there a circle ?")
     names = [n for n, one in registered().items() if one.run is not None and not one.lacks(about)]
-    assert {"norm_scaling", "cost", "redundancy", "ablation"} <= set(names)
+    assert {"norm_scaling", "cost_of_plans", "redundancy", "ablation"} <= set(names)
     check_passes(about, names)
 
 
@@ -90,7 +90,8 @@ def test_every_analysis_of_the_shipped_model_takes_as_many_passes_as_it_says(
 def test_a_single_image_and_few_layers_are_no_other(model: VisualLM) -> None:
     about = material(model, [tiny.image(0)], "what is this ?")
     check_passes(about, ["token_map", "alignment", "ablation", "redundancy", "pruning",
-                         "injection", "information_flow", "norm_scaling", "cost"])  # fmt: skip
+                         "injection", "information_flow", "norm_scaling",
+                         "cost_of_plans"])  # fmt: skip
 
 
 def test_the_time_is_of_measured_passes(model: VisualLM, monkeypatch: pytest.MonkeyPatch) -> None:

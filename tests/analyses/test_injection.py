@@ -7,11 +7,16 @@ from typing import Any
 import pytest
 import torch
 
+from builders.copies import layers_of, opened, plain
 from builders.visual_questions import asked, divergence, plain_inputs, with_idle_layers
-from embedlens import Result, VisualLM, injection
+from embedlens import Example, Result, Unsupported, VisualLM, injection
 from embedlens.analyses import find
 from embedlens.analyses.injection_by_layer.measure import NEVER
 from embedlens.analyses.rows import one, select
+from families.family import noise
+from families.zoo import built
+from oracles.knockouts import knocked_out, mixers_of
+from oracles.late_entry import entering_late
 from tolerances import RECOMPUTED
 
 pytestmark = pytest.mark.full
@@ -99,3 +104,56 @@ def test_the_claim_is_about_the_middle_layer_and_accuracy(planted: tuple[VisualL
     assert f"{100 * row['difference']:+.1f} points".replace("-", "−") in claim.here
     assert "layer 2 of 4" in claim.here
     assert claim.source == "abstract"
+
+
+def of_family(name: str, **settings: Any) -> Result:
+    family = built(name)
+    examples = [Example(noise(family.size, i), family.prompt) for i in range(2)]
+    return injection(opened(name, "eager"), examples, metrics=["kl"], batch_size=1, **settings)
+
+
+def test_layers_behind_added_features_are_measured_as_hooks_do_it() -> None:
+    """Features are added before layers 1 and 2: tokens that enter later have them as well."""
+    name, k = "qwen3_vl", 3
+    result, copied, family = of_family(name, norms=["raw"]), plain(name), built(name)
+    assert result.meta["left_out"] == ()
+    assert not [s for s in find("injection").findings(result) if "Left out" in s]
+    inputs = opened(name, "eager").encode([noise(family.size, 1)], [family.prompt]).inputs
+    late, layers = opened(name, "eager").anatomy.visual_mask(inputs), layers_of(copied, name)
+    hidden = dict.fromkeys(mixers_of(None, layers[k:]), ~late[:, :, None] & late[:, None])
+    with torch.no_grad():
+        clean = copied(**inputs).logits[0, -1]
+    with entering_late(layers, late, k):
+        entered = copied(**inputs).logits[0, -1]
+    with knocked_out(hidden):
+        left = copied(**inputs).logits[0, -1]
+    for way, logits in {"entry": entered, "exit": left}.items():
+        row = one(result.frame, way=way, layer=k, task="all")
+        found = float(result.tensors["kl"][result.meta["plans"][row["condition"]], 1])
+        assert found == pytest.approx(divergence(clean, logits), abs=RECOMPUTED)
+        assert found > 1e-3
+
+
+def test_what_a_model_does_not_allow_is_left_out_and_said() -> None:
+    """Three layers keep a running state, and the last one has a mask over keys."""
+    result = of_family("qwen3_5")
+    rows = select(result.frame, task="all")
+    assert [*select(rows, way="exit")["layer"]] == [3]
+    assert set(select(rows, way="entry")["layer"]) == {0}
+    left = [(x["way"], x["layer"]) for x in result.meta["left_out"] if x["norm"] in (None, "raw")]
+    assert left == [(NEVER, 0), *(("entry", x) for x in (1, 2, 3)),
+                    *(("exit", x) for x in (1, 2)), ("both", 0), ("both", 1)]  # fmt: skip
+    first, second, third = (s for s in find("injection").findings(result) if "Left out" in s)
+    assert first.startswith(
+        "Left out: entering at layers 1, 2 and 3; half of the layers from layer 1 on; never being "
+        "seen (Qwen3_5"
+    )
+    assert "layer 0 mixes tokens by linear_attention" in first
+    assert second.startswith("Left out: leaving at layer 1 (")
+    assert third.startswith("Left out: leaving at layer 2; half of the layers from layer 0 on (")
+    result.plot()
+
+
+def test_a_model_that_allows_none_of_it_is_refused() -> None:
+    with pytest.raises(Unsupported, match="layer 0 mixes tokens by linear_attention"):
+        of_family("qwen3_5", ways=["entry"], norms=["raw"])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import tiny
 from builders.studies import write_study
-from embedlens import Plan, VisualLM, ZeroFFN
+from embedlens import Markers, Plan, VisualLM, ZeroFFN
 from embedlens.__main__ import main
 from embedlens.analyses import ExtractedStates, extract, read_states
 from embedlens.analyses.extraction import extraction
@@ -182,6 +182,22 @@ def test_it_goes_on_where_it_was_stopped(
     assert files(tmp_path / "out") == files(whole.folders[0].path)
     again(model, tmp_path / "out")
     assert passes == [1]
+
+
+def test_it_goes_on_with_the_same_markers_only(model: VisualLM, tmp_path: Path) -> None:
+    markers = Markers.from_ids({"dead": [5, 6]})
+    out = tmp_path / "out"
+    # A process that was killed while it wrote the markers down.
+    (out / ".saving-abc").mkdir(parents=True)
+    told = [
+        extract(model, ASKED, out, layers=[1], markers=markers, nearest_words=3).description
+        for _ in range(6)  # of six orders in which the file may hold the same
+    ]
+    assert all(one == told[0] for one in told)
+    assert read_states(out).index["class"].notna().any()
+    others = Markers.from_ids({"dead": [5, 7]})
+    with pytest.raises(InputError, match="markers was"):
+        extract(model, ASKED, out, layers=[1], markers=others, nearest_words=3)
 
 
 def test_shares_of_several_machines_are_read_as_one(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,15 @@ import pytest
 from markupsafe import escape
 
 from embedlens import Markers, VisualLM
-from embedlens.analyses import Study, StudyResult, find, sparsity
-from embedlens.analyses.studies import RayEngine, forecast, merge, outcome, write_study_report
+from embedlens.analyses import Study, StudyResult, find, sparsity, timed_passes
+from embedlens.analyses.studies import (
+    RayEngine,
+    dry_run,
+    forecast,
+    merge,
+    outcome,
+    write_study_report,
+)
 from embedlens.analyses.studies.driver import SerialEngine
 from embedlens.analyses.studies.study_analyses import source_version
 from embedlens.lens.errors import InputError
@@ -149,10 +158,21 @@ def test_what_fails_is_recorded_tried_again_and_merged(
 
 
 @pytest.mark.full
-def test_a_dry_run_counts_them(model: VisualLM) -> None:
+def test_a_dry_run_says_how_long_they_take(
+    model: VisualLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on by two seconds, for analyses of seven passes an image."""
+    ticks = count(0.0, 2.0)
+    monkeypatch.setattr(timed_passes, "now", lambda model: next(ticks))
+    monkeypatch.setattr(
+        dry_run, "find", lambda name: replace(find(name), passes=lambda e: 7.0 * e.images)
+    )
     study = Study.from_yaml(TEXT)
-    lines = list(forecast(study.task(models={"shipped": model})).lines())
-    assert lines[-1] == "2 analyses come on top, not timed: see `embedlens analyze`"
+    told = forecast(study.task(models={"shipped": model}))
+    # A pass of four prompts; ten images and four; half a second each for what is no pass.
+    assert told.analyses_seconds == 7 * (10 + 4) * 2 / 4 + 2 * 0.5
+    said = "2 analyses come on top: about 50 s (a third to 3 times that), from a few passes"
+    assert list(told.lines())[-1] == said
 
 
 @pytest.mark.full

@@ -108,6 +108,13 @@ def test_the_schema_takes_what_is_read_and_refuses_unknown_keys() -> None:
     assert len(read) >= 3
     for study in read:
         assert not list(check.iter_errors(study))
+    kept = {"measure": "states", "sites": "residual, ffn", "layers": [0, 2], "items": 3}
+    for measure in ("states", kept, {**kept, "sites": ["ffn"], "layers": "all"}):
+        said = {**GOOD, "measures": ["accuracy", measure]}
+        assert not list(check.iter_errors(said))
+        assert read_study(yaml.safe_dump(said)).states is not None
+    assert list(check.iter_errors({**GOOD, "measures": [{**kept, "site": "ffn"}]}))
+    assert list(check.iter_errors({**GOOD, "measures": [{"measure": "anls", "layers": 1}]}))
     assert list(check.iter_errors({**GOOD, "modles": 1}))
     assert list(check.iter_errors({**GOOD, "data": {"kind": "scenes", "n": "4"}}))
 

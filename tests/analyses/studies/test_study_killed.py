@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from builders.studies import write_study
+from builders.studies import YAML, write_study
 from processes import ROOT, run_python
 
 KILLS = 24
@@ -37,19 +37,28 @@ took = time.perf_counter() - start
 rng = random.Random(0)
 
 
+def kept(out):
+    return {
+        file.relative_to(out): file.read_bytes()
+        for kind in ("index", "states")
+        for file in out.glob(f"states/*/*/{kind}/*")
+    }
+
+
 def stored(out):
     if not StudyFolder(out).unit_files():
         return {}
+    blocks = {file: index for file, index in kept(out).items() if "index" in file.parts}
     (store,) = StudyFolder(out).open_stores()
     with store:
         assert store._db.execute("pragma integrity_check").fetchone() == ("ok",)
-        return {unit.place: unit.content for unit in store.units()}
+        return blocks | {unit.place: unit.content for unit in store.units()}
 
 
 def child(out, pipe):
     '''Run the study and tell every unit that is acknowledged.'''
     def tell(doing, done, total):
-        if doing == "computing units":
+        if doing in ("computing units", "keeping states"):
             os.write(pipe, f"{done} ".encode())
 
     try:
@@ -88,6 +97,7 @@ while killed < kills or known:
     pd.testing.assert_frame_equal(result.frame, whole.frame, check_exact=True)
     pd.testing.assert_frame_equal(result.summary, whole.summary, check_exact=True)
     assert result.done == result.units == len(found)
+    assert kept(out) == kept(file.parent / "whole")
     studies, known = studies + 1, {}
     out = file.parent / f"out-{studies}"
 print(json.dumps({"killed": killed, "empty": empty, "partial": partial, "studies": studies}))
@@ -96,7 +106,8 @@ print(json.dumps({"killed": killed, "empty": empty, "partial": partial, "studies
 
 @pytest.mark.full
 def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
-    file = write_study(tmp_path)
+    states = "anls, {measure: states, sites: [residual, ffn], items: 6}]"
+    file = write_study(tmp_path, YAML.replace("anls]", states))
     done = run_python(
         "-c", PROGRAM, str(ROOT / "tests"), str(file), str(KILLS), cwd=tmp_path, OMP_NUM_THREADS="1"
     )

@@ -138,11 +138,43 @@ def test_arrow_keys_walk_the_grid_and_stop_at_its_edge(page: Any) -> None:
         assert page.evaluate("document.activeElement.dataset.token") == str(token), key
         assert heading(page) == f"Row {token // SIDE}, column {token % SIDE}"
     assert page.locator('.pane:first-child .cell[tabindex="0"]').count() == 1
+
+
+def layers_shown(page: Any) -> list[str]:
+    return [one.inner_text() for one in page.locator(".pane output").all()]
+
+
+@pytest.mark.parametrize("focused", [0, 1])
+def test_page_keys_change_the_layers_of_both_pictures_and_stop_at_the_ends(
+    page: Any, focused: int
+) -> None:
+    cell(page, 3, focused).focus()
+    for key, layer in [("PageUp", 0), *(("PageDown", n) for n in (1, 2, 2)), ("PageUp", 1)]:
+        page.keyboard.press(key)
+        assert layers_shown(page) == [str(layer)] * 2
+    assert page.locator(".told").nth(1).locator("dd").inner_text() == "103"
+    assert page.evaluate("document.activeElement.dataset.token") == "3"
+    labelled(page, "Compare").uncheck()
+    cell(page, 3).focus()
     page.keyboard.press("PageDown")
-    assert page.locator(".pane").nth(0).locator("output").inner_text() == "1"
-    assert page.locator(".pane").nth(1).locator("output").inner_text() == "0"
+    assert layers_shown(page) == ["2"]
+    labelled(page, "Compare").check()
+    assert layers_shown(page) == ["2", "1"]
+
+
+def test_pictures_at_different_layers_stay_as_far_apart(page: Any) -> None:
+    set_layer(page, 1, 1)
+    cell(page, 0).focus()
+    page.keyboard.press("PageDown")
+    assert layers_shown(page) == ["1", "2"]
+    assert "differs at 16 of 16 tokens" in page.locator(".caption").nth(1).inner_text()
     page.keyboard.press("PageUp")
-    assert page.locator(".pane").nth(0).locator("output").inner_text() == "0"
+    assert layers_shown(page) == ["0", "1"]
+    assert page.locator("input[type=range]").nth(1).get_attribute("aria-valuetext") == "layer 1"
+    # The picture with the focus leads: where it has no further layer the other stays as well.
+    set_layer(page, 0, 2)
+    page.keyboard.press("PageDown")
+    assert layers_shown(page) == ["2", "1"]
 
 
 def test_tokens_without_a_place_stand_beside_the_image_and_keys_reach_them(

@@ -121,6 +121,18 @@ def test_masks_are_edited_on_modules(name: str) -> None:
     assert torch.equal(ran(bridge, batch), clean)
 
 
+@pytest.mark.parametrize("norm", ["raw", "matched"])
+def test_tokens_enter_behind_added_features_there_too(norm: Any) -> None:
+    model, bridge = opened("qwen3_vl", "eager"), bridge_of("qwen3_vl")
+    batch = model.batch(built("qwen3_vl").inputs)
+    plan = Plan(InjectTokens(layer=2, norm=norm))
+    ours = model.run(batch, plan, logits="all").logits
+    keep = torch.ones_like(batch.inputs["input_ids"], dtype=torch.bool)
+    assert close(ran(bridge, batch), ours, keep) > MOVED
+    with plan.attached(bridge, batch):
+        assert close(ours, ran(bridge, batch), keep) < EQUAL
+
+
 # ---------------------------------------------------------------- what else a plan does
 
 

@@ -35,7 +35,7 @@ from oracles.eager_weights import scaled, softmax_changed
 from oracles.knockouts import longer, mixers_of
 from oracles.selected_tokens import BOS, EVERY, LAST, TEXT, VISUAL, Tokens, pairs
 from oracles.torch_hooks import attached
-from tolerances import EQUAL, MOVED, MOVED_A_LITTLE
+from tolerances import ACCUMULATED, EQUAL, MOVED, MOVED_A_LITTLE
 
 LAYERS = (1, 2)
 WORDS = Tokens("text & ~bos", lambda i, m: TEXT.prompt(i, m) & ~BOS.prompt(i, m), generated=True)
@@ -199,7 +199,8 @@ def check_family(name: str, batch: Batch, plan: Plan, edited: AbstractContextMan
     found = model.run(batch, plan, logits="all").logits
     finite = clean[real].isfinite()
     spread = max(1.0, float(clean[real][finite].std()))
-    assert float((found - expected)[real][finite].abs().max()) < 2 * EQUAL * spread
+    # The oracle edits the weights of eager attention; the model runs the kernel it has.
+    assert float((found - expected)[real][finite].abs().max()) < 2 * ACCUMULATED * spread
     assert float((clean - expected)[real][finite].abs().max()) > MOVED_A_LITTLE
 
 

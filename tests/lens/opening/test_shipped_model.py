@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from embedlens import InputError, VisualLM
 from embedlens.lens.scenes import TASKS, VOCABULARY, Question, Scene, scenes
 from processes import ROOT, run_python
 
@@ -32,6 +33,15 @@ def model() -> Any:
 @pytest.fixture(scope="module")
 def processor() -> Any:
     return AutoProcessor.from_pretrained(FOLDER)
+
+
+def test_it_is_loaded_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert VisualLM.load("shipped", device="cpu", lazy=True).name == "embedlens-shipped"
+    # A folder of that name is another model.
+    (tmp_path / "shipped").mkdir()
+    with pytest.raises(InputError, match="shipped"):
+        VisualLM.load("./shipped", device="cpu")
 
 
 def prompt(processor: Any, question: str) -> str:
