@@ -46,7 +46,7 @@ class _Watch:
 
     def on_output(self, path: str, module: nn.Module, _: Any, output: Any) -> None:
         """After a module."""
-        for tensor in _tensors(output) if self.path is None else ():
+        for tensor in tensors_in(output) if self.path is None else ():
             real = self._real(tensor)
             if tensor.is_floating_point() and not all_finite([real]):
                 self.path, self.dtype = path, tensor.dtype
@@ -137,11 +137,12 @@ def _named(path: str, layers: Sequence[str]) -> str:
     return path
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """The tensors in what a module returned, however nested."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
-        yield from _tensors(tuple(output.values()))
+        yield from tensors_in(tuple(output.values()))
     elif isinstance(output, tuple | list):
         for one in output:
-            yield from _tensors(one)
+            yield from tensors_in(one)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..finite import tensors_in
+
 # How far into what a layer is given is looked: a cache has layers, which have tensors.
 DEEPEST = 6
 # What every module has, but for its buffers: hooks come and go with a pass.
@@ -128,6 +130,19 @@ def _held(layer: nn.Module) -> Any:
         _marks({name: part for name, part in vars(module).items() if name not in _NOT_STATE})
         for module in layer.modules()
     ]
+
+
+def return_again(returned: Any, *_: Any, **__: Any) -> Any:
+    """A copy of what a module returned, for whoever may write into it.
+
+    Tensors that have their memory to themselves are cloned, which is four times as fast as what
+    ``deepcopy`` does with them.
+    """
+    tensors = {id(tensor): tensor for tensor in tensors_in(returned)}
+    plain = all(type(tensor) is torch.Tensor for tensor in tensors.values())
+    if not plain or len({t.untyped_storage().data_ptr() for t in tensors.values()}) < len(tensors):
+        return copy.deepcopy(returned)
+    return copy.deepcopy(returned, {key: tensor.clone() for key, tensor in tensors.items()})
 
 
 def return_kept(host: Any, outputs: Mapping[str, Any]) -> None:

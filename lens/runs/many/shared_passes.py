@@ -14,15 +14,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from ...opening.entries import only_entries
 from ...opening.placement import placed
-from ...opening.present_state import owners_hooks
+from ...opening.present_state import modules_of, owners_hooks
 from ...opening.wrapping import envoy_path
 from ..forward import Output, Request, forward_pass
 from ..plan_protocol import Program, Touch
@@ -33,7 +33,7 @@ from .decoder_on_batch import DecoderOnBatch, place_of_site
 from .decoder_pass import LOGITS, DecoderPass
 from .hooked_model import HookedModel, hooked_pass
 from .kept_beginnings import KeptBeginnings
-from .kept_outputs import before_decoder, keep_outputs, return_kept, watch_layers
+from .kept_outputs import before_decoder, keep_outputs, return_again, return_kept, watch_layers
 from .prefix_tree import Branch, Place, branches
 from .replaced_forwards import replaced_forwards
 from .same_arguments import Received, ReceivedOtherwise, check_received, keep_received
@@ -326,6 +326,8 @@ class SharedPasses:
             whole=self.right.get(alone) is False or self.offloaded,
         )
         with ExitStack() as stack:
+            # Nobody waits at nnsight's entries in a pass of hooks.
+            stack.enter_context(only_entries(modules_of(hf), ()))
             watched = () if alone in self.right else self.model.anatomy.layers
             written = stack.enter_context(watch_layers(hf, watched))
             received, shown = self._watch_received(stack, beginning, reserved, towers)
@@ -392,8 +394,3 @@ class SharedPasses:
         """The output of a pass that shares nothing."""
         nn, program = self.model.nn, condition.program
         return forward_pass(self.model, nn if program is None else program.apply(nn), self.request)
-
-
-def return_again(returned: Any, *_: Any, **__: Any) -> Any:
-    """What a module returned, for whoever may write into it."""
-    return copy.deepcopy(returned)

@@ -39,12 +39,12 @@ from .conditions import Condition, kind_of
 from .dice import Dice
 from .held_tensors import HeldTensors
 from .hooked_model import HookedModel, read_at
-from .kept_outputs import before_decoder, keep_outputs
+from .kept_outputs import before_decoder, keep_outputs, return_again
 from .kept_prompts import KeptPrompts
 from .prefix_tree import Branch, Place, branches
 from .prompt_pass import CannotStart, PromptBeginning, PromptPass, held_by
 from .same_arguments import Received
-from .shared_passes import ALONE, LAYERS, MAX_MEMORY, STEPS, TOWERS, return_again
+from .shared_passes import ALONE, LAYERS, MAX_MEMORY, STEPS, TOWERS
 from .some_rows import CACHES
 
 SHARED = (
@@ -231,7 +231,8 @@ class SharedPrompts:
             if condition.program:
                 stack.enter_context(condition.program.apply(host))
             self._read(stack, prompt, states)
-            stack.enter_context(undisturbed(hf))
+            # Nobody waits at nnsight's entries in passes of hooks.
+            stack.enter_context(undisturbed(hf, ()))
             stack.enter_context(ending_quietly())
             stack.enter_context(prompt.in_force())
             self.dice.again()

@@ -18,6 +18,7 @@ from embedlens import AblateAttention, Batch, Plan, ScaleTokens, VisualLM, ZeroF
 from embedlens.interventions.engines import nnsight as engine
 from embedlens.lens.opening.entries import OwnForward
 from embedlens.lens.opening.present_state import is_entry, state_of
+from embedlens.lens.runs.many import hooked_model
 
 PLAN = Plan(AblateAttention(layers=1), ZeroFFN(layers=2, tokens="last"))
 DECODER = "model.language_model"
@@ -69,6 +70,25 @@ def test_only_what_is_looked_into_is_reached(model: VisualLM, batch: Batch) -> N
     decoder = f"model.{DECODER}"
     assert set(found) == {"", "model", decoder, f"{layers[1]}.self_attn", f"{layers[2]}.mlp"}
     assert set(reached(lambda: model.score(batch, ["a"]))) == {"", "model"}
+
+
+def test_shared_passes_run_without_entries(
+    model: VisualLM, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def entries() -> list[Any]:
+        found = forwards(model)[1:]
+        return [one for one in found if type(one).__module__.startswith("nnsight.")]
+
+    def looking(hf: Any) -> dict[str, Any]:
+        inside.append(len(entries()))
+        return usual(hf)
+
+    usual, before, inside = hooked_model.without_cache, entries(), list[int]()
+    monkeypatch.setattr(hooked_model, "without_cache", looking)
+    model.run_many(batch, [PLAN, Plan(ZeroFFN(layers=3))])
+    assert before
+    assert inside == [0, 0]
+    assert entries() == before
 
 
 def test_in_an_open_trace_everything_is(model: VisualLM, batch: Batch) -> None:

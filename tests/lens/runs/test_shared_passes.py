@@ -6,8 +6,10 @@ import functools
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers.modeling_outputs import BaseModelOutput
 
 from builders.opened_families import opened
 from builders.plans_that_share import BROKEN, RELATIVE, ROWS, SWEEP, relative, singles, ways
@@ -146,3 +148,20 @@ def test_all_shortcuts_hold_here(name: str) -> None:
     found = ways(model)
     assert set(found) >= {*ROWS, "ffn known", "layers", "towers", "steps", "alone"}
     assert set().union(*found.values()) == {True}
+
+
+def test_what_is_returned_again_is_a_copy_of_the_same_kind() -> None:
+    """Tensors that are one, or have one memory, are so in the copy, and nobody reaches the kept."""
+    states = torch.arange(12.0).view(2, 6)
+    kept = BaseModelOutput(last_hidden_state=states, hidden_states=(states.clone(), states))
+    again = shared_passes.return_again(kept)
+    assert type(again) is BaseModelOutput
+    assert again.hidden_states[1] is again.last_hidden_state is again["last_hidden_state"]
+    part = shared_passes.return_again({"all": states, "some": [states[:, :2], "text"]})
+    for made in (again.last_hidden_state, *again.hidden_states[:1], part["all"]):
+        assert torch.equal(made, states)
+        made.zero_()
+    assert not part["some"][0].any()
+    assert part["some"][1] == "text"
+    assert torch.equal(states, torch.arange(12.0).view(2, 6))
+    assert torch.equal(kept.hidden_states[0], states)
