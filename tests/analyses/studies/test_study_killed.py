@@ -71,13 +71,15 @@ def child(out, pipe):
 
 killed, empty, partial, studies, known = 0, 0, 0, 0, {}
 out = file.parent / "out-0"
+patience = took / 3
 while killed < kills or known:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         child(out, writer)
     os.close(writer)
-    time.sleep(rng.uniform(0, took / 3))
+    time.sleep(rng.uniform(0, patience))
+    patience *= 1.05  # On a machine that got slower since, a study has to end too.
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     with os.fdopen(reader) as told:

@@ -127,6 +127,6 @@ SYNTHETIC = ROOT / "benchmarks" / "study_store.py"
 
 @pytest.mark.full
 def test_the_benchmark_of_the_store_runs(tmp_path: Path) -> None:
-    done = run_python(str(SYNTHETIC), "2000", str(tmp_path), cwd=tmp_path)
+    done = run_python(str(SYNTHETIC), "--units", "2000", "--folder", str(tmp_path), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2,000 units" in done.stdout
