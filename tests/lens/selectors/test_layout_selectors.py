@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,15 @@ def chosen(text: str, of: Batch) -> list[int]:
 )
 def test_selectors_of_places_and_kinds(text: str, positions: list[int]) -> None:
     assert chosen(text, TILED) == positions
+
+
+def test_all_is_every_position_but_padding_and_what_is_generated() -> None:
+    mask = torch.ones(1, LENGTH, dtype=torch.long)
+    mask[0, 0] = 0
+    padded = replace(TILED, inputs={**TILED.inputs, "attention_mask": mask})
+    found = parse_selector("all").select(padded)
+    assert found.prompt[0].tolist() == [False, *[True] * (LENGTH - 1)]
+    assert found.generated.tolist() == [True]
 
 
 def test_frames_of_a_video() -> None:
