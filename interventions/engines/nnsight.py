@@ -1,13 +1,15 @@
 """The nnsight engine: steps become edits stored on a shallow copy of the model.
 
-One stored edit per step, so steps need not be sorted into the order in which the model reaches
-their sites; at one site they act in the order of the plan, and before the body of the trace.
+One stored edit per run of steps that go up through the layers, so steps need not be sorted into the
+order in which the model reaches their sites; at one site they act in the order of the plan, and
+before the body of the trace. Each edit is a greenlet of its own, which takes time to start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial, singledispatch
+from math import inf
 from typing import Any, Literal
 
 import nnsight
@@ -177,14 +179,37 @@ def store_edits(
     """A copy of an nnsight model that carries out functions with the dicts they are given."""
     edited = envoy._shallow_copy()
     # What is carried out for steps of somebody else's may look anywhere.
-    if all(action.__module__.startswith(_PAYLOAD) for action, _ in actions):
+    if all(_is_ours(action) for action, _ in actions):
         looks_only(edited, envoy, (clock, [step for _, step in actions]))
     store: dict[str, Any] = {}
     if clock is not None:
         _store_clock(edited, store, clock, Iterations())
-    for action, step in actions:
-        _store_edit(edited, store, action, step, Iterations())
+    for some in _upwards(actions):
+        _store_edit(edited, store, some, Iterations())
     return edited
+
+
+def _upwards(
+    actions: Sequence[tuple[Action, dict[str, Any]]],
+) -> list[list[tuple[Action, dict[str, Any]]]]:
+    """The actions in runs, each a layer above the one before, as a forward reaches them.
+
+    By itself stays what acts in several layers or passes, or may: steps of somebody else's.
+    """
+    runs: list[list[tuple[Action, dict[str, Any]]]] = []
+    top = inf
+    for action, step in actions:
+        alone = not _is_ours(action) or "decoder" in step or "layers" in step
+        layer = inf if alone else step["layer"]
+        if not top < layer < inf:
+            runs.append([])
+        runs[-1].append((action, step))
+        top = layer
+    return runs
+
+
+def _is_ours(action: Action) -> bool:
+    return action.__module__.startswith(_PAYLOAD)
 
 
 def _store_clock(edited: Any, store: dict[str, Any], clock: dict[str, Any], passes: Any) -> None:
@@ -193,9 +218,13 @@ def _store_clock(edited: Any, store: dict[str, Any], clock: dict[str, Any], pass
 
 
 def _store_edit(
-    edited: Any, store: dict[str, Any], action: Action, step: dict[str, Any], passes: Any
+    edited: Any,
+    store: dict[str, Any],
+    actions: Sequence[tuple[Action, dict[str, Any]]],
+    passes: Any,
 ) -> None:
     # A remote run pickles what this block names: a function goes as its source, but a module
     # would go with its spec and loader, which a sandbox refuses.
     with edited.edit(inplace=True):
-        carry_out_when(action, edited, store, step, passes)
+        for action, step in actions:
+            carry_out_when(action, edited, store, step, passes)

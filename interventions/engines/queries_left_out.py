@@ -79,11 +79,11 @@ def _is_alone(step: Step, steps: Sequence[Step], scope: Scope) -> bool:
     # Of a generation's passes weights may be asked for; and most are over one token.
     if step.columns is None or during.kind == "generation":
         return False
+    # Queries, and the way back to the stream; scores come on top.
+    if len(step.rows) * 2 * scope.model.anatomy.hidden_size**2 < WORTH:
+        return False
     tokens = step.tokens(scope.samples, scope.batch.length + during.continuation)
     if tokens[:, :-1].all(0).mean() < SHARE:
-        return False
-    # Queries, and the way back to the stream; scores come on top.
-    if tokens.sum() * 2 * scope.model.anatomy.hidden_size**2 < WORTH:
         return False
     for other in steps:
         inside = other.site.layer == step.site.layer and other.site.part not in ("entry", "ffn")

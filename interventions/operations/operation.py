@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypedDict, TypeVar, get_args
 
 import numpy as np
@@ -156,6 +157,7 @@ class Operation(BaseModel, ABC, metaclass=PlainNames):
         return getattr(self, "layers", None)
 
     @classmethod
+    @cache
     def roles(cls) -> tuple[str, ...]:
         """The settings that are selectors, for instance ``queries`` and ``keys``."""
         found = []

@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from operator import methodcaller
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
+
+_FORWARD = methodcaller("get", "forward")
 
 
 class OwnForward(partial[Any]):
@@ -32,11 +35,17 @@ def is_entry(forward: Any) -> bool:
     return type(forward).__module__.startswith("nnsight.") or isinstance(forward, OwnForward)
 
 
+def own_forwards(modules: Sequence[nn.Module]) -> list[Any]:
+    """The forward that each module has beside its class's; None where it has none."""
+    return [*map(_FORWARD, map(vars, modules))]
+
+
 class Entries:
     """The entries of a model's parts, and what stands in their place where nobody looks."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = modules
+        self._forwards = own_forwards(modules)
         self._own = {}
         for module in modules:
             held = vars(module)
@@ -49,9 +58,7 @@ class Entries:
 
     def are_of(self, modules: Sequence[nn.Module]) -> bool:
         """Whether these are still the same parts, under the same entries."""
-        return modules == self._modules and all(
-            held.get("forward") is own.entry for held, own in self._own.values()
-        )
+        return modules == self._modules and own_forwards(modules) == self._forwards
 
     @contextmanager
     def only(self, entered: Collection[nn.Module]) -> Iterator[None]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from .entries import is_entry
+from .entries import is_entry, own_forwards
 
 # Libraries whose hooks and forwards are part of the model they come with.
 _OF_THE_MODEL = ("transformers.", "accelerate.", "peft.")
@@ -93,7 +93,7 @@ class Structure:
         self._modules = modules_of(model)
         self._kinds = [*map(type, self._modules)]
         self._runs = _forwards(self._modules)
-        self._exactly = _own_forwards(self._modules)
+        self._exactly = own_forwards(self._modules)
 
     def is_of(self, model: nn.Module) -> bool:
         """Whether the model is still made of the same."""
@@ -101,17 +101,13 @@ class Structure:
         return (
             modules == self._modules
             and [*map(type, modules)] == self._kinds
-            and (_own_forwards(modules) == self._exactly or _forwards(modules) == self._runs)
+            and (own_forwards(modules) == self._exactly or _forwards(modules) == self._runs)
         )
 
 
 def _forwards(modules: list[nn.Module]) -> list[Any]:
     """The forward that each has; nnsight's entries, which it renews, are one and the same."""
-    return [_ENTRY if is_entry(forward) else forward for forward in _own_forwards(modules)]
-
-
-def _own_forwards(modules: list[nn.Module]) -> list[Any]:
-    return [held.get("forward") for held in map(vars, modules)]
+    return [_ENTRY if is_entry(forward) else forward for forward in own_forwards(modules)]
 
 
 def owners_hooks(model: nn.Module) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
@@ -69,13 +69,14 @@ def _eagerly() -> AbstractContextManager[Any]:
 def _put_back(modules: Sequence[nn.Module]) -> Iterator[None]:
     held = [*map(vars, modules)]
     before = [*map(dict.copy, held)]
-    tables = [module._buffers for module in modules]
+    tables = [*map(itemgetter("_buffers"), held)]
     buffers = [table and table.copy() for table in tables]
     # What is compiled keeps its flag on what it was compiled from, which is among the modules.
     for module, now in zip(modules, held, strict=True):
         if now.get("training", False):
             module.training = False
-        for name in _CARRIED:
+    for name in _CARRIED:
+        for module, now in zip(modules, held, strict=True):
             if name in now:
                 setattr(module, name, None)
     try:

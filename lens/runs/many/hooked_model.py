@@ -15,7 +15,6 @@ from ...opening.wrapping import module_path
 from ..forward import Output, Request
 from ..reading import by_sample, tensor_of
 from ..tracing import without_cache
-from ..undisturbed import undisturbed
 from .some_rows import SomeRows
 
 
@@ -44,7 +43,10 @@ class HookedModel:
 
 
 def hooked_pass(host: HookedModel, inputs: Mapping[str, Tensor], request: Request) -> Output:
-    """A forward of the model as it is now, with all hooks on it; what is read has them in it."""
+    """A forward of the model as it is now, with all hooks on it; what is read has them in it.
+
+    To leave it :func:`.undisturbed` is the caller's.
+    """
     model: Any = host.model
     states: dict[str, Tensor] = {}
     with ExitStack() as stack:
@@ -52,7 +54,6 @@ def hooked_pass(host: HookedModel, inputs: Mapping[str, Tensor], request: Reques
             module = model.get_submodule(module_path(site["path"]))
             keep = partial(_keep, host, request, states, site)
             stack.enter_context(read_at(module, site["side"], keep))
-        stack.enter_context(undisturbed(model))
         logits = model(**inputs, **without_cache(model), **request.arguments).logits
     if len(logits) != request.samples:
         raise InputError(f"{len(logits)} rows of logits came back for {request.samples}")

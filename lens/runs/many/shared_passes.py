@@ -20,13 +20,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from ...opening.entries import only_entries
 from ...opening.placement import placed
-from ...opening.present_state import modules_of, owners_hooks
+from ...opening.present_state import owners_hooks
 from ...opening.wrapping import envoy_path
 from ..forward import Output, Request, forward_pass
 from ..plan_protocol import Program, Touch
 from ..proof_record import proven_of
+from ..undisturbed import undisturbed
 from .beginnings import Beginning, Memory, Untouched
 from .conditions import Condition, kind_of, same_output
 from .decoder_on_batch import DecoderOnBatch, place_of_site
@@ -327,7 +327,7 @@ class SharedPasses:
         )
         with ExitStack() as stack:
             # Nobody waits at nnsight's entries in a pass of hooks.
-            stack.enter_context(only_entries(modules_of(hf), ()))
+            stack.enter_context(undisturbed(hf, ()))
             watched = () if alone in self.right else self.model.anatomy.layers
             written = stack.enter_context(watch_layers(hf, watched))
             received, shown = self._watch_received(stack, beginning, reserved, towers)
