@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from ...interventions import Plan
-from ...interventions.selectors.layers import numbers_of
+from ...interventions.layers_and_heads.layers import numbers_of
 from ...lens.errors import InputError
 from ...lens.inputs.read_image import ImageLike, read_image
 from ...lens.markers.markers import Markers

@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 import tiny
 from builders.copies import eager_copy
 from embedlens import AblateAttention, Batch, BlockAttention, Plan, VisualLM, ZeroFFN
-from embedlens.interventions.engines import queries_left_out
+from embedlens.interventions.engines import queries_not_needed
 from embedlens.interventions.engines.nnsight import NNsight
 from families.zoo import built, visual_lm
 from oracles.torch_hooks import attached, leaving
@@ -41,8 +41,8 @@ def batch(model: VisualLM) -> Batch:
 @pytest.fixture(autouse=True)
 def few_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of the tiny models are shorter than their prompts, and hardly cost anything."""
-    monkeypatch.setattr(queries_left_out, "SHARE", 0.05)
-    monkeypatch.setattr(queries_left_out, "WORTH", 0)
+    monkeypatch.setattr(queries_not_needed, "SHARE", 0.05)
+    monkeypatch.setattr(queries_not_needed, "WORTH", 0)
 
 
 def batch_of(model: VisualLM) -> Batch:
@@ -192,7 +192,7 @@ def test_few_tokens_are_computed(
     assert computes_less(lambda: model.run(batch, plan))
     for name, value in (("SHARE", 0.9), ("WORTH", 1e6)):
         with monkeypatch.context() as patch:
-            patch.setattr(queries_left_out, name, value)
+            patch.setattr(queries_not_needed, name, value)
             assert not computes_less(lambda: model.run(batch, plan))
             assert plan.cost(model, batch).total["skipped"] == 0
 

@@ -1,4 +1,4 @@
-"""The same dice for every plan of a call: each draws what it would draw by itself."""
+"""The same random numbers for every plan of a call: each draws what it would draw by itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 
-class Dice:
+class SameRandomNumbers:
     """torch's random numbers from here on, to be drawn several times."""
 
     def __init__(self) -> None:

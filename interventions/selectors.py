@@ -1,6 +1,6 @@
-"""Which tokens, as :mod:`embedlens.lens.selectors` says it, and which layers."""
+"""Which tokens, as :mod:`embedlens.lens.selectors` says it."""
 
-from ...lens.selectors import (
+from ..lens.selectors import (
     AttentionFrom,
     Bottom,
     Box,

@@ -13,7 +13,7 @@ import torch
 from .carry_out import index_of, zero
 
 
-def leave_out(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
+def ffn_without_rows(model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int) -> None:
     """Let a module compute the other tokens only, and return zero at the step's."""
     if step.get("parts", 1) > 1:
         # Each beam, and each of several later tokens, comes by itself; rows are gathered once.

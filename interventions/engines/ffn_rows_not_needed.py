@@ -15,7 +15,7 @@ from ..program.site import Site
 from ..program.steps import Step, Zero
 
 
-def rows_left_out(steps: Sequence[Step], scope: Scope) -> frozenset[int]:
+def ffn_rows_not_needed(steps: Sequence[Step], scope: Scope) -> frozenset[int]:
     """The places among the steps of those whose tokens can be left out of the module."""
     during = scope.during
     if during.traced or during.positions or scope.model.hf in WEIGHTS_ON_SERVER:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from .carry_out import zero
-from .leave_out import compute_only, others_of
+from .ffn_without_rows import compute_only, others_of
 
 
-def leave_queries_out(
+def attention_without_queries(
     model: Any, store: dict[str, Any], step: dict[str, Any], decoded: int
 ) -> None:
     """Let attention gather for the other tokens only, and add zero at the step's."""

@@ -29,7 +29,7 @@ from ...lens.tolerances import ROW_WISE
 from ..program.scope import Scope, Subject
 from ..program.steps import Choose, Step, Zero
 from .mask_kinds import mask_kind
-from .payload.leave_queries_out import outputs_of, outputs_without
+from .payload.attention_without_queries import outputs_of, outputs_without
 
 nnsight.register(outputs_of.__module__)
 
@@ -45,7 +45,7 @@ TRIED = 24
 _TRIED: WeakKeyDictionary[nn.Module, tuple[Hashable, bool]] = WeakKeyDictionary()
 
 
-def queries_left_out(steps: Sequence[Step], scope: Scope) -> frozenset[int]:
+def queries_not_needed(steps: Sequence[Step], scope: Scope) -> frozenset[int]:
     """The places among the steps of those whose tokens' queries can be left out of attention."""
     found = {
         number: places_of_queries(scope.model, step.site.layer)

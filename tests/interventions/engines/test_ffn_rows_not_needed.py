@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
 from embedlens import Batch, PatchTokens, Plan, ReplaceTokens, VisualLM, ZeroFFN
-from embedlens.interventions.engines import rows_left_out
+from embedlens.interventions.engines import ffn_rows_not_needed
 from embedlens.interventions.engines.hooks import Hooks
 from embedlens.interventions.engines.nnsight import NNsight
 from embedlens.lens.anatomy.row_wise import is_row_wise
@@ -208,7 +208,7 @@ def test_many_plans_look_at_a_module_once_in_each_call(
         looked.append(module)
         return is_row_wise(hf, module, width)
 
-    monkeypatch.setattr(rows_left_out, "is_row_wise", look)
+    monkeypatch.setattr(ffn_rows_not_needed, "is_row_wise", look)
     model.run_many(batch, plans)
     assert len(looked) == len(set(looked)) == 4
     hooked = model.layers[3].mlp._module.register_forward_hook(lambda *_: None)
