@@ -6,6 +6,7 @@ from .attention_over_image import attention_map
 from .causal_evidence_of_markers import causal_evidence
 from .claim import Claim
 from .class_agreement_with_truth import class_agreement
+from .clusters_and_sinks import partition
 from .comparison_of_lenses import compare_lenses
 from .comparison_of_plans import compare
 from .costs_of_plans import cost_of_plans
@@ -17,7 +18,6 @@ from .injection_by_layer import injection
 from .integrated_gradients_of_tokens import integrated_gradients
 from .lens_hits_by_layer import lens_hits
 from .logit_attribution import logit_attribution
-from .partition_of_tokens import partition
 from .patch_compression import PatchBenchmark, patch_benchmark, patch_compression
 from .patching_by_layer import patching
 from .probes_by_layer import probes

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from ..analysis import Result
 from ..figures.curves import curve, layer_axis
 from ..figures.style import CLASS_COLORS, MUTED, new_figure, style, tidy
-from ..rows import one, select
+from ..select_rows import one, select
 
 _ORDER = ("alive", "dead", "sink")
 

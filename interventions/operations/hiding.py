@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...lens.errors import InputError
-from ...lens.selectors.selectors import Selection, Selector
+from ...lens.selectors.selector_types import Selection, Selector
 from ..layers_and_heads.heads import HeadNumbers
 from ..layers_and_heads.layers import ALL, Layers
 from ..program.site import Site

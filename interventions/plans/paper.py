@@ -45,7 +45,7 @@ from ...lens.markers.markers import nearest_words
 from ...lens.model import VisualLM
 from ...lens.selectors.nearest_words import Control, Near, may_miss, visual_only
 from ...lens.selectors.parser import parse_selector
-from ...lens.selectors.selectors import And, Name, Not, Or, Selector
+from ...lens.selectors.selector_types import And, Name, Not, Or, Selector
 from ...lens.token_classes import TokenClasses
 from ..layers_and_heads.layers import Layers
 from ..operations import (

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
-from ...lens.selectors.selectors import Selector
+from ...lens.selectors.selector_types import Selector
 from ..layers_and_heads.layers import Layers
 from ..operations import OPERATIONS
 

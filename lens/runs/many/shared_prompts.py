@@ -34,7 +34,7 @@ from ..generation_modes import Mode
 from ..generation_trace import ending_quietly
 from ..proof_record import is_same, proven_of
 from ..undisturbed import undisturbed
-from ..writing import Written, copies_of, last_of, write_traced, written_of
+from ..writing_in_trace import Written, copies_of, last_of, write_traced, written_of
 from .conditions import Condition, kind_of
 from .held_tensors import HeldTensors
 from .hooked_model import HookedModel, read_at

@@ -15,7 +15,7 @@ from ..comparison_of_plans.measure_names import axis_label
 from ..comparison_of_plans.paired_table import METRICS
 from ..figures.curves import layer_axis
 from ..figures.style import ACCENT, INK, MUTED, SECOND, THIRD, new_figure, style, tidy
-from ..rows import select
+from ..select_rows import select
 
 _COLORS = (ACCENT, SECOND, THIRD, "#E69F00", "#56B4E9")
 _BROKEN = (0, (2, 1.5))

@@ -10,7 +10,7 @@ from ...lens.token_classes import CLASS_NAMES
 from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, SECOND_HAND, Claim
 from ..numbers_in_words import apart, estimate, listing, number, percent, points, share
-from ..rows import one, select
+from ..select_rows import one, select
 from ..statistics import Evidence, Region, bootstrap_mean, bootstrap_pairs, evidence
 from .figure import draw_sparsity
 from .measure import sparsity

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ..analysis import Analysis, Result, register
 from ..numbers_in_words import counted, difference, listing, number, p_value, percent
-from ..rows import one, select
+from ..select_rows import one, select
 from .axis_of_changes import RUN_OFF
 from .figure import draw_comparison
 from .measure_names import answers_are_own, measure_name

@@ -5,7 +5,7 @@ import numpy as np
 from ..analysis import Analysis, Result, register
 from ..claim import SECOND_HAND, Claim
 from ..numbers_in_words import counted, listing, number, percent, share
-from ..rows import one, select
+from ..select_rows import one, select
 from ..statistics import Region, evidence, proportion
 from .figure import draw_partition
 from .measure import MASSIVE, NORM, TURN, partition

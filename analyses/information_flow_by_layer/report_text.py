@@ -8,16 +8,16 @@ from ..analysis import Analysis, Result, register
 from ..comparison_of_plans.axis_of_changes import RUN_OFF
 from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
-from ..comparison_of_plans.words import amount, told_reference
-from ..conditions_by_layer.conditions_in_words import (
+from ..comparison_of_plans.report_text import amount, told_reference
+from ..numbers_in_words import counted, number
+from ..select_rows import select
+from ..sweep_over_layers.conditions_in_words import (
     beyond_control,
     table_of_changes,
     told_change,
     told_verdicts,
 )
-from ..conditions_by_layer.run_on_report import run_on_report
-from ..numbers_in_words import counted, number
-from ..rows import select
+from ..sweep_over_layers.run_on_report import run_on_report
 from .figure import draw_information_flow, told_metric
 from .measure import information_flow
 

@@ -16,7 +16,7 @@ from ..numbers_in_words import (
     percent,
     share,
 )
-from ..rows import one, select
+from ..select_rows import one, select
 from .answer import Answer, answer
 from .claims import Norms, claims, direction_in_words
 from .curves_by_layer import STANDARDISED

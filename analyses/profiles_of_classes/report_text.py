@@ -9,7 +9,7 @@ from ...lens.token_classes import CLASS_NAMES
 from ..analysis import Analysis, Result, register
 from ..claim import SECOND_HAND, Claim
 from ..numbers_in_words import estimate, listing, number, percent, share
-from ..rows import select
+from ..select_rows import select
 from ..statistics import Region, bootstrap_mean, bootstrap_pairs, evidence
 from .figure import DEAD_SHARE, SINK_COSINE, draw_class_profiles
 from .measure import KINDS, class_profiles

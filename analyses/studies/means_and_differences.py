@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from ..rows import select
+from ..select_rows import select
 from ..statistics import Estimate, bootstrap_mean, holm, paired_difference, paired_test, proportion
 from .condition_grid import StudyCondition
 

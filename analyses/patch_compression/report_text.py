@@ -9,7 +9,7 @@ import pandas as pd
 from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, SECOND_HAND, Claim
 from ..numbers_in_words import counted, difference, p_value, percent, points, share
-from ..rows import one, records, select
+from ..select_rows import one, records, select
 from ..statistics import LEVEL, Evidence
 from .answers_and_words import DOING
 from .compared_images import MORE, MOSTLY

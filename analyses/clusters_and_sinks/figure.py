@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from ..analysis import Result
 from ..figures.style import ACCENT, CHANCE, MUTED, SECOND, new_figure, style, tidy
-from ..rows import select
+from ..select_rows import select
 
 
 def draw_partition(result: Result) -> Figure:

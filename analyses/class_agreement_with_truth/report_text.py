@@ -3,7 +3,7 @@
 from ..analysis import Analysis, Result, register
 from ..numbers_in_words import share
 from ..report_inputs import Material
-from ..rows import one, select
+from ..select_rows import one, select
 from .figure import draw_class_agreement
 from .measure import class_agreement
 

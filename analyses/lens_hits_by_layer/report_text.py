@@ -8,7 +8,7 @@ from ..analysis import Analysis, Result, register
 from ..claim import ABSTRACT, SECOND_HAND, Claim
 from ..numbers_in_words import apart, depth, difference, points, share
 from ..report_inputs import Material
-from ..rows import one, select
+from ..select_rows import one, select
 from ..statistics import Estimate, Evidence, Region, bootstrap_mean, evidence
 from .figure import draw_lens_hits
 from .measure import lens_hits, middle_k

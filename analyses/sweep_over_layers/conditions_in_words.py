@@ -8,7 +8,7 @@ import pandas as pd
 from ..analysis import Result
 from ..comparison_of_plans.measure_names import measure_name, measure_title
 from ..comparison_of_plans.named_plans import UNTOUCHED
-from ..comparison_of_plans.words import amount, change
+from ..comparison_of_plans.report_text import amount, change
 from ..numbers_in_words import counted, listing, p_value
 
 SURE = 0.05

@@ -4,7 +4,7 @@ from math import isnan
 
 from ..analysis import Analysis, Result, register
 from ..numbers_in_words import listing, number
-from ..rows import select
+from ..select_rows import select
 from .figure import SURE, draw_patching
 from .measure import DOING
 

@@ -19,7 +19,7 @@ from .entered_modules import entered_modules, looks_only
 from .finite import all_finite, largest_logits, not_finite
 from .generation_modes import Mode
 from .generation_trace import behind_the_prompts, ending_quietly, trace_generation
-from .reading import by_sample, tensor_of
+from .reading_in_trace import by_sample, tensor_of
 
 T = TypeVar("T")
 

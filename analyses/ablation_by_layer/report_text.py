@@ -11,7 +11,7 @@ from ..analysis import Analysis, Result, register
 from ..asked_questions import OWN_ANSWER
 from ..claim import ABSTRACT, Claim
 from ..numbers_in_words import counted, difference, listing, p_value, percent, points, share
-from ..rows import one, select
+from ..select_rows import one, select
 from ..statistics import Evidence, holm
 from .answers import DOING
 from .figure import draw_ablation

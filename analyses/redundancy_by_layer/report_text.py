@@ -7,18 +7,18 @@ from ..claim import SECOND_HAND, Claim
 from ..comparison_of_plans.axis_of_changes import RUN_OFF
 from ..comparison_of_plans.measure_names import measure_name
 from ..comparison_of_plans.outcomes import DOING
-from ..comparison_of_plans.words import amount, change, told_reference
-from ..conditions_by_layer.condition import ALL_VISUAL
-from ..conditions_by_layer.conditions_in_words import (
+from ..comparison_of_plans.report_text import amount, change, told_reference
+from ..numbers_in_words import counted, listing, percent
+from ..select_rows import one, select
+from ..statistics import Evidence
+from ..sweep_over_layers.condition import ALL_VISUAL
+from ..sweep_over_layers.conditions_in_words import (
     beyond_control,
     table_of_changes,
     told_change,
     told_verdicts,
 )
-from ..conditions_by_layer.run_on_report import run_on_report
-from ..numbers_in_words import counted, listing, percent
-from ..rows import one, select
-from ..statistics import Evidence
+from ..sweep_over_layers.run_on_report import run_on_report
 from .figure import draw_redundancy
 from .measure import redundancy
 
