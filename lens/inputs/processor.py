@@ -180,6 +180,8 @@ def left_padded(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     mask = inputs.get("attention_mask")
     if mask is None or mask.ndim != 2:
         return dict(inputs)
+    if bool(mask.all()):
+        return dict(inputs)
     order = mask.bool().long().argsort(dim=1, stable=True)
     if bool((order == torch.arange(mask.shape[1])).all()):
         return dict(inputs)
