@@ -1,4 +1,4 @@
-"""Places read off one painting in colours are those read off four in grey, on every processor."""
+"""Places by one painting in colours, or by a rule, are those read off four in grey, everywhere."""
 
 from __future__ import annotations
 
