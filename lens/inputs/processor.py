@@ -88,7 +88,7 @@ class ProcessorAdapter:
 
     def _call(self, texts: list[str], pictures: dict[str, Any]) -> Any:
         # The side is set on the tokenizer alone: a second tokenizer (a Q-Former's) keeps its own.
-        settings: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+        settings: dict[str, Any] = {"padding": len(texts) > 1, "return_tensors": "pt"}
         if self.accepts is not None and "mm_token_type_ids" in self.accepts:
             settings["return_mm_token_type_ids"] = True
         with _padding_left(self.processor.tokenizer), warnings.catch_warnings():

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 from embedlens.lens.layout.measure import measured_layouts
+from embedlens.lens.layout.measure.colour_levels import DARK, LIGHT, ColourLevels
 from embedlens.lens.layout.measure.painted_images import MeasuredOrigins
 from embedlens.lens.layout.measure.pixel_origins import PixelOrigins, mean
+from embedlens.lens.layout.measure.placed_by_rule import PlacingRules
 from embedlens.lens.layout.measure.placing_rules import PictureRule, TensorForm
 from embedlens.lens.visual_tokens import VisualTokens
 from families import zoo
@@ -123,6 +125,13 @@ def test_another_orientation_is_measured(paintings: list[int]) -> None:
     assert len(paintings) > learned
 
 
+def test_no_rule_is_believed_after_one_size(paintings: list[int]) -> None:
+    seen("gemma3", blocks(LEARNED[1]))
+    learned = len(paintings)
+    seen("gemma3", blocks(LEARNED[2]))
+    assert len(paintings) > learned
+
+
 FORM = TensorForm((1, 3, 336, 336), 1, (336, 336))
 
 
@@ -134,6 +143,26 @@ def test_a_crop_has_the_length_that_its_rounding_says(rounding: Any, length: int
     first = (0.5 + (length - 336) // 2) / length
     assert placing.x[0, 0] == pytest.approx(first)
     assert placing.y[0, -1] == pytest.approx(1 - 0.5 / 336)
+
+
+@pytest.mark.parametrize(("rounding", "believed"), [("down", True), ("up", False)])
+def test_a_size_that_is_rounded_otherwise_than_those_measured_is_measured(
+    rounding: Any, believed: bool
+) -> None:
+    rules, size = PlacingRules(), (667, 480)
+    for other in ((701, 480), (650, 481)):
+        (measured,) = PictureRule("outside", "down", "down", None).placings(other, FORM) or ()
+        rules.learn(other, FORM, measured.origins(FORM))
+    image = blocks(size)
+    length = {"down": 466, "up": 467}[rounding]
+    left = (length - 336) // 2
+    shown = image.resize((length, 336), Image.Resampling.BICUBIC).crop((left, 0, left + 336, 336))
+    brightness = torch.from_numpy(np.array(shown)).permute(2, 0, 1)[None].float()
+    pixels = (brightness - DARK) / (LIGHT - DARK)
+    zero, span = np.zeros(3, np.float32), np.ones(3, np.float32)
+    levels = ColourLevels(-3, zero, span, tuple(np.array([i]) for i in range(3)))
+    found = rules.placed(image, FORM, pixels, levels, Image.Resampling.BICUBIC)
+    assert (found is not None) == believed
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 241)])
