@@ -20,10 +20,10 @@ from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.selectors.parser import is_its_text, parse_selector
 from ...lens.selectors.scores import Scored
-from ...lens.selectors.selectors import Name, Selection, Selector
+from ...lens.selectors.selector_types import Name, Selection, Selector
+from ..layers_and_heads.heads import HeadNumbers
+from ..layers_and_heads.layers import Layers
 from ..program.steps import Step, When
-from ..selectors.heads import HeadNumbers
-from ..selectors.layers import Layers
 from .donor import Places
 from .needs import Need
 from .phrases import Phrases
@@ -252,7 +252,7 @@ class TokenOperation(Operation, ABC):
             columns = np.concatenate([columns, np.tile(behind, int(generated.sum()))])
         found = [self.prompt_place(target, (rows, columns), layer)] if len(rows) else []
         if target.during.kind == "generation" and generated.any():
-            later = torch.as_tensor(np.flatnonzero(generated))
+            later = target.tensor(np.flatnonzero(generated))
             found.append({"when": "decode", "rows": later, "columns": None})
         return found
 
@@ -261,7 +261,7 @@ class TokenOperation(Operation, ABC):
         rows, columns = places
         target.check_computed(self, layer, columns)
         when: When = "prefill"
-        return {"when": when, "rows": torch.as_tensor(rows), "columns": torch.as_tensor(columns)}
+        return {"when": when, "rows": target.tensor(rows), "columns": target.tensor(columns)}
 
 
 Kind = TypeVar("Kind", bound=type[Operation])

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from ...lens.anatomy.heads_and_neurons import heads_of
 from ...lens.errors import InputError, Unsupported
-from ...lens.selectors.selectors import Selector
+from ...lens.selectors.selector_types import Selector
 from ..engines.engine import engine_of
+from ..layers_and_heads.heads import HeadNumbers
 from ..program.scope import Scope
-from ..selectors.heads import HeadNumbers
 from .donor import Donor
 
 
@@ -38,6 +38,12 @@ class Target(Scope):
     def selected(self, tokens: Selector, layer: int | None = None) -> NDArray[np.bool_]:
         """The prompt tokens that a selector means, in one layer if need be, ``[sample, token]``."""
         return tokens.select(self.batch, layer).prompt
+
+    def tensor(self, numbers: NDArray[np.intp]) -> torch.Tensor:
+        """Numbers of samples or positions as a tensor, one for all plans of a call."""
+        return self.during.once(
+            ("tensor", numbers.shape, numbers.tobytes()), lambda: torch.as_tensor(numbers)
+        )
 
     def fitting(self, by: Any, states: torch.Tensor) -> torch.Tensor:
         """States from another pass, if they can be this model's."""

@@ -9,26 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from einops import rearrange
 from numpy.typing import NDArray
 
 from ..layout import Edges
-from .painted_images import PixelOrigins
+from .pixel_origins import PixelOrigins, mean
 
 _NEAR = 0.2  # pixels within which a measured length is a whole number
 _CROOKED = 0.02  # share of the image by which a place may be off its line
-
-
-def mean(field: NDArray[np.floating[Any]], keep: int) -> NDArray[np.float64]:
-    """Mean over all axes but one, of what is not NaN; NaN where all is."""
-    axes = tuple(axis for axis in range(field.ndim) if axis != keep % field.ndim)
-    known = np.isfinite(field)
-    count = known.sum(axis=axes)
-    total = np.where(known, field, 0).sum(axis=axes, dtype=np.float64)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 @dataclass(frozen=True)
@@ -48,7 +38,10 @@ class LinearFit:
             if len(centers) == 1 and known.all():  # one unit: taken as the whole
                 return cls(0.0, 1.0, 1)
             return None
-        step, start = np.polyfit(index[known], centers[known], 1)
+        # Least squares.
+        away = index[known] - index[known].mean()
+        step = float(away @ centers[known] / (away @ away))
+        start = centers[known].mean() - step * index[known].mean()
         off = centers[known] - (start + step * index[known])
         if step <= 0 or np.abs(off).max() > max(_CROOKED, step):
             return None

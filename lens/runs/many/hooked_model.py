@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ...opening.wrapping import module_path
 from ..forward import Output, Request
-from ..reading import by_sample, tensor_of
+from ..reading_in_trace import by_sample, tensor_of
 from ..tracing import without_cache
 from .some_rows import SomeRows
 
@@ -74,7 +74,7 @@ def read_at(module: nn.Module, side: str, keep: Callable[[Any], None]) -> Any:
 def _keep(
     host: HookedModel, request: Request, states: dict[str, Tensor], site: dict[str, Any], value: Any
 ) -> None:
-    """Read a site, as :func:`~embedlens.lens.runs.reading.read_sites` does in a trace."""
+    """Read a site, as :func:`~embedlens.lens.runs.reading_in_trace.read_sites` does in a trace."""
     rows = host.rows if site["side"] == "output" else None
     value = tensor_of(value if rows is None else rows.whole(value))
     value = by_sample(value, request.samples)
