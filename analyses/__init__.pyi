@@ -6,8 +6,10 @@ from .attention_over_image import attention_map
 from .causal_evidence_of_markers import causal_evidence
 from .claim import Claim
 from .class_agreement_with_truth import class_agreement
+from .clusters_and_sinks import partition
 from .comparison_of_lenses import compare_lenses
 from .comparison_of_plans import compare
+from .costs_of_plans import cost_of_plans
 from .effect_of_plan import PlanEffect, effect_of_plan
 from .example import Example
 from .extraction import ExtractedStates, StatesBlock, extract, read_states
@@ -16,8 +18,6 @@ from .injection_by_layer import injection
 from .integrated_gradients_of_tokens import integrated_gradients
 from .lens_hits_by_layer import lens_hits
 from .logit_attribution import logit_attribution
-from .measured_cost import cost_of_plans
-from .partition_of_tokens import partition
 from .patch_compression import PatchBenchmark, patch_benchmark, patch_compression
 from .patching_by_layer import patching
 from .probes_by_layer import probes
@@ -26,7 +26,7 @@ from .pruning_of_tokens import pruning
 from .redundancy_by_layer import redundancy
 from .report_inputs import Material, Truth
 from .scaling_of_norms import norm_scaling
-from .sparsity_of_classes import sparsity
+from .shares_of_classes import sparsity
 from .steering_directions import directions
 from .studies import Study, StudyResult
 from .token_map_of_words import token_map

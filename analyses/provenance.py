@@ -9,7 +9,7 @@ from platform import python_version
 from typing import Any
 
 from ..lens.model import VisualLM
-from ..lens.runs.saving import version_of
+from ..lens.runs.run_file import version_of
 
 _PACKAGES = ("embedlens", "torch", "transformers", "nnsight", "numpy", "pandas", "safetensors")
 

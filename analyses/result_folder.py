@@ -15,7 +15,7 @@ from torch import Tensor, contiguous_format
 from ..lens.errors import InputError
 from ..lens.plain_values import from_json, to_json
 from ..lens.torch_settings import default_torch
-from .folders import RESULT_FILES, FolderKind, written_at_once
+from .complete_folders import RESULT_FILES, FolderKind, written_at_once
 
 _FORMAT, _FIRST_FORMAT = "embedlens result 2", "embedlens result 1"
 _TABLE, _TENSORS, _RECORD = RESULT_FILES

@@ -11,7 +11,7 @@ from ..lens.errors import InputError
 from ..lens.inputs.batch import Batch
 from ..lens.model import VisualLM
 from ..lens.selectors.parser import as_selector
-from ..lens.selectors.selectors import Selector
+from ..lens.selectors.selector_types import Selector
 
 
 def directions(

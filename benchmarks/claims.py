@@ -48,9 +48,9 @@ from embedlens import (
 from embedlens.analyses import Claim
 from embedlens.analyses.analysis import find
 from embedlens.analyses.claim import judged
-from embedlens.analyses.comparison_of_plans.words import change
+from embedlens.analyses.comparison_of_plans.report_text import change
 from embedlens.analyses.report.demo import FULL, demo_material
-from embedlens.analyses.rows import one
+from embedlens.analyses.select_rows import one
 from embedlens.analyses.statistics import Evidence
 from real.planted_words import CELLS, QUESTION, picture, planted
 from real.smollm2 import language_model

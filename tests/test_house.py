@@ -257,7 +257,7 @@ def test_names_are_terms_of_the_field_or_plain_english() -> None:
 # What a run asks of a program (a protocol), and the program that a plan compiles to.
 TWICE = {"Program": {"lens/runs/plan_protocol.py", "interventions/program/program.py"}}
 # Every analysis has these in a folder of its own; a face is a face everywhere.
-FIXED_NAMES = {"__init__.py", "measure.py", "figure.py", "words.py"}
+FIXED_NAMES = {"__init__.py", "measure.py", "figure.py", "report_text.py"}
 
 
 def test_one_name_means_one_class() -> None:

@@ -1,6 +1,6 @@
 """`ablation`: what visual attention and FFN are worth, layer by layer."""
 
 from .measure import ablation
-from .words import ABLATION
+from .report_text import ABLATION
 
 __all__ = ["ABLATION", "ablation"]

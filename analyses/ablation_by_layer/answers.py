@@ -13,7 +13,7 @@ from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.opening.wrapping import need_processor
 from ...lens.progress import Progress
-from ...lens.selectors.selectors import Selector
+from ...lens.selectors.selector_types import Selector
 from ..asked_questions import Questions
 from .layer_sets import WRONG_IMAGE, Zeroing
 

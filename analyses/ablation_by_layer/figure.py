@@ -10,7 +10,7 @@ from ..analysis import Result
 from ..asked_questions import OWN_ANSWER
 from ..figures.curves import curve, layer_axis, percent_axis
 from ..figures.style import ACCENT, CHANCE, INK, MUTED, SECOND, new_figure, style, tidy
-from ..rows import one, select
+from ..select_rows import one, select
 from .layer_sets import in_all_layers
 
 _SCOPES = {

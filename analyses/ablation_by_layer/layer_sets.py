@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from ...interventions import AblateAttention, Plan, ZeroFFN
-from ...lens.selectors.selectors import Selector
-from ..rows import select
+from ...lens.selectors.selector_types import Selector
+from ..select_rows import select
 
 OperationName = Literal["attention", "ffn"]
 Scope = Literal["single", "below", "above"]

@@ -11,7 +11,7 @@ from ...lens.errors import InputError
 from ...lens.markers.markers import Markers
 from ...lens.model import VisualLM
 from ...lens.progress import Progress, silent
-from ...lens.selectors.selectors import Selector
+from ...lens.selectors.selector_types import Selector
 from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..asked_questions import Questions, check_examples

@@ -1,6 +1,6 @@
 """`alignment`: which layer's text states visual tokens resemble."""
 
 from .measure import alignment
-from .words import ALIGNMENT
+from .report_text import ALIGNMENT
 
 __all__ = ["ALIGNMENT", "alignment"]

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from ..rows import one
+from ..select_rows import one
 from ..statistics import LEVEL, MIN_IMAGES, Estimate, resampling_weights
 from ..statistics.estimate import ImageSums, reach
 from .curves_by_layer import MEASURES, STANDARDISED, TextCurves, VisualCurves

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..analysis import Result
 from ..claim import ABSTRACT, SECOND_HAND, Claim
 from ..numbers_in_words import number
-from ..rows import one, select
+from ..select_rows import one, select
 from ..statistics import Estimate, Evidence, Region, evidence
 from .answer import Answer, Calibration, Resampled, answer
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from ..analysis import Result
 from ..figures.curves import curve, layer_axis
 from ..figures.style import ACCENT, CHANCE, INK, MUTED, SECOND, THIRD, new_figure, style, tidy
-from ..rows import one, select
+from ..select_rows import one, select
 from .answer import answer
 from .curves_by_layer import CENTRED, CKA, NEIGHBOURS, RAW, STANDARDISED, Measure
 

@@ -6,7 +6,7 @@ from matplotlib.patches import Patch
 from ...lens.token_classes import CLASS_NAMES
 from ..analysis import Result
 from ..figures.style import CLASS_COLORS, new_figure, style, tidy
-from ..rows import one, select
+from ..select_rows import one, select
 
 _WIDE_ENOUGH_FOR_A_NUMBER = 0.06
 

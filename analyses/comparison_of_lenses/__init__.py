@@ -1,6 +1,6 @@
 """`compare_lenses`: which lens reads most of what is really there, at which depth."""
 
 from .measure import compare_lenses
-from .words import LENS_COMPARISON
+from .report_text import LENS_COMPARISON
 
 __all__ = ["LENS_COMPARISON", "compare_lenses"]

@@ -1,6 +1,6 @@
 """`compare`: what each of several plans does to answers, against the untouched model."""
 
 from .measure import compare
-from .words import COMPARISON
+from .report_text import COMPARISON
 
 __all__ = ["COMPARISON", "compare"]

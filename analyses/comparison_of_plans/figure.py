@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..analysis import Result
 from ..figures.style import ACCENT, INK, MUTED, SECOND, new_figure, style, tidy
-from ..rows import one, select
+from ..select_rows import one, select
 from .axis_of_changes import changes_in_sight
 from .measure_names import axis_label
 from .named_plans import UNTOUCHED

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from ...interventions import Plan
-from ...interventions.selectors.layers import numbers_of
+from ...interventions.layers_and_heads.layers import numbers_of
 from ...lens.errors import InputError
 from ...lens.inputs.read_image import ImageLike, read_image
 from ...lens.markers.markers import Markers
@@ -23,7 +23,7 @@ from ...lens.model import VisualLM
 from ...lens.runs.captures import Tokens, capture_sites
 from ...lens.runs.forward import Layers
 from ...lens.runs.run import CAPTURES, PAIRS, Run
-from ...lens.selectors.selectors import Selector
+from ...lens.selectors.selector_types import Selector
 from ..provenance import machine
 from ..studies.encoded_items import encoded_items
 from ..studies.failures import let_go, said

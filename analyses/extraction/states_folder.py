@@ -24,7 +24,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ...lens.errors import InputError
-from ..folders import refuse_strangers
+from ..complete_folders import refuse_strangers
 from ..studies.unit_store import differences
 from .token_rows import index_table
 

@@ -3,8 +3,8 @@
 from matplotlib.figure import Figure
 
 from ..analysis import Result
-from ..conditions_by_layer.curves_of_conditions import Panel, draw_curves
 from ..numbers_in_words import counted
+from ..sweep_over_layers.curves_of_conditions import Panel, draw_curves
 
 _MOST_BESIDE = 4
 

@@ -22,8 +22,10 @@ from ..analysis import Result
 from ..asked_questions import Questions, check_examples
 from ..comparison_of_plans.named_plans import UNTOUCHED
 from ..comparison_of_plans.outcomes import Label
-from ..conditions_by_layer.compared_conditions import compare_conditions
-from ..conditions_by_layer.condition import (
+from ..example import Example
+from ..statistics import bootstrap_mean
+from ..sweep_over_layers.compared_conditions import compare_conditions
+from ..sweep_over_layers.condition import (
     ALL_VISUAL,
     AskedTokens,
     PlacedPlan,
@@ -32,8 +34,6 @@ from ..conditions_by_layer.condition import (
     span,
     windows,
 )
-from ..example import Example
-from ..statistics import bootstrap_mean
 
 Box = tuple[int, int, int, int]
 Flows = Mapping[str, tuple[str, str]]

@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from ..analysis import Result
-from ..conditions_by_layer.curves_of_conditions import Panel, draw_curves
+from ..sweep_over_layers.curves_of_conditions import Panel, draw_curves
 
 _WAYS = {"entry": "entering at k", "exit": "leaving at m", "both": "half of the layers from k on"}
 NAMES = {"raw": "as they are", "rescaled": "rescaled", "matched": "each matched", "none": "leaving"}

@@ -10,16 +10,16 @@ from ...lens.progress import Progress, silent
 from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..asked_questions import Questions, check_examples
-from ..conditions_by_layer.compared_conditions import METRICS, compare_conditions
-from ..conditions_by_layer.condition import (
+from ..example import Example
+from ..sweep_over_layers.compared_conditions import METRICS, compare_conditions
+from ..sweep_over_layers.condition import (
     AskedTokens,
     PlacedPlan,
     check_known,
     checked_tokens,
     some_layers,
 )
-from ..conditions_by_layer.possible_conditions import possible_conditions
-from ..example import Example
+from ..sweep_over_layers.possible_conditions import possible_conditions
 
 Way = Literal["entry", "exit", "both"]
 Norm = Literal["raw", "rescaled", "matched"]

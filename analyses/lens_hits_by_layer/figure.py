@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ..analysis import Result
 from ..figures.curves import curve, layer_axis, percent_axis
 from ..figures.style import ACCENT, CHANCE, INK, SECOND, THIRD, new_figure, style, tidy
-from ..rows import one, select
+from ..select_rows import one, select
 from .measure import middle_k
 
 _COLORS = (ACCENT, SECOND, THIRD, INK)

@@ -2,6 +2,6 @@
 
 from .benchmark import PatchBenchmark, patch_benchmark
 from .measure import patch_compression
-from .words import PATCH_COMPRESSION
+from .report_text import PATCH_COMPRESSION
 
 __all__ = ["PATCH_COMPRESSION", "PatchBenchmark", "patch_benchmark", "patch_compression"]

@@ -14,8 +14,8 @@ from ...lens.errors import InputError
 from ...lens.inputs.read_image import read_image
 from ...lens.model import VisualLM
 from ...lens.scenes import COLORS
+from ..complete_folders import FolderKind, written_at_once
 from ..example import Example
-from ..folders import FolderKind, written_at_once
 from ..studies.items import Picture
 from .drawn_items import (
     BACKGROUNDS,

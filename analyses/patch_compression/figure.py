@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ..analysis import Result
 from ..figures.curves import curve, layer_axis, percent_axis
 from ..figures.style import ACCENT, CHANCE, MUTED, SECOND, THIRD, new_figure, style, tidy
-from ..rows import records, select
+from ..select_rows import records, select
 
 _SHOWN = {
     "identity": "what\nit is",

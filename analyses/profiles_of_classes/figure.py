@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from ..analysis import Result
 from ..figures.curves import curve, layer_axis
 from ..figures.style import CHANCE, CLASS_COLORS, INK, new_figure, style, tidy
-from ..rows import select
+from ..select_rows import select
 
 DEAD_SHARE, SINK_COSINE = 0.08, 0.99
 """Second-hand numbers of the paper: what dead tokens get less of, and how alike sinks are."""

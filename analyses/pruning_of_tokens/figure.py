@@ -10,7 +10,7 @@ from ..comparison_of_plans.axis_of_changes import changes_in_sight
 from ..comparison_of_plans.measure_names import axis_label
 from ..comparison_of_plans.paired_table import METRICS
 from ..figures.style import ACCENT, INK, MUTED, SECOND, new_figure, style, tidy
-from ..rows import select
+from ..select_rows import select
 
 
 def draw_pruning(result: Result) -> Figure:

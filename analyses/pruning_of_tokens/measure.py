@@ -15,9 +15,9 @@ from ...lens.progress import Progress, silent
 from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..asked_questions import Questions, check_examples
-from ..conditions_by_layer.compared_conditions import METRICS, compare_conditions
-from ..conditions_by_layer.condition import ALL_VISUAL, AskedTokens, PlacedPlan
 from ..example import Example
+from ..sweep_over_layers.compared_conditions import METRICS, compare_conditions
+from ..sweep_over_layers.condition import ALL_VISUAL, AskedTokens, PlacedPlan
 from ..timed_passes import time_passes
 from .saved_by_pruning import kept_in_cache, skipped_operations
 

@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from ..analysis import Result
-from ..conditions_by_layer.curves_of_conditions import Panel, draw_curves
+from ..sweep_over_layers.curves_of_conditions import Panel, draw_curves
 
 NAMES = {"attention": "no attention", "ffn": "no FFN", "both": "neither"}
 _SCOPES = {

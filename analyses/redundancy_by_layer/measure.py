@@ -11,8 +11,9 @@ from ...lens.torch_settings import default_torch
 from ..ablation_by_layer.layer_sets import layer_sets
 from ..analysis import Result
 from ..asked_questions import Questions, check_examples
-from ..conditions_by_layer.compared_conditions import METRICS, compare_conditions
-from ..conditions_by_layer.condition import (
+from ..example import Example
+from ..sweep_over_layers.compared_conditions import METRICS, compare_conditions
+from ..sweep_over_layers.condition import (
     AskedTokens,
     PlacedPlan,
     check_known,
@@ -21,7 +22,6 @@ from ..conditions_by_layer.condition import (
     span,
     windows,
 )
-from ..example import Example
 
 LeftOut = Literal["attention", "ffn", "both"]
 Where = Literal["single", "below", "above", "window"]

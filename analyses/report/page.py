@@ -12,8 +12,8 @@ from markupsafe import Markup
 from ...lens.progress import Progress, silent
 from ..analysis import Analysis, Result, find, registered
 from ..claim import Claim, judged
+from ..complete_folders import written_at_once
 from ..figures import save_figure
-from ..folders import written_at_once
 from ..report_inputs import MOST_PICTURES
 from ..statistics import MIN_IMAGES
 from ..viewer.static_page import frame, script_source

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..folders import RESULT_FILES, FolderKind, refuse_existing
+from ..complete_folders import RESULT_FILES, FolderKind, refuse_existing
 
 PAGE = "report.html"
 REPORT = FolderKind(

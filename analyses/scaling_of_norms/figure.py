@@ -22,7 +22,7 @@ from ..figures.style import (
     style,
     tidy,
 )
-from ..rows import one, select
+from ..select_rows import one, select
 from .first_updates import TEXT
 from .measure import MATCHED
 

@@ -13,7 +13,7 @@ from ...lens.inputs.batch import Batch
 from ...lens.model import VisualLM
 from ...lens.runs.run import Run
 from ...lens.selectors.parser import parse_selector
-from ..conditions_by_layer.condition import AskedTokens
+from ..sweep_over_layers.condition import AskedTokens
 
 MEASURES = ("norm", "update", "cosine to entry", "update direction")
 TEXT = "text"

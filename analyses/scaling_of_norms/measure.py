@@ -16,9 +16,9 @@ from ...lens.progress import Progress, silent
 from ...lens.torch_settings import default_torch
 from ..analysis import Result
 from ..asked_questions import Questions, check_examples
-from ..conditions_by_layer.compared_conditions import METRICS, compare_conditions
-from ..conditions_by_layer.condition import AskedTokens, PlacedPlan, checked_tokens
 from ..example import Example
+from ..sweep_over_layers.compared_conditions import METRICS, compare_conditions
+from ..sweep_over_layers.condition import AskedTokens, PlacedPlan, checked_tokens
 from .first_updates import TEXT, first_updates
 from .update_rows import update_rows
 

@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 
 from ..asked_questions import Questions
 from ..comparison_of_plans.named_plans import UNTOUCHED
-from ..conditions_by_layer.condition import PlacedPlan
 from ..statistics import (
     Estimate,
     Evidence,
@@ -20,6 +19,7 @@ from ..statistics import (
     holm,
     paired_test,
 )
+from ..sweep_over_layers.condition import PlacedPlan
 from .first_updates import MEASURES, TEXT, FirstUpdates
 
 UNSCALED = "× 1"

@@ -3,7 +3,7 @@ from .dry_run import Forecast, forecast
 from .merging import merge
 from .ray_engine import RayEngine
 from .study import Study
-from .study_outcome import outcome
+from .study_in_terminal import outcome
 from .study_report import write_study_report
 from .study_result import StudyResult
 

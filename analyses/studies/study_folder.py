@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ...lens.errors import InputError
-from ..folders import refuse_strangers
+from ..complete_folders import refuse_strangers
 from ..one_image import image_groups
 from .items import Item
 from .study_file import STATES

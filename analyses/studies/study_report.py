@@ -17,16 +17,16 @@ from ..analysis import find
 from ..figures import png
 from ..numbers_in_words import counted, difference, estimate, number, p_value, share
 from ..report.page_environment import page_environment
-from ..rows import select
+from ..select_rows import select
 from ..sizes import size
 from ..statistics import MIN_IMAGES
 from .condition_grid import PlanText
+from .means_and_differences import ALL
 from .measures import measure_title
 from .study_figure import MOST_ROWS, draw_measure
 from .study_file import STATES
 from .study_folder import PAGE, StudyFolder
 from .study_result import StudyResult
-from .study_summary import ALL
 
 _DIGITS = 3
 _PACKAGES = "packages"

@@ -18,12 +18,12 @@ from ...lens.errors import InputError
 from ..analysis import Result
 from ..extraction.extracted_states import ExtractedStates
 from .condition_grid import PlanText, StudyCondition, conditions_of
+from .means_and_differences import summary
 from .measures import KINDS
 from .study_analyses import KeptAnalyses
 from .study_file import STATES
 from .study_folder import ANALYSES, SUMMARY, TABLE, StudyFolder
 from .study_states import KeptStates, StatesPlace, blocks_of_states, states_places
-from .study_summary import summary
 from .unit_store import DONE, FAILED, StoredUnit
 from .units import Cuts
 
@@ -125,7 +125,7 @@ class StudyResult:
         """Means with intervals over images, and differences to controls with corrected tests.
 
         One row per model, condition, measure and group (``all`` = every item); the columns are
-        those of `embedlens.analyses.studies.study_summary.summary`.
+        those of `embedlens.analyses.studies.means_and_differences.summary`.
         """
         return summary(self.frame, self.conditions, self.study["measures"], self.study["seed"])
 

@@ -32,7 +32,7 @@ from embedlens.analyses import (
 from embedlens.analyses.claim import ABSTRACT, SECOND_HAND, Claim
 from embedlens.analyses.report import claims
 from embedlens.analyses.report.demo import true_content, true_words
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.select_rows import one, select
 from embedlens.analyses.statistics import Verdict
 from embedlens.lens.scenes import scenes
 

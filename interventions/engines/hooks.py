@@ -23,11 +23,11 @@ from ..program.scope import Scope, Subject
 from ..program.steps import Choose, Drop, Step, WeightsStep
 from .binding import BEFORE, Action, at_value
 from .engine import Engine, engine
+from .ffn_rows_not_needed import ffn_rows_not_needed
 from .mask_kinds import mask_kind
 from .nnsight import bound, clock_of
+from .payload.ffn_without_rows import among, only, others_of
 from .payload.generation_passes import parts_of, pass_of
-from .payload.leave_out import among, only, others_of
-from .rows_left_out import rows_left_out
 
 # These reach into the code of a module, or into several modules.
 _NO_FORM = (WeightsStep, Drop, Choose)
@@ -58,7 +58,7 @@ class Hooks(Engine):
 
     def leaves_out(self, steps: Sequence[Step], scope: Scope) -> frozenset[int]:
         """Zeroed FFNs, where that changes nothing else."""
-        return rows_left_out(steps, scope)
+        return ffn_rows_not_needed(steps, scope)
 
     def apply(
         self, steps: Sequence[Step], scope: Scope, host: HookedModel

@@ -25,24 +25,24 @@ from ..program.scope import Scope, Subject
 from ..program.steps import Choose, Drop, ScaleWeights, Step, ZeroWeights
 from .binding import ACTIONS, Action, module_of, plain
 from .engine import Engine, engine
+from .ffn_rows_not_needed import ffn_rows_not_needed
 from .mask_kinds import mask_kind
 from .payload.attention_masks import block
 from .payload.attention_weights import edit_weights
+from .payload.attention_without_queries import attention_without_queries
 from .payload.carry_out import zero
 from .payload.chosen_tokens import choose
 from .payload.drop_before_decoder import drop_before_decoder
 from .payload.drop_between_layers import drop_between_layers
+from .payload.ffn_without_rows import ffn_without_rows
 from .payload.generation_passes import carry_out_when, follow
-from .payload.leave_out import leave_out
-from .payload.leave_queries_out import leave_queries_out
 from .payload.shorter_tensors import taken
 from .payload.written_values import noise
-from .queries_left_out import places_of_queries, queries_left_out
-from .rows_left_out import rows_left_out
+from .queries_not_needed import places_of_queries, queries_not_needed
 
 for _sent in (block, edit_weights, zero, drop_before_decoder, drop_between_layers, taken, noise):
     nnsight.register(_sent.__module__)
-for _more in (carry_out_when, leave_out, leave_queries_out, choose, best):
+for _more in (carry_out_when, ffn_without_rows, attention_without_queries, choose, best):
     nnsight.register(_more.__module__)
 _PAYLOAD = f"{__package__}.payload."
 
@@ -122,7 +122,7 @@ class NNsight(Engine):
 
     def leaves_out(self, steps: Sequence[Step], scope: Scope) -> frozenset[int]:
         """Zeroed FFNs, and queries of zeroed attention, where that changes nothing else."""
-        return rows_left_out(steps, scope) | queries_left_out(steps, scope)
+        return ffn_rows_not_needed(steps, scope) | queries_not_needed(steps, scope)
 
     def check_attention(
         self, edit: Literal["mask", "weights"], layer: int, model: Subject, by: str
@@ -147,8 +147,8 @@ class NNsight(Engine):
 def _left_out(step: Step, scope: Scope) -> tuple[Action, dict[str, Any]]:
     """A function that zeroes without computing, and the dict it is given."""
     if step.site.part == "ffn":
-        return at_module(leave_out, step, scope)
-    action, made = at_module(leave_queries_out, step, scope)
+        return at_module(ffn_without_rows, step, scope)
+    action, made = at_module(attention_without_queries, step, scope)
     return action, {**made, **places_of_queries(scope.model, step.site.layer)}
 
 

@@ -26,7 +26,7 @@ from ...lens.inputs.batch import Batch
 from ...lens.opening.wrapping import envoy_path, module_path
 from ...lens.runs.captures import Tokens, by_layer, capture_positions, capture_sites
 from ...lens.runs.plan_protocol import Intervention, Pass
-from ...lens.runs.reading import by_sample
+from ...lens.runs.reading_in_trace import by_sample
 from ...lens.runs.run import Run
 from ...lens.runs.run import Site as Capture
 from ..program.scope import Scope, Subject

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import FiniteFloat
 
+from ..layers_and_heads.layers import FIRST
 from ..program.site import Site
 from ..program.steps import Add, Step
-from ..selectors.layers import FIRST
 from .borrowing import DonorName
 from .needs import Need, Vector
 from .operation import InLayers, TokenOperation, operation

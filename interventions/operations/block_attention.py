@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from ..layers_and_heads.layers import ALL
 from ..program.steps import Hide, Step, ZeroWeights
-from ..selectors.layers import ALL
 from .hiding import chosen_by_layer, hide, some_pair
 from .operation import InHeads, InLayers, Operation, Tokens, operation
 from .phrases import Phrases

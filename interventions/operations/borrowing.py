@@ -16,7 +16,7 @@ from pydantic import AfterValidator
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.runs.run import Site as Capture
-from ...lens.selectors.selectors import Selection, Selector
+from ...lens.selectors.selector_types import Selection, Selector
 from .donor import Places
 from .needs import Need, StatesOf
 from .operation import TokenOperation, Tokens

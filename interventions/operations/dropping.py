@@ -20,10 +20,10 @@ from ...lens.anatomy.traits import traits_counting_rows
 from ...lens.errors import InputError, Unsupported
 from ...lens.runs.plan_protocol import Pass
 from ..engines.engine import engine_of
+from ..layers_and_heads.layers import Layers
 from ..program.scope import Subject
 from ..program.site import Site
 from ..program.steps import Drop, Step, When
-from ..selectors.layers import Layers
 from .hiding import hide_from_all, selected
 from .operation import TokenOperation
 from .phrases import Phrases

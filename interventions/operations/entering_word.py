@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...lens.errors import InputError, Unsupported
 from ...lens.inputs.single_word import word_id
-from ...lens.selectors.selectors import Name
+from ...lens.selectors.selector_types import Name
 from .target import Target
 
 # Largest difference between two places, in units of the largest entry; rounding alone leaves less.

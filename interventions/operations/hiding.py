@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from ...lens.errors import InputError
-from ...lens.selectors.selectors import Selection, Selector
+from ...lens.selectors.selector_types import Selection, Selector
+from ..layers_and_heads.heads import HeadNumbers
+from ..layers_and_heads.layers import ALL, Layers
 from ..program.site import Site
 from ..program.steps import Hide
-from ..selectors.heads import HeadNumbers
-from ..selectors.layers import ALL, Layers
 from .operation import Operation, TokenOperation
 from .target import Target
 

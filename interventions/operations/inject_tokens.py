@@ -10,10 +10,10 @@ import torch
 from pydantic import NonNegativeInt
 
 from ...lens.errors import InputError
+from ..layers_and_heads.layers import Layers
 from ..program.scope import Subject
 from ..program.site import Part, Site
 from ..program.steps import Read, Step, Write, Zero
-from ..selectors.layers import Layers
 from .dropping import check_layer
 from .hiding import hide_from_all
 from .operation import Place, TokenOperation, operation

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...lens.errors import InputError
 from ...lens.runs.run import Site as Capture
-from ...lens.selectors.selectors import Selector
+from ...lens.selectors.selector_types import Selector
 from ..program.scope import Subject
 from .donor import Given, GivenVector
 

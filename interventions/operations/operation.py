@@ -19,10 +19,10 @@ from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.selectors.parser import is_its_text, parse_selector
 from ...lens.selectors.scores import Scored
-from ...lens.selectors.selectors import Name, Selection, Selector
+from ...lens.selectors.selector_types import Name, Selection, Selector
+from ..layers_and_heads.heads import HeadNumbers
+from ..layers_and_heads.layers import Layers
 from ..program.steps import Step, When
-from ..selectors.heads import HeadNumbers
-from ..selectors.layers import Layers
 from .donor import Places
 from .needs import Need
 from .phrases import Phrases

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from ...lens.inputs.batch import Batch
 from ...lens.selectors.scores import scored_in
-from ...lens.selectors.selectors import Selector
+from ...lens.selectors.selector_types import Selector
+from ..layers_and_heads.heads import HeadNumbers
+from ..layers_and_heads.layers import Layers
 from ..program.scope import Subject
-from ..selectors.heads import HeadNumbers
-from ..selectors.layers import Layers
 
 PHASES = {
     "prefill": "while the prompt is read",

@@ -18,12 +18,12 @@ from pydantic import NonNegativeInt, model_validator
 from ...lens.errors import InputError
 from ...lens.inputs.batch import Batch
 from ...lens.runs.run import Site as Capture
-from ...lens.selectors.selectors import Name, Selector
+from ...lens.selectors.selector_types import Name, Selector
 from ...lens.token_classes import CLASS_NAMES
 from ..engines.payload.written_values import means
+from ..layers_and_heads.layers import FIRST
 from ..program.site import Site
 from ..program.steps import Noise, Read, Step, Write
-from ..selectors.layers import FIRST
 from .borrowing import Borrower, DonorName
 from .donor import Places
 from .entering_word import entering_state

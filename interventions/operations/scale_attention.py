@@ -10,9 +10,9 @@ import torch
 from pydantic import Field, FiniteFloat, model_validator
 
 from ...lens.errors import InputError
-from ...lens.selectors.selectors import Selection
+from ...lens.selectors.selector_types import Selection
+from ..layers_and_heads.layers import ALL
 from ..program.steps import ScaleWeights, Step
-from ..selectors.layers import ALL
 from .hiding import chosen_by_layer, hide, some_pair
 from .operation import InHeads, InLayers, Operation, Tokens, operation
 from .phrases import Phrases

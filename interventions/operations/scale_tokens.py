@@ -9,9 +9,9 @@ import torch
 from pydantic import FiniteFloat, model_validator
 
 from ...lens.errors import InputError
+from ..layers_and_heads.layers import FIRST
 from ..program.site import Site
 from ..program.steps import Read, Scale, Step
-from ..selectors.layers import FIRST
 from .operation import InLayers, Place, TokenOperation, Tokens, operation
 from .phrases import Phrases
 from .target import Target

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 
 from ...lens.errors import Unsupported
 from ...lens.selectors.scores import scored_in
+from ..layers_and_heads.layers import ALL
 from ..program.site import Site
 from ..program.steps import Step, Zero
-from ..selectors.layers import ALL
 from .operation import InLayers, TokenOperation
 from .phrases import Phrases
 from .target import Target

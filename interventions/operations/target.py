@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from ...lens.anatomy.heads_and_neurons import heads_of
 from ...lens.errors import InputError, Unsupported
-from ...lens.selectors.selectors import Selector
+from ...lens.selectors.selector_types import Selector
 from ..engines.engine import engine_of
+from ..layers_and_heads.heads import HeadNumbers
 from ..program.scope import Scope
-from ..selectors.heads import HeadNumbers
 from .donor import Donor
 
 

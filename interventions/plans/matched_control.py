@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...lens.errors import InputError
-from ...lens.selectors.selectors import Random, Selector
+from ...lens.selectors.selector_types import Random, Selector
 from ..operations import Operation
 
 

@@ -45,8 +45,9 @@ from ...lens.markers.markers import nearest_words
 from ...lens.model import VisualLM
 from ...lens.selectors.nearest_words import Control, Near, may_miss, visual_only
 from ...lens.selectors.parser import parse_selector
-from ...lens.selectors.selectors import And, Name, Not, Or, Selector
+from ...lens.selectors.selector_types import And, Name, Not, Or, Selector
 from ...lens.token_classes import TokenClasses
+from ..layers_and_heads.layers import Layers
 from ..operations import (
     AblateAttention,
     BlockAttention,
@@ -56,7 +57,6 @@ from ..operations import (
     WithdrawTokens,
     ZeroFFN,
 )
-from ..selectors.layers import Layers
 from .plan import Plan
 
 # Words near which LLaVA-1.5-7B puts the tokens of a class; another checkpoint has others or none.

@@ -20,7 +20,7 @@ from ...lens.runs.plan_protocol import Pass
 from ...lens.runs.scored_tokens import with_found
 from ...lens.selectors.parser import parse_selector
 from ...lens.selectors.scores import Scored
-from ...lens.selectors.selectors import Selector
+from ...lens.selectors.selector_types import Selector
 from ...lens.torch_settings import default_torch
 from ..engines.transformer_lens import Hook, fwd_hooks, in_force
 from ..operations.donor import Given, as_donor
@@ -29,7 +29,7 @@ from ..operations.needs import Need, StatesOf, Vector, bound_vectors, check_name
 from ..operations.operation import Operation
 from ..operations.phrases import Phrases
 from ..operations.target import Target
-from ..program.choosing import (
+from ..program.choosing_by_score import (
     ScoringStage,
     all_of,
     choosing,

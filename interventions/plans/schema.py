@@ -16,9 +16,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
-from ...lens.selectors.selectors import Selector
+from ...lens.selectors.selector_types import Selector
+from ..layers_and_heads.layers import Layers
 from ..operations import OPERATIONS
-from ..selectors.layers import Layers
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 PUBLISHED = Path(__file__).with_name("plan.schema.json")

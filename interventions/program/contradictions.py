@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from ...lens.errors import InputError
 from ..operations.operation import Operation
-from .flow import Flow, Mark
 from .scope import Scope
+from .states_in_use import Flow, Mark
 from .steps import Mask, PairStep, Step
 
 # Layers of an unknown model: more than any has.

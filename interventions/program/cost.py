@@ -29,9 +29,9 @@ from ..engines.engine import engine_of
 from ..operations.needs import OwnPass
 from ..operations.operation import Operation
 from ..operations.target import Target
-from .flow import Flow, Mark, Used, patterns
 from .layer_sizes import LayerSizes, layer_sizes
 from .site import Site
+from .states_in_use import Flow, Mark, Used, patterns
 from .steps import Hide, Mask, PairStep, Step, wide
 from .visibility import Pairs, visible_pairs
 

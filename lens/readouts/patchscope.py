@@ -25,7 +25,7 @@ from ..runs.run import Run
 from ..torch_settings import default_torch
 from .embedding_rows import Words
 from .lens import ReadsWithItsModel, register_lens
-from .patch_door import written_states
+from .patching_plan import written_states
 from .readout import Readout, word_of
 from .text_states import tokenize
 from .top_k import read_in_blocks

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .readout_html import readout_html
-from .viewer_door import open_viewer
+from .shown_in_viewer import open_viewer
 
 
 @dataclass(frozen=True, eq=False)

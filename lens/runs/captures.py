@@ -23,7 +23,7 @@ from ..inputs.batch import Batch
 from ..inputs.prompts import shorten
 from ..opening.wrapping import envoy_path
 from ..selectors.parser import as_selector
-from ..selectors.selectors import Selector
+from ..selectors.selector_types import Selector
 from .inside_layers import inside_site
 from .run import CAPTURES, INSIDE, SITES, Capture, Site
 
@@ -38,7 +38,7 @@ def capture_sites(
     capture: str | Collection[str],
     layers: Collection[SupportsIndex] | Literal["all"],
 ) -> list[dict[str, Any]]:
-    """The sites to read, as :func:`~embedlens.lens.runs.reading.read_sites` takes them.
+    """The sites to read, as :func:`~embedlens.lens.runs.reading_in_trace.read_sites` takes them.
 
     ``model`` has an ``anatomy``, and for what goes on inside layers ``hf`` and ``nn``.
     """

@@ -20,7 +20,7 @@ from ..errors import InputError, NotFinite
 from ..inputs.batch import Batch
 from ..selectors.parser import as_selector
 from ..selectors.scores import scored_in
-from ..selectors.selectors import Selector
+from ..selectors.selector_types import Selector
 from ..torch_settings import default_torch
 from .captures import (
     Tokens,
@@ -32,7 +32,7 @@ from .captures import (
 from .entered_modules import entered_modules
 from .finite import all_finite, not_finite, says_something
 from .plan_protocol import Intervention, Pass, in_force
-from .reading import read_sites
+from .reading_in_trace import read_sites
 from .remote import destination
 from .run import PAIRS, Capture, Run
 from .scored_tokens import with_scores

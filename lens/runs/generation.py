@@ -17,7 +17,7 @@ from ..torch_settings import default_torch
 from .generation_modes import Mode, mode_of
 from .plan_protocol import Intervention, Pass, in_force
 from .remote import destination
-from .writing import write_traced
+from .writing_in_trace import write_traced
 
 
 class Answers(list[str]):

@@ -23,7 +23,7 @@ from .generation_modes import Mode, mode_of
 from .plan_protocol import Intervention, Pass, in_force
 from .remote import need_weights
 from .run import INSIDE, SITES, Capture
-from .writing import Written, need_logits, write_traced
+from .writing_in_trace import Written, need_logits, write_traced
 
 ALONE = "write greedily or by sampling, one token in a pass"
 

@@ -13,7 +13,7 @@ from .run import Capture
 
 
 def inside_site(model: Any, kind: Capture, layer: int) -> dict[str, Any]:
-    """One site, as :func:`~embedlens.lens.runs.reading.read_sites` takes it.
+    """One site, as :func:`~embedlens.lens.runs.reading_in_trace.read_sites` takes it.
 
     Args:
         model: What has ``anatomy``, ``hf`` and ``nn``.

@@ -14,7 +14,7 @@ from ..anatomy.anatomy import Anatomy
 from ..html_parts import block, facts
 from ..inputs.batch import Batch
 from .activation_cache import activation_cache
-from .saving import read_run, write_run
+from .run_file import read_run, write_run
 
 # States of the residual stream, and what is added to it.
 Site = Literal["residual", "attention", "ffn"]

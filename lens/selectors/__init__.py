@@ -4,7 +4,7 @@ from .nearest_words import Control, Near
 from .parser import parse_selector
 from .places import Box, Columns, Dilated, FrameIs, ImageIs, Pixels, Rows, TileIs
 from .scores import AttentionFrom, Bottom, Cosine, Norm, Top
-from .selectors import InLayer, Name, Random, Selection, Selector
+from .selector_types import InLayer, Name, Random, Selection, Selector
 from .text_spans import PromptSays
 
 __all__ = [

@@ -1,6 +1,7 @@
 """The tokens with the best scores, and the scores of states: in a pass of their own or in one.
 
-Shipped by value to remote runs, like :mod:`embedlens.lens.runs.reading`: imports nothing but torch.
+Shipped by value to remote runs, like :mod:`embedlens.lens.runs.reading_in_trace`: imports nothing
+but torch.
 """
 
 from __future__ import annotations  # a remote run is spared the annotations' modules

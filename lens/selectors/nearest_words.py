@@ -16,7 +16,7 @@ from ..inputs.batch import Batch
 from ..token_names import CLASSES, NAMES
 from ..visual_tokens import KINDS
 from .scores import Scored
-from .selectors import (
+from .selector_types import (
     And,
     InLayer,
     Name,

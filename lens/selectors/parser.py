@@ -12,7 +12,7 @@ from ..errors import InputError
 from .nearest_words import Control, Near
 from .places import RULES, Box, Columns, Dilated, FrameIs, ImageIs, Pixels, Rows, TileIs
 from .scores import AttentionFrom, Bottom, By, Cosine, Norm, Top
-from .selectors import And, InLayer, Name, Not, Or, Random, Selector
+from .selector_types import And, InLayer, Name, Not, Or, Random, Selector
 from .text_spans import PromptSays
 
 _INDEXED: dict[str, type[ImageIs | TileIs | FrameIs | Near]] = {

@@ -13,7 +13,7 @@ from scipy import ndimage
 from ..errors import InputError, Unsupported
 from ..inputs.batch import Batch
 from ..visual_tokens import VisualTokens
-from .selectors import Selection, Selector, Whole, check_parts, visual_selection, whole_number
+from .selector_types import Selection, Selector, Whole, check_parts, visual_selection, whole_number
 
 Rule = Literal["meets", "inside", "center"]
 RULES: tuple[Rule, ...] = get_args(Rule)

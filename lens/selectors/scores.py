@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..inputs.batch import Batch
-from .selectors import Name, Selection, Selector, Whole, check_parts, whole_number
+from .selector_types import Name, Selection, Selector, Whole, check_parts, whole_number
 
 # Takes states ``[token, d]``, returns one number for each, ``[token]``.
 Function = Callable[[Tensor], Tensor]

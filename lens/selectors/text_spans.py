@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..inputs.batch import Batch
-from .selectors import Selection, Selector, words_of
+from .selector_types import Selection, Selector, words_of
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from embedlens import InputError, Markers, VisualLM
 from embedlens.analyses import Example, Result, ablation, find
 from embedlens.analyses.ablation_by_layer.layer_sets import layer_sets, wrong_images
 from embedlens.analyses.ablation_by_layer.measure import _check
-from embedlens.analyses.ablation_by_layer.words import by_task
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.ablation_by_layer.report_text import by_task
+from embedlens.analyses.select_rows import one, select
 from tolerances import RECOMPUTED
 
 PROMPTS = ["what is this ?", "where is the red star ?", "a b"]

@@ -33,7 +33,7 @@ from embedlens.analyses.alignment_by_layer.token_states import (
 )
 from embedlens.analyses.analysis import find
 from embedlens.analyses.claim import judged
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.select_rows import one, select
 from embedlens.analyses.statistics.estimate import MIN_IMAGES
 from tolerances import EQUAL, LARGE, PREPARED
 

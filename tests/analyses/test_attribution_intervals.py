@@ -13,7 +13,7 @@ from builders import results as built
 from embedlens import VisualLM, integrated_gradients, logit_attribution, patching
 from embedlens.analyses import find
 from embedlens.analyses.logit_attribution.parts import parts_over_images
-from embedlens.analyses.rows import one
+from embedlens.analyses.select_rows import one
 from embedlens.analyses.statistics import bootstrap_mean, paired_test, paired_test_of_many
 from embedlens.lens.scenes import scenes
 

@@ -12,8 +12,8 @@ import torch
 import tiny
 from embedlens import Batch, InputError, Result, TokenClasses, VisualLM, class_profiles
 from embedlens.analyses.claim import judged
-from embedlens.analyses.profiles_of_classes.words import CLASS_PROFILES
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.profiles_of_classes.report_text import CLASS_PROFILES
+from embedlens.analyses.select_rows import one, select
 from tolerances import EQUAL, LARGE
 
 IMAGES, DEAD = 9, (0, 3, 6, 9, 12)

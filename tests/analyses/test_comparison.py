@@ -28,7 +28,7 @@ from embedlens import (
 from embedlens.analyses import find
 from embedlens.analyses.comparison_of_plans.named_plans import UNTOUCHED, NamedPlans
 from embedlens.analyses.comparison_of_plans.paired_table import METRICS, paired_table
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.select_rows import one, select
 from embedlens.lens.scenes import scenes
 from oracles.torch_hooks import attached, leaving
 from tolerances import EQUAL, RECOMPUTED

@@ -13,12 +13,13 @@ from builders.results import comparison
 from embedlens import Example, InputError, Plan, VisualLM, ZeroFFN
 from embedlens.analyses.asked_questions import Questions
 from embedlens.analyses.comparison_of_plans.named_plans import UNTOUCHED
-from embedlens.analyses.conditions_by_layer.compared_conditions import (
+from embedlens.analyses.select_rows import select
+from embedlens.analyses.sweep_over_layers.compared_conditions import (
     about,
     compare_conditions,
     correct,
 )
-from embedlens.analyses.conditions_by_layer.condition import (
+from embedlens.analyses.sweep_over_layers.condition import (
     AskedTokens,
     PlacedPlan,
     check_known,
@@ -26,7 +27,6 @@ from embedlens.analyses.conditions_by_layer.condition import (
     some_layers,
     windows,
 )
-from embedlens.analyses.rows import select
 from embedlens.lens import TokenClasses
 from embedlens.lens.selectors.parser import parse_selector
 

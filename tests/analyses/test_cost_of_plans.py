@@ -24,8 +24,8 @@ from embedlens import (
 )
 from embedlens.analyses import find, timed_passes
 from embedlens.analyses.comparison_of_plans.named_plans import UNTOUCHED
-from embedlens.analyses.measured_cost import measure
-from embedlens.analyses.rows import one
+from embedlens.analyses.costs_of_plans import measure
+from embedlens.analyses.select_rows import one
 
 
 @pytest.fixture(scope="module")

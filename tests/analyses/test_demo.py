@@ -17,7 +17,7 @@ from builders.browsers import headless_browser, opened
 from embedlens.analyses import Result, find
 from embedlens.analyses.alignment_by_layer.answer import answer
 from embedlens.analyses.report.demo import FULL, PROMPT, true_content, true_words
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.select_rows import one, select
 from embedlens.lens import VisualLM
 from embedlens.lens.scenes import scenes
 from oracles.told_numbers import SENTENCES, assert_told

@@ -12,7 +12,7 @@ import tiny
 from builders.visual_questions import asked, divergence, plain_inputs, with_idle_layers
 from embedlens import Example, InputError, Result, VisualLM, information_flow
 from embedlens.analyses import find
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.select_rows import one, select
 from embedlens.lens.scenes import Scene
 from tolerances import RECOMPUTED
 

@@ -12,7 +12,7 @@ from builders.visual_questions import asked, divergence, plain_inputs, with_idle
 from embedlens import Example, Result, Unsupported, VisualLM, injection
 from embedlens.analyses import find
 from embedlens.analyses.injection_by_layer.measure import NEVER
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.select_rows import one, select
 from families.family import noise
 from families.zoo import built
 from oracles.knockouts import knocked_out, mixers_of

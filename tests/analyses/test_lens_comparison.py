@@ -10,8 +10,8 @@ import torch
 
 import tiny
 from embedlens import Batch, Patchscope, Result, VisualLM, compare_lenses
-from embedlens.analyses.comparison_of_lenses.words import LENS_COMPARISON
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.comparison_of_lenses.report_text import LENS_COMPARISON
+from embedlens.analyses.select_rows import one, select
 
 IMAGES, WORDS = 9, ("red", "green", "blue", "black")
 PROMPT = "what color is x ? the"

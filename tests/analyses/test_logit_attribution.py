@@ -12,7 +12,7 @@ import tiny
 from builders.prompts import tiny_batch
 from embedlens import AblateAttention, InputError, Plan, Unsupported, VisualLM, logit_attribution
 from embedlens.analyses import find
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.select_rows import one, select
 from families.zoo import READABLE, built, visual_lm
 from oracles.torch_hooks import attached, entered
 from tolerances import LARGE

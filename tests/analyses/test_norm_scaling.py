@@ -15,7 +15,7 @@ from embedlens import InputError, Result, VisualLM, norm_scaling
 from embedlens.analyses import find
 from embedlens.analyses.claim import judged
 from embedlens.analyses.comparison_of_plans.named_plans import UNTOUCHED
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.select_rows import one, select
 from tolerances import MEASURED, RECOMPUTED
 
 ROW = "row[0]"

@@ -13,10 +13,10 @@ import torch
 import tiny
 from embedlens import Batch, InputError, Markers, Result, VisualLM, partition
 from embedlens.analyses.claim import judged
-from embedlens.analyses.partition_of_tokens.macro_clusters import find_clusters
-from embedlens.analyses.partition_of_tokens.measure import MASSIVE, NORM, TURN
-from embedlens.analyses.partition_of_tokens.words import PARTITION
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.clusters_and_sinks.macro_clusters import find_clusters
+from embedlens.analyses.clusters_and_sinks.measure import MASSIVE, NORM, TURN
+from embedlens.analyses.clusters_and_sinks.report_text import PARTITION
+from embedlens.analyses.select_rows import one, select
 from tolerances import EQUAL
 
 LOUD, TURNING, HUGE = (2, 5), (5, 7), (9,)

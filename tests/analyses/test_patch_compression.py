@@ -27,7 +27,7 @@ from embedlens.analyses.patch_compression.compared_images import (
 from embedlens.analyses.patch_compression.drawn_items import BACKGROUNDS
 from embedlens.analyses.patch_compression.permuted_truth import beside_others, exchanged_places
 from embedlens.analyses.patch_compression.token_cells import token_of
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.select_rows import one, select
 from embedlens.analyses.studies.items import declared_items
 from embedlens.analyses.studies.study_file import TableData
 from embedlens.lens.scenes import COLORS

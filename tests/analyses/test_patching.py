@@ -11,7 +11,7 @@ import torch
 import tiny
 from embedlens import InputError, VisualLM, patching
 from embedlens.analyses import find
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.select_rows import one, select
 from oracles.torch_hooks import attached, entered, entering, leaving
 from tolerances import LARGE
 

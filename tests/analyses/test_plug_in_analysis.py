@@ -24,7 +24,7 @@ from processes import ROOT, run_python
 
 FOLDER = "brightness_of_images"
 FILES = {
-    "__init__.py": "from .measure import brightness\nfrom .words import BRIGHTNESS\n",
+    "__init__.py": "from .measure import brightness\nfrom .report_text import BRIGHTNESS\n",
     "measure.py": """
 import numpy as np
 import pandas as pd
@@ -45,7 +45,7 @@ def draw(result):
         figure.subplots().bar(range(len(result.frame)), result.frame["value"])
     return figure
 """,
-    "words.py": """
+    "report_text.py": """
 from embedlens.analyses import Analysis, Claim, register
 from .figure import draw
 from .measure import brightness

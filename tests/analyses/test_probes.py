@@ -15,7 +15,7 @@ from embedlens import AddDirection, Batch, InputError, Plan, TokenClasses, Visua
 from embedlens.analyses import find
 from embedlens.analyses.probes_by_layer.linear_probe import control_labels, held_out_hits
 from embedlens.analyses.probes_by_layer.measure import probe_table
-from embedlens.analyses.rows import one
+from embedlens.analyses.select_rows import one
 
 IMAGES, PLANTED = 10, 2
 

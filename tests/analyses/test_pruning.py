@@ -13,7 +13,7 @@ from builders.visual_questions import asked, divergence, plain_inputs, with_idle
 from embedlens import Example, InputError, Markers, Result, VisualLM, pruning
 from embedlens.analyses import find, timed_passes
 from embedlens.analyses.pruning_of_tokens.measure import portions
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.select_rows import one, select
 from embedlens.lens.scenes import scenes
 from embedlens.lens.selectors.parser import parse_selector
 from tolerances import RECOMPUTED

@@ -12,7 +12,7 @@ from builders.visual_questions import asked, divergence, plain_inputs, with_idle
 from embedlens import Example, InputError, Result, VisualLM
 from embedlens.analyses import find, redundancy
 from embedlens.analyses.comparison_of_plans.named_plans import UNTOUCHED
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.select_rows import one, select
 from oracles.torch_hooks import attached, leaving
 from tolerances import RECOMPUTED
 

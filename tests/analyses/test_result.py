@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from embedlens import InputError
 from embedlens.analyses import Result, result_folder
-from embedlens.analyses.folders import FolderKind, written_at_once
+from embedlens.analyses.complete_folders import FolderKind, written_at_once
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 NUMBERS = {

@@ -15,7 +15,7 @@ from embedlens import Batch, InputError, Markers, TokenClasses, VisualLM
 from embedlens.analyses import class_agreement, lens_hits, sparsity, token_map
 from embedlens.analyses.lens_hits_by_layer.measure import _first_hits
 from embedlens.analyses.one_image import image_groups
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.select_rows import one, select
 from tolerances import EQUAL
 
 CLASSES = ("sink", "dead", "alive")

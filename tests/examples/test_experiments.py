@@ -15,7 +15,7 @@ from torch import Tensor
 
 from builders.scripts import experiment
 from embedlens import VisualLM
-from embedlens.analyses.rows import select
+from embedlens.analyses.select_rows import select
 from embedlens.lens.scenes import Scene, scenes
 from oracles.torch_hooks import attached, entered, entering, leaving
 from oracles.whole_sequences import Prompts, unseen

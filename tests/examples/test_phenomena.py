@@ -55,7 +55,7 @@ def margin(share: float, n: int) -> float:
 def test_the_lens_reads_objects_as_often_as_stated(fresh):
     from embedlens.analyses import lens_hits
     from embedlens.analyses.report.demo import true_words
-    from embedlens.analyses.rows import one
+    from embedlens.analyses.select_rows import one
 
     found = lens_hits(fresh.model, fresh.batch, true_words(fresh.batch, fresh.shown)).frame
     for k in (1, 5):
@@ -73,7 +73,7 @@ def test_the_lens_reads_objects_as_often_as_stated(fresh):
 def test_background_is_dead_and_objects_are_alive_as_often_as_stated(fresh):
     from embedlens.analyses import class_agreement
     from embedlens.analyses.report.demo import true_content
-    from embedlens.analyses.rows import one
+    from embedlens.analyses.select_rows import one
 
     found = class_agreement(fresh.model, fresh.batch, true_content(fresh.batch, fresh.shown))
     for shown, name in (("background", "dead"), ("object", "alive")):
@@ -123,7 +123,7 @@ def test_the_sinks_measure_counts_all_attention_once(fresh):
 
 def test_entering_tokens_resemble_text_of_the_layers_stated(fresh):
     from embedlens.analyses import alignment
-    from embedlens.analyses.rows import one
+    from embedlens.analyses.select_rows import one
     from embedlens.lens.scenes import scenes
 
     told = [scene.describe() for scene in scenes(48, start=80_000)]

@@ -16,7 +16,7 @@ import pytest
 from embedlens import VisualLM
 from embedlens.__main__ import main
 from embedlens.analyses import Study, StudyResult
-from embedlens.analyses.rows import one, select
+from embedlens.analyses.select_rows import one, select
 from embedlens.lens.scenes import scenes
 from processes import ROOT
 

@@ -29,7 +29,7 @@ from embedlens.interventions.engines.payload.carry_out import index_of, replace,
 from embedlens.interventions.operations.operation import InLayers, TokenOperation, operation
 from embedlens.interventions.program.site import Site
 from embedlens.interventions.program.steps import TokenStep
-from embedlens.interventions.selectors.layers import ALL
+from embedlens.interventions.layers_and_heads.layers import ALL
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

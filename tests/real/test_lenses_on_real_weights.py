@@ -18,7 +18,7 @@ from embedlens import (
     lens_hits,
     token_map,
 )
-from embedlens.analyses.rows import one
+from embedlens.analyses.select_rows import one
 from real.planted_words import CELLS, COUNTRIES, QUESTION, picture, showing
 from tolerances import EQUAL, LARGE
 

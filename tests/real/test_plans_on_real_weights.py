@@ -25,7 +25,7 @@ from embedlens import (
     ZeroFFN,
     ablation,
 )
-from embedlens.analyses.rows import one
+from embedlens.analyses.select_rows import one
 from oracles.dropped_tokens import ByHand
 from oracles.whole_sequences import (
     Prompts,

@@ -28,7 +28,7 @@ from processes import ROOT
 
 # The modules that travel by value.
 SHIPPED = (
-    ROOT / "lens/runs/reading.py",
+    ROOT / "lens/runs/reading_in_trace.py",
     ROOT / "lens/runs/many/repeated_batch.py",
     ROOT / "lens/runs/weights_in_force.py",
     ROOT / "lens/selectors/best_tokens.py",

@@ -22,7 +22,7 @@ from ..one_at_a_time import alone, refuse_inside_a_trace
 from ..plan_protocol import Intervention, Pass
 from ..remote import destination, need_weights
 from ..run import Capture
-from ..writing import Written, copies_of, write_traced
+from ..writing_in_trace import Written, copies_of, write_traced
 from .conditions import Condition, compile_conditions
 from .shared_prompts import SharedPrompts
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...opening.wrapping import module_path
 from ..forward import Output, Request
-from ..reading import selected, tensor_of
+from ..reading_in_trace import selected, tensor_of
 from ..tracing import without_cache
 from ..undisturbed import undisturbed
 from .hooked_model import HookedModel, read_at
@@ -42,7 +42,7 @@ def hooked_pass(host: HookedModel, inputs: Mapping[str, Tensor], request: Reques
 
 
 def _keep(host: HookedModel, request: Request, site: dict[str, Any], value: Any) -> None:
-    """Read a site, as :func:`~embedlens.lens.runs.reading.read_sites` does in a trace."""
+    """Read a site, as :func:`~embedlens.lens.runs.reading_in_trace.read_sites` does in a trace."""
     rows = host.rows if site["side"] == "output" else None
     value = tensor_of(value if rows is None else rows.whole(value))
     kept = selected(value, request.samples, request.rows, request.columns)

@@ -16,7 +16,7 @@ from torch import nn
 
 from ...opening.wrapping import module_path
 from ..forward import Request
-from ..reading import before_of, selected, tensor_of, values_of
+from ..reading_in_trace import before_of, selected, tensor_of, values_of
 from ..weights_in_force import weights_of_call
 from .hooked_model import HookedModel, read_at
 from .replaced_forwards import replaced_forwards

@@ -34,10 +34,9 @@ from ..generation_modes import Mode
 from ..generation_trace import ending_quietly
 from ..proof_record import is_same, proven_of
 from ..undisturbed import undisturbed
-from ..writing import Written, copies_of, last_of, write_traced, written_of
+from ..writing_in_trace import Written, copies_of, last_of, write_traced, written_of
 from .beginnings import Memory
 from .conditions import Condition, kind_of
-from .dice import Dice
 from .held_tensors import HeldTensors
 from .hooked_model import HookedModel, read_at
 from .kept_outputs import before_decoder, keep_outputs, return_again
@@ -45,6 +44,7 @@ from .kept_prompts import KeptPrompts
 from .prefix_tree import Branch, Place, branches
 from .prompt_pass import CannotStart, PromptBeginning, PromptPass, held_by
 from .same_arguments import Received
+from .same_random_numbers import SameRandomNumbers
 from .shared_passes import ALONE, LAYERS, MAX_MEMORY, STEPS, TOWERS
 from .some_rows import CACHES
 
@@ -78,7 +78,7 @@ class SharedPrompts:
         self.prompts = KeptPrompts(self.held)
         self.towers: dict[str, Any] | None = None
         self.received: dict[Any, Received] = {}
-        self.dice = Dice()
+        self.random = SameRandomNumbers()
         self.shares = request.during.remote is False and _writes_as_known(model, mode)
 
     def run(self, conditions: Sequence[Condition]) -> Iterator[tuple[Sequence[Condition], Written]]:
@@ -91,7 +91,7 @@ class SharedPrompts:
         for condition in conditions:
             if condition not in mine:
                 yield [condition], self._single(condition)
-        self.dice.leave()
+        self.random.leave()
 
     def _branch(self, branch: Branch) -> Iterator[tuple[Sequence[Condition], Written]]:
         """All that do the same to the prompt; what they do later may differ."""
@@ -176,7 +176,7 @@ class SharedPrompts:
             # An empty cache of the caller's, which the plan before has filled.
             arguments["past_key_values"] = copy.deepcopy(arguments["past_key_values"])
         mode = replace(self.mode, arguments=arguments)
-        self.dice.again()
+        self.random.again()
         written = write_traced(
             self.model,
             nn if program is None else program.apply(nn),
@@ -191,7 +191,7 @@ class SharedPrompts:
 
     def _drawn(self, condition: Condition) -> None:
         if not condition.index:
-            self.dice.drawn()
+            self.random.drawn()
 
     def _hooked(
         self,
@@ -236,7 +236,7 @@ class SharedPrompts:
             stack.enter_context(undisturbed(hf, ()))
             stack.enter_context(ending_quietly())
             stack.enter_context(prompt.in_force())
-            self.dice.again()
+            self.random.again()
             result = hf.generate(**placed(hf, self.batch.inputs), **mode.arguments)
             written = written_of(result, self.batch, mode, states)
             if not all_finite(largest):

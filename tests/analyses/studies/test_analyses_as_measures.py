@@ -136,7 +136,7 @@ def test_what_fails_is_recorded_tried_again_and_merged(
 ) -> None:
     text = TEXT.replace("accuracy, sparsity, {measure: token_map, items: 4}", "token_map, sparsity")
     text = text.replace("n: 10, tasks", "n: 4, tasks")
-    measure = "embedlens.analyses.sparsity_of_classes.words.sparsity"
+    measure = "embedlens.analyses.shares_of_classes.report_text.sparsity"
     with monkeypatch.context() as broken:
         broken.setattr(measure, lambda *args, **more: 1 / 0)
         for shard in ((1, 2), (2, 2)):

@@ -16,7 +16,7 @@ import torch
 from builders.studies import IMAGES, YAML, write_study
 from embedlens import Plan, VisualLM
 from embedlens.analyses import Study, StudyResult
-from embedlens.analyses.rows import select
+from embedlens.analyses.select_rows import select
 from embedlens.analyses.studies import forecast, merge
 from embedlens.analyses.studies.driver import SerialEngine
 from embedlens.analyses.studies.study_folder import StudyFolder

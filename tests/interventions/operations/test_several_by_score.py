@@ -26,7 +26,7 @@ from embedlens import (
     VisualLM,
     ZeroFFN,
 )
-from embedlens.interventions.program import choosing
+from embedlens.interventions.program import choosing_by_score
 from embedlens.interventions.program.steps import Choose
 from embedlens.lens.runs.plan_protocol import Pass
 from oracles.best_scored import attention_scores, picked
@@ -261,14 +261,14 @@ def test_many_plans_read_their_scores_in_one_pass(
     model: VisualLM, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
-    known = choosing.scored_passes
+    known = choosing_by_score.scored_passes
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         found = known(*args, **kwargs)
         passes.append(found.passes)
         return found
 
-    monkeypatch.setattr(choosing, "scored_passes", counted)
+    monkeypatch.setattr(choosing_by_score, "scored_passes", counted)
     plans = many()
     runs = model.run_many(batch, plans)
     assert passes == [1]

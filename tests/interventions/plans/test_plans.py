@@ -30,7 +30,7 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.interventions import Box, ImageIs, Name, Random, Selector, parse_selector
-from embedlens.interventions.selectors.layers import Layers
+from embedlens.interventions.layers_and_heads.layers import Layers
 
 NAMES = ("visual", "text", "bos", "last", "generated", "sink", "vit-sink", "dead", "alive")
 

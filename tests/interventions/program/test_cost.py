@@ -30,7 +30,7 @@ from embedlens import (
 )
 from embedlens.interventions import parse_selector
 from embedlens.interventions.operations.target import Target
-from embedlens.interventions.program.flow import Flow, patterns
+from embedlens.interventions.program.states_in_use import Flow, patterns
 from embedlens.interventions.program.visibility import visible_pairs
 from embedlens.lens.runs.plan_protocol import Pass
 from families.family import FAMILIES

@@ -1,6 +1,0 @@
-"""`cost_of_plans`: operations as counted here and by torch, beside measured time and memory."""
-
-from .measure import cost_of_plans
-from .words import COST_OF_PLANS
-
-__all__ = ["COST_OF_PLANS", "cost_of_plans"]

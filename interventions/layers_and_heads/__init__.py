@@ -1,0 +1,1 @@
+"""Which layers and which heads, by their numbers."""

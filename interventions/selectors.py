@@ -1,0 +1,3 @@
+"""Which tokens, as :mod:`embedlens.lens.selectors` says it."""
+
+from ..lens.selectors import *  # noqa: F403
