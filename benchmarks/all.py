@@ -65,7 +65,7 @@ PARTS = (
         (*_SMALL, "--every=2"),
     ),
     Part("One plan", "one_plan.py", ("--repeats=15",), ("--repeats=1", "--tiny")),
-    Part("Encoding", "encode.py", ("--repeats=7",), ("--repeats=1", "--families", "llava")),
+    Part("Encoding", "encode.py", ("--repeats=31",), ("--repeats=1", "--families", "llava")),
     Part(
         "Reading",
         "readout.py",
