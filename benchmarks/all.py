@@ -57,6 +57,7 @@ def _growth(what: str, name: str, *tiny: str) -> Part:
 _SMALL = ("--layers=2", "--width=64", "--side=4", "--repeats=1")
 PARTS = (
     Part("Many plans on one batch", "conditions.py", ("--every=4", "--repeats=2"), _SMALL),
+    Part("Many plans whose runs keep insides", "captured.py", ("--repeats=1",), _SMALL),
     Part(
         "Many plans, next to TransformerLens",
         "on_bridge.py",

@@ -79,8 +79,7 @@ class ColourLevels:
         ``values`` are ``[..., element]``, of whole units.
         """
         shares = (values - self.zero) / self.span
-        seen = np.stack([shares[..., of].mean(-1) for of in self.colours], axis=-1)
-        brightness: Values = DARK + (LIGHT - DARK) * seen
+        brightness: Values = DARK + (LIGHT - DARK) * shares[..., np.stack(self.colours)].mean(-1)
         return brightness
 
     def told(self, painted: Values) -> tuple[Values, Values, NDArray[np.bool_]] | None:

@@ -39,10 +39,11 @@ class LinearFit:
                 return cls(0.0, 1.0, 1)
             return None
         # Least squares.
-        away = index[known] - index[known].mean()
-        step = float(away @ centers[known] / (away @ away))
-        start = centers[known].mean() - step * index[known].mean()
-        off = centers[known] - (start + step * index[known])
+        seen, middle = centers[known], index[known].mean()
+        away = index[known] - middle
+        step = float(away @ seen / (away @ away))
+        start = float(seen.mean()) - step * middle
+        off = seen - (start + step * index[known])
         if step <= 0 or np.abs(off).max() > max(_CROOKED, step):
             return None
         if pixels:

@@ -25,9 +25,9 @@ from embedlens import (
 )
 from embedlens.interventions.engines.engine import engine_of
 from embedlens.lens.runs.forward import run_request
-from embedlens.lens.runs.many.hooked_model import HookedModel, hooked_pass
+from embedlens.lens.runs.many.hooked_model import HookedModel
+from embedlens.lens.runs.many.hooked_pass import hooked_pass
 from embedlens.lens.runs.plan_protocol import Pass
-from embedlens.lens.runs.undisturbed import undisturbed
 from families.zoo import READABLE, built, visual_lm
 from tolerances import EQUAL
 
@@ -48,7 +48,7 @@ def hooked(model: VisualLM, batch: Any, plan: Plan) -> Any:
     request = run_request(model, batch, "residual", [1], "all", "last", "all", "all", False)
     host = HookedModel(model.hf)
     in_force = plan.compile(model, batch, Pass("forward")).apply(host)
-    with torch.no_grad(), undisturbed(model.hf, ()), in_force:
+    with torch.no_grad(), in_force:
         return hooked_pass(host, batch.inputs, request)
 
 
