@@ -18,7 +18,7 @@ from embedlens import AblateAttention, Batch, Plan, ScaleTokens, VisualLM, ZeroF
 from embedlens.interventions.engines import nnsight as engine
 from embedlens.lens.opening.entries import OwnForward
 from embedlens.lens.opening.present_state import is_entry, state_of
-from embedlens.lens.runs.many import hooked_model
+from embedlens.lens.runs.many import hooked_pass
 
 PLAN = Plan(AblateAttention(layers=1), ZeroFFN(layers=2, tokens="last"))
 DECODER = "model.language_model"
@@ -83,8 +83,8 @@ def test_shared_passes_run_without_entries(
         inside.append(len(entries()))
         return usual(hf)
 
-    usual, before, inside = hooked_model.without_cache, entries(), list[int]()
-    monkeypatch.setattr(hooked_model, "without_cache", looking)
+    usual, before, inside = hooked_pass.without_cache, entries(), list[int]()
+    monkeypatch.setattr(hooked_pass, "without_cache", looking)
     model.run_many(batch, [PLAN, Plan(ZeroFFN(layers=3))])
     assert before
     assert inside == [0, 0]
