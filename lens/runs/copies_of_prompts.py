@@ -55,7 +55,7 @@ def copies_alike(model: Any, batch: Batch, mode: Mode, path: str) -> Iterator[No
 def _differing(given: Any, samples: int, copies: int) -> list[int]:
     """Samples in whose copies the states differ that a module is given."""
     states = [
-        tensor.unflatten(0, (samples, copies))
+        tensor.reshape(samples, copies, *tensor.shape[1:])
         for tensor in tensors_in(given)
         if tensor.is_floating_point() and len(tensor) == samples * copies > samples
     ]
