@@ -57,6 +57,7 @@ def _growth(what: str, name: str, *tiny: str) -> Part:
 _SMALL = ("--layers=2", "--width=64", "--side=4", "--repeats=1")
 PARTS = (
     Part("Many plans on one batch", "conditions.py", ("--every=4", "--repeats=2"), _SMALL),
+    Part("Many plans whose runs keep insides", "captured.py", ("--repeats=1",), _SMALL),
     Part(
         "Many plans, next to TransformerLens",
         "on_bridge.py",
@@ -64,7 +65,7 @@ PARTS = (
         (*_SMALL, "--every=2"),
     ),
     Part("One plan", "one_plan.py", ("--repeats=15",), ("--repeats=1", "--tiny")),
-    Part("Encoding", "encode.py", ("--repeats=7",), ("--repeats=1", "--families", "llava")),
+    Part("Encoding", "encode.py", ("--repeats=31",), ("--repeats=1", "--families", "llava")),
     Part(
         "Reading",
         "readout.py",

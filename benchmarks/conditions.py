@@ -177,19 +177,19 @@ def main() -> int:
             width=options.width,
             side=options.side,
         )
-        work = _work(made, layers)
+        work = work_of(made, layers)
         for sweep, edits in sweeps(layers).items():
             if options.only and sweep not in options.only:
                 continue
             plans, some = [edit.plan for edit in edits], edits[:: options.every]
             tasks: dict[str, Callable[[], object]] = {
-                "hooks": partial(_one_by_one, made, some),
+                "hooks": partial(one_by_one, made, some),
                 "run_many": partial(made.model.run_many, made.batch, plans),
             }
             start = process_time()
             found = made.model.run_many(made.batch, plans)
             first = process_time() - start
-            singles = _one_by_one(made, some)
+            singles = one_by_one(made, some)
             pairs = zip(found[:: options.every], singles, strict=True)
             apart = max(_apart(run, single) for run, single in pairs)
             assert apart < 1e-5, f"{sweep}: differs by {apart:.1e}"
@@ -233,7 +233,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         return output
 
 
-def _work(made: Setup, layers: int) -> Work:
+def work_of(made: Setup, layers: int) -> Work:
     """Count one forward."""
     counter = FlopCounterMode(display=False)
     with counter:
@@ -248,7 +248,7 @@ def _work(made: Setup, layers: int) -> Work:
     return Work(tower, attention - keys, keys, ffn, visual, layers, tokens)
 
 
-def _one_by_one(made: Setup, edits: Sequence[Edit]) -> list[Tensor]:
+def one_by_one(made: Setup, edits: Sequence[Edit]) -> list[Tensor]:
     """Last logits of plain forwards with torch hooks."""
     return [_hooked(made, edit) for edit in edits]
 

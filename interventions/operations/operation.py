@@ -250,7 +250,7 @@ class TokenOperation(Operation, ABC):
             columns = np.concatenate([columns, np.tile(behind, int(generated.sum()))])
         found = [self.prompt_place(target, (rows, columns), layer)] if len(rows) else []
         if target.during.kind == "generation" and generated.any():
-            later = torch.as_tensor(np.flatnonzero(generated))
+            later = target.tensor(np.flatnonzero(generated))
             found.append({"when": "decode", "rows": later, "columns": None})
         return found
 
@@ -259,7 +259,7 @@ class TokenOperation(Operation, ABC):
         rows, columns = places
         target.check_computed(self, layer, columns)
         when: When = "prefill"
-        return {"when": when, "rows": torch.as_tensor(rows), "columns": torch.as_tensor(columns)}
+        return {"when": when, "rows": target.tensor(rows), "columns": target.tensor(columns)}
 
 
 Kind = TypeVar("Kind", bound=type[Operation])

@@ -39,6 +39,12 @@ class Target(Scope):
         """The prompt tokens that a selector means, in one layer if need be, ``[sample, token]``."""
         return tokens.select(self.batch, layer).prompt
 
+    def tensor(self, numbers: NDArray[np.intp]) -> torch.Tensor:
+        """Numbers of samples or positions as a tensor, one for all plans of a call."""
+        return self.during.once(
+            ("tensor", numbers.shape, numbers.tobytes()), lambda: torch.as_tensor(numbers)
+        )
+
     def fitting(self, by: Any, states: torch.Tensor) -> torch.Tensor:
         """States from another pass, if they can be this model's."""
         width = self.model.anatomy.hidden_size

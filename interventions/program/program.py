@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from ...lens.runs.plan_protocol import Touch
@@ -35,19 +35,24 @@ class Program:
     def touches(self) -> tuple[Touch, ...]:
         """What each step touches."""
         known: dict[int, Hashable] = {}
-        generates = self.scope.during.kind == "generation"
+        keys = [content_key(step, known) for step in self.steps]
+        # Thousands of plans on one batch have few steps that differ.
+        once = self.scope.during.once
         return tuple(
-            Touch(
-                layer=step.site.layer,
-                part=step.site.part,
-                key=content_key(step, known),
-                kind=self._kind(step),
-                columns=step.positions(),
-                reads=step.reads,
-                looks_around=step.looks_at() is not None,
-                later=generates and step.when == "decode",
-            )
-            for step in self.steps
+            once(("touch", key), partial(self._touch, step, key))
+            for step, key in zip(self.steps, keys, strict=True)
+        )
+
+    def _touch(self, step: Step, key: Hashable) -> Touch:
+        return Touch(
+            layer=step.site.layer,
+            part=step.site.part,
+            key=key,
+            kind=self._kind(step),
+            columns=step.positions(),
+            reads=step.reads,
+            looks_around=step.looks_at() is not None,
+            later=self.scope.during.kind == "generation" and step.when == "decode",
         )
 
     def _kind(self, step: Step) -> Hashable:

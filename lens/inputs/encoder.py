@@ -155,7 +155,8 @@ class Encoder:
         if not (has_images or has_videos):
             self.required.check_text(tensors)
         frames = [[len(clip) for clip in row] for row in clips] if has_videos else None
-        visual = self._locate(tensors, nested if has_images else None, layout, again, frames)
+        mask: Tensor = self.anatomy.visual_mask(tensors)
+        visual = self._locate(tensors, mask, nested if has_images else None, layout, again, frames)
         _check_sizes(visual, nested)
         return Batch(
             tensors,
@@ -165,10 +166,10 @@ class Encoder:
             tuple(len(row) for row in nested),
             videos_per_row=tuple(len(row) for row in clips) if has_videos else (),
             remake=Remake(again, nested),
-            words=self._words(prepared, template),
+            words=self._words(prepared, mask, template),
         )
 
-    def _words(self, prepared: Prepared, template: bool | None) -> PromptWords:
+    def _words(self, prepared: Prepared, mask: Tensor, template: bool | None) -> PromptWords:
         """Which token is which part of the prompts' text."""
         writer = PromptWriter(self.processor, self.placeholders)
         own = [
@@ -178,7 +179,7 @@ class Encoder:
             )
         ]
         names = [name for name, _ in writer.kinds()]
-        visual = self.anatomy.visual_mask(prepared.inputs).cpu().numpy()
+        visual = mask.cpu().numpy()
         return PromptWords.of(self.tokenizer, prepared.prompts, names, prepared.inputs, visual, own)
 
     def batch(self, inputs: Mapping[str, Tensor], layout: Stated | None = None) -> Batch:
@@ -192,7 +193,7 @@ class Encoder:
         images = visual_mask & ~videos
         check_pictures(tensors, images, videos)
         try:
-            visual = self._locate(tensors, None, layout)
+            visual = self._locate(tensors, visual_mask, None, layout)
         except InputError:
             # A missing grid is the better reason for a layout that does not fit.
             self.required.check(tensors, images, videos, 1)
@@ -229,6 +230,7 @@ class Encoder:
     def _locate(
         self,
         inputs: Mapping[str, Tensor],
+        mask: Tensor,
         images: Nested | None,
         layout: Stated | None,
         again: RepeatCall | None = None,
@@ -236,7 +238,7 @@ class Encoder:
     ) -> VisualTokens:
         return locate(
             inputs,
-            self.anatomy.visual_mask(inputs),
+            mask,
             images,
             config=self.config,
             processor=self.processor,

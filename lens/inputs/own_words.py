@@ -10,15 +10,19 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..errors import InputError, Unsupported
 from .chats import Chat
 from .prompt_writer import PromptWriter
+from .prompts import chat_template
 
 # First and last character, exclusive, of every text of the user's.
 Spans = tuple[tuple[int, int], ...]
 # The first of the characters that no standard gives a meaning to.
 _MARKS = 0xE000
+# By processor its template and special tokens, and what it writes behind the user's words.
+_BEHIND: WeakKeyDictionary[Any, tuple[tuple[str, str], str]] = WeakKeyDictionary()
 
 
 def own_words(
@@ -54,12 +58,22 @@ def own_words(
 
 def _goes_through(writer: PromptWriter, written: str) -> bool:
     """Whether a prompt has the end that the chat template writes behind the user's words."""
-    mark = chr(_MARKS)
-    try:
-        _, found, behind = writer.write(mark, 0, 0, True).partition(mark)
-    except (InputError, Unsupported):
-        return False
-    return bool(found and behind.strip()) and written.rstrip().endswith(behind.strip())
+    behind = _behind(writer)
+    return bool(behind) and written.rstrip().endswith(behind)
+
+
+def _behind(writer: PromptWriter) -> str:
+    """What the chat template writes there; empty for nothing, or where it cannot be told."""
+    processor, mark = writer.processor, chr(_MARKS)
+    state = str(chat_template(processor)), str(processor.tokenizer.special_tokens_map)
+    known = _BEHIND.get(processor)
+    if known is None or known[0] != state:
+        try:
+            _, _, behind = writer.write(mark, 0, 0, True).partition(mark)
+        except (InputError, Unsupported):
+            behind = ""
+        known = _BEHIND[processor] = state, behind.strip()
+    return known[1]
 
 
 def _marked(writer: PromptWriter, prompt: str | Chat) -> tuple[list[str], Any]:

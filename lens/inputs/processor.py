@@ -88,7 +88,7 @@ class ProcessorAdapter:
 
     def _call(self, texts: list[str], pictures: dict[str, Any]) -> Any:
         # The side is set on the tokenizer alone: a second tokenizer (a Q-Former's) keeps its own.
-        settings: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+        settings: dict[str, Any] = {"padding": len(texts) > 1, "return_tensors": "pt"}
         if self.accepts is not None and "mm_token_type_ids" in self.accepts:
             settings["return_mm_token_type_ids"] = True
         with _padding_left(self.processor.tokenizer), warnings.catch_warnings():
@@ -179,6 +179,8 @@ def left_padded(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     mask = inputs.get("attention_mask")
     if mask is None or mask.ndim != 2:
+        return dict(inputs)
+    if bool(mask.all()):
         return dict(inputs)
     order = mask.bool().long().argsort(dim=1, stable=True)
     if bool((order == torch.arange(mask.shape[1])).all()):

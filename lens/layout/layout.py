@@ -135,6 +135,8 @@ def _cells(
         row, col = np.insert(row, ends, -1), np.insert(col, ends, -1)
         box, kind = np.insert(box, ends, np.nan, axis=0), np.insert(kind, ends, "newline")
     around = (block.before, block.after)
+    if not any(around):
+        return row, col, box, kind
     row, col = (np.pad(field, around, constant_values=-1) for field in (row, col))
     box = np.pad(box, (around, (0, 0)), constant_values=np.nan)
     separators = [np.full(number, "separator", dtype="<U9") for number in around]

@@ -87,10 +87,10 @@ def locate(
     if images is not None and of_images.counts is not None:
         sizes = [[None if image is None else image.size for image in row] for row in images]
     rows = rows_of(of_images.positions, layouts, sizes)
-    of_videos = replace(
-        of_images, positions=_positions(visual & in_videos), counts=None, are_videos=True
-    )
-    if of_videos.total:
+    if in_videos.any():
+        of_videos = replace(
+            of_images, positions=_positions(visual & in_videos), counts=None, are_videos=True
+        )
         _check_presence(of_videos)
         videos = explain(of_videos) or unplaced(of_videos)
         rows += rows_of(of_videos.positions, videos, None, shift=[len(row) for row in layouts])

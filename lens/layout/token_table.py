@@ -46,6 +46,8 @@ def table(rows: Sequence[VisualTokens]) -> VisualTokens:
     none = np.zeros(0, dtype=np.int64)
     kinds, boxes = np.zeros(0, dtype=np.str_), np.zeros((0, 4))
     empty = VisualTokens(none, none, none, none, none, none, none, kinds, boxes)
+    if len(rows) == 1:  # whose tokens are in order
+        return rows[0]
     parts = rows or [empty]
     joined = VisualTokens(
         *(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(empty))

@@ -74,6 +74,11 @@ def read_values(model: Any, site: dict[str, Any], rows: Any, columns: Any) -> to
     The site has the ``path`` of the token mixer and the ``call`` of its attention function.
     """
     args, _ = getattr(model.get(site["path"]).source, site["call"]).inputs
+    return values_of(args, rows, columns)
+
+
+def values_of(args: tuple[Any, ...], rows: Any, columns: Any) -> torch.Tensor:
+    """The selected tokens' values among what the attention function is called with."""
     value: torch.Tensor = args[3]
     return value.transpose(1, 2)[rows.to(value.device), columns.to(value.device)]
 
@@ -93,6 +98,25 @@ def read_before(
     whole = made
     if site["whole"] != site["path"]:
         whole = selected(tensor_of(model.get(site["whole"]).output), samples, rows, columns)
+    return before_of(matrix, site, into, made, whole)
+
+
+def before_of(
+    matrix: Any,
+    site: dict[str, Any],
+    into: torch.Tensor,
+    made: torch.Tensor,
+    whole: torch.Tensor,
+) -> torch.Tensor:
+    """What :func:`read_before` returns, of the selected tokens' states at its places.
+
+    Args:
+        matrix: What computes the matrix.
+        site: As there.
+        into: What goes into the matrix, ``[selected, ...]``.
+        made: What comes out of it.
+        whole: What the whole sublayer returns.
+    """
     if not torch.allclose(whole, made, rtol=0, atol=0, equal_nan=True):
         raise ValueError(
             f"REFUSED: what the {site['side']} of layer {site['layer']} make goes through more "

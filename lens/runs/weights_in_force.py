@@ -114,9 +114,16 @@ def read_weights(model: Any, site: dict[str, Any], pairs: dict[str, Any]) -> tor
             positions of each row's keys ``[row, key]``, -1 where a row has fewer.
     """
     call = getattr(model.get(site["path"]).source, site["call"])
-    args, options = call.inputs
+    inputs = call.inputs
+    return weights_of_call(inputs, call.output, site, pairs)
+
+
+def weights_of_call(
+    inputs: Any, output: Any, site: dict[str, Any], pairs: dict[str, Any]
+) -> torch.Tensor:
+    """What :func:`read_weights` returns, of what its call gets and what it returns."""
+    args, options = inputs
     query, key, value, *rest = args[1:]
-    output = call.output
     gathered, *returned = output if isinstance(output, tuple) else (output,)
     total = key.shape[2]
     shape = (*query.shape[:3], total)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Values = NDArray[np.floating[Any]]
 
+DARK, LIGHT = 16, 240  # the painted range, with room for resampling to overshoot at both ends
 # Brightness of blue, as a share of the painted range: far from black, grey, white and mean colours.
 SHOWN = 3 / 14
 # What it may be off by: less than a whole level, and than a twentieth of some padding.
@@ -71,6 +72,15 @@ class ColourLevels:
         shape = [1] * ndim
         shape[self.axis] = len(self.zero)
         return self.zero.reshape(shape), self.span.reshape(shape)
+
+    def brightness(self, values: Values) -> Values:
+        """What an image shows of each colour, ``[..., colour]`` of 0 to 255, by what arrived of it.
+
+        ``values`` are ``[..., element]``, of whole units.
+        """
+        shares = (values - self.zero) / self.span
+        brightness: Values = DARK + (LIGHT - DARK) * shares[..., np.stack(self.colours)].mean(-1)
+        return brightness
 
     def told(self, painted: Values) -> tuple[Values, Values, NDArray[np.bool_]] | None:
         """Red and green levels at every element, and whether it shows the image, by a painting.

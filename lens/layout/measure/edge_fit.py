@@ -9,26 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from einops import rearrange
 from numpy.typing import NDArray
 
 from ..layout import Edges
-from .painted_images import PixelOrigins
+from .pixel_origins import PixelOrigins, mean
 
 _NEAR = 0.2  # pixels within which a measured length is a whole number
 _CROOKED = 0.02  # share of the image by which a place may be off its line
-
-
-def mean(field: NDArray[np.floating[Any]], keep: int) -> NDArray[np.float64]:
-    """Mean over all axes but one, of what is not NaN; NaN where all is."""
-    axes = tuple(axis for axis in range(field.ndim) if axis != keep % field.ndim)
-    known = np.isfinite(field)
-    count = known.sum(axis=axes)
-    total = np.where(known, field, 0).sum(axis=axes, dtype=np.float64)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 @dataclass(frozen=True)
@@ -48,8 +38,12 @@ class LinearFit:
             if len(centers) == 1 and known.all():  # one unit: taken as the whole
                 return cls(0.0, 1.0, 1)
             return None
-        step, start = np.polyfit(index[known], centers[known], 1)
-        off = centers[known] - (start + step * index[known])
+        # Least squares.
+        seen, middle = centers[known], index[known].mean()
+        away = index[known] - middle
+        step = float(away @ seen / (away @ away))
+        start = float(seen.mean()) - step * middle
+        off = seen - (start + step * index[known])
         if step <= 0 or np.abs(off).max() > max(_CROOKED, step):
             return None
         if pixels:

@@ -1,8 +1,9 @@
 """Layouts from what the processor was measured to do, once per image size.
 
-Measuring repeats the processor call: six times for the first sizes of a processor, and once for
-most later ones, mostly without the text. What it finds depends on the sizes of the images and on
-nothing in them, so a thousand images of one size are measured once.
+Measuring repeats the processor call: six times for the first sizes of a processor, once for the
+next, mostly without the text, and not at all where a rule was found since (``placed_by_rule``).
+What it finds depends on the sizes of the images and on nothing in them, so a thousand images of one
+size are measured once.
 """
 
 from __future__ import annotations

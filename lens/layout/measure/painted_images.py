@@ -10,6 +10,7 @@ that element shows.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -21,7 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from .colour_levels import SHOWN, ColourLevels, Values, shows
+from .colour_levels import DARK, LIGHT, SHOWN, ColourLevels, Values, shows
+from .pixel_origins import PixelOrigins
+from .placed_by_rule import PlacingRules
+from .placing_rules import TensorForm
 
 # Brightness ``[height, width]``, or one for each colour ``[height, width, colour]``.
 Brightness = NDArray[np.uint8]
@@ -35,23 +39,8 @@ Form = Literal["by sample", "in a row"]
 FORMS: tuple[Form, ...] = get_args(Form)
 """In which an image processor may take the images of several samples."""
 
-_DARK, _LIGHT = 16, 240  # away from both ends, so that resampling has room to overshoot
 _TILT = 1 / 16  # of a ramp to its other axis: rounding to whole levels then differs line by line
 _DIGIT = 16  # images told apart by one painted brightness
-
-
-@dataclass(frozen=True, eq=False)
-class PixelOrigins:
-    """Which place of which image every element of one pixel tensor shows."""
-
-    x: NDArray[np.float32]  # place in the width, 0 to 1, for each element; NaN for padding
-    y: NDArray[np.float32]  # place in its height
-    owner: NDArray[np.int32]  # index of the image, counted through the samples; -1 for padding
-
-    def owners(self, leading: int) -> NDArray[np.int32]:
-        """The image that is shown at each index of the ``leading`` first axes; -1 for none."""
-        owners: NDArray[np.int32] = self.owner.max(axis=tuple(range(leading, self.owner.ndim)))
-        return owners
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +51,11 @@ class Learned:
         colours: By tensor; None for one whose colours are not so simple.
         alone: By numbers of images in the samples, in which form the image processor takes them
             without text and makes the same of them; None if in none.
+        rules: By tensor how it places images, as far as sizes that were measured tell.
     """
 
     colours: dict[str, ColourLevels | None] = field(default_factory=dict)
+    rules: dict[str, PlacingRules] = field(default_factory=lambda: defaultdict(PlacingRules))
     alone: dict[tuple[int, ...], Form | None] = field(default_factory=dict)
 
 
@@ -73,7 +64,7 @@ class MeasuredOrigins:
 
     Painted in grey it takes four calls, and more for several images. What is ``learned`` from these
     and one more call makes one painting do for other sizes, without the text where that is known
-    to make no difference.
+    to make no difference, and none where the rule that places an image is known by then.
     """
 
     def __init__(
@@ -87,19 +78,55 @@ class MeasuredOrigins:
     ) -> None:
         self._repeat_call = repeat_call
         self._samples = samples
+        self._images = [image for row in images for image in row]
         self._sizes = [[image.size for image in row] for row in images]
         self._learned = Learned() if learned is None else learned
         self._colours = self._learned.colours
         self._image_processor = image_processor
-        self._shapes = {name: tensor.shape for name, tensor in _real(tensors or {}).items()}
+        self._tensors = tensors or {}
+        self._shapes = {name: tensor.shape for name, tensor in _real(self._tensors).items()}
         self._measured: dict[str, PixelOrigins] | None = None
 
     def __getitem__(self, name: str) -> PixelOrigins | None:
         """Those of one tensor, or None where it does not depend on the images."""
         if self._measured is None:
-            known = self._in_colour() if self._colours and all(self._colours.values()) else None
+            known = None
+            if self._colours and all(self._colours.values()):
+                known = self._by_rule() or self._in_colour()
             self._measured = self._in_grey() if known is None else known
         return self._measured.get(name)
+
+    def _by_rule(self) -> dict[str, PixelOrigins] | None:
+        """By what was measured of other sizes; None where that does not tell for certain."""
+        origins = {}
+        for name, levels in self._colours.items():
+            form = self._form(name)
+            if form is None or levels is None:
+                return None
+            tensor, rules = self._tensors[name], self._learned.rules[name]
+            placed = rules.placed(self._images[0], form, tensor, levels, self._resampling())
+            if placed is None:
+                return None
+            origins[name] = placed
+        return origins
+
+    def _resampling(self) -> Image.Resampling:
+        """How the image processor says that it resizes."""
+        said = getattr(self._image_processor, "resample", None)
+        return Image.Resampling(said) if isinstance(said, int) else Image.Resampling.BICUBIC
+
+    def _learn(self, origins: Mapping[str, PixelOrigins]) -> dict[str, PixelOrigins]:
+        for name, measured in origins.items():
+            form = self._form(name)
+            if form is not None and form.shape == measured.x.shape:
+                self._learned.rules[name].learn(self._images[0].size, form, measured)
+        return dict(origins)
+
+    def _form(self, name: str) -> TensorForm | None:
+        """What a tensor is made of; None where it is not that of one image."""
+        if len(self._images) != 1 or name not in self._tensors:
+            return None
+        return TensorForm.of(self._tensors[name], self._tensors)
 
     def _in_colour(self) -> dict[str, PixelOrigins] | None:
         """By one painting; None where what comes back is not what was learned."""
@@ -120,11 +147,11 @@ class MeasuredOrigins:
             zero, span = levels.everywhere(values.ndim)
             digits = [(of[name] - zero) / span for of in owners]
             origins[name] = _origins(steep, flat, shown, digits)
-        return origins
+        return self._learn(origins)
 
     def _in_grey(self) -> dict[str, PixelOrigins]:
-        dark = self._paint(lambda size, _: _plain(size, _DARK))
-        light = self._paint(lambda size, _: _plain(size, _LIGHT))
+        dark = self._paint(lambda size, _: _plain(size, DARK))
+        light = self._paint(lambda size, _: _plain(size, LIGHT))
         across = self._paint(lambda size, _: _ramp(size))
         down = self._paint(lambda size, _: _ramp(size[::-1]).T)
         owners = self._digits()
@@ -150,7 +177,7 @@ class MeasuredOrigins:
                     if coloured[name].shape == zero.shape
                     else None
                 )
-        return origins
+        return self._learn(origins)
 
     def _digits(self) -> list[dict[str, NDArray[np.float32]]]:
         """Paintings in which each image has a brightness of its own; none for a single image."""
@@ -239,21 +266,21 @@ def _coloured(size: tuple[int, int]) -> Brightness:
     """Both ramps in red and green, and in blue what says that the image is shown."""
     made = np.empty((*size[::-1], 3), dtype=np.uint8)
     made[..., 0], made[..., 1] = _ramp(size), _ramp(size[::-1]).T
-    made[..., 2] = round(_DARK + (_LIGHT - _DARK) * SHOWN)
+    made[..., 2] = round(DARK + (LIGHT - DARK) * SHOWN)
     return made
 
 
 def _ramp(size: tuple[int, int]) -> Brightness:
     """Brightness that rises from left to right, and a little from top to bottom."""
-    x, y = ((np.arange(length) + 0.5) / length * (_LIGHT - _DARK) for length in size)
-    across, down = ((1 - _TILT) * x + _DARK + 0.5, _TILT * y)
+    x, y = ((np.arange(length) + 0.5) / length * (LIGHT - DARK) for length in size)
+    across, down = ((1 - _TILT) * x + DARK + 0.5, _TILT * y)
     # Rounded, by cutting off what a half was added to.
     return np.add.outer(down.astype(np.float32), across.astype(np.float32)).astype(np.uint8)
 
 
 def _digit(size: tuple[int, int], image: int, place: int) -> Brightness:
     digit = image // _DIGIT**place % _DIGIT
-    return _plain(size, int(_DARK + (_LIGHT - _DARK) * digit / (_DIGIT - 1)))
+    return _plain(size, int(DARK + (LIGHT - DARK) * digit / (_DIGIT - 1)))
 
 
 def _plain(size: tuple[int, int], brightness: int) -> Brightness:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..layout_inputs import LayoutInputs
-from .painted_images import PixelOrigins
+from .pixel_origins import PixelOrigins
 
 CHANNELS = (1, 3)
 

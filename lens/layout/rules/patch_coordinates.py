@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ..layout import Block, Edges, Layout
 from ..layout_inputs import LayoutInputs, Layouts
-from ..measure.edge_fit import LinearFit, mean, patch_side
+from ..measure.edge_fit import LinearFit, patch_side
+from ..measure.pixel_origins import mean
 from ..measure.pixel_tensor import PixelTensor
 
 _MOST = 16  # patches along a token

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ..layout import Block, Edges, Layout
 from ..layout_inputs import LayoutInputs, Layouts, integers
-from ..measure.edge_fit import LinearFit, grid_edges, mean, patch_side
+from ..measure.edge_fit import LinearFit, grid_edges, patch_side
+from ..measure.pixel_origins import mean
 from ..measure.pixel_tensor import PixelTensor
 
 

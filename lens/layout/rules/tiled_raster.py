@@ -20,8 +20,8 @@ from transformers.image_processing_utils import select_best_resolution
 
 from ..layout import Block, Edges, Layout
 from ..layout_inputs import LayoutInputs, Layouts, integers
-from ..measure.edge_fit import LinearFit, mean, raster_edges
-from ..measure.painted_images import PixelOrigins
+from ..measure.edge_fit import LinearFit, raster_edges
+from ..measure.pixel_origins import PixelOrigins, mean
 from ..measure.pixel_tensor import PixelTensor
 
 

@@ -7,12 +7,13 @@ handed back are copies.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..forward import Output, Request
 from .prefix_tree import Place
 from .some_rows import KeysValues
 
@@ -30,7 +31,7 @@ class Beginning:
         touched: Rows of that which steps of the pass changed behind the mixer, ``[token]``.
         changed: Rows entering the layer that differ from the untouched pass; None if not known.
         store: What its steps left to one another.
-        states: What was captured.
+        states: What was captured before the place.
         received: What the layer received; None where that is not needed any more.
     """
 
@@ -44,6 +45,15 @@ class Beginning:
     store: Mapping[str, Any]
     states: Mapping[str, Tensor]
     received: Any = None
+
+    def later(self, request: Request) -> Request:
+        """What of a request is still to be read."""
+        return replace(request, sites=[s for s in request.sites if s["key"] not in self.states])
+
+    def joined(self, output: Output, request: Request) -> Output:
+        """An output with what was read before, in the order in which it was made."""
+        read = {**self.states, **output.states}
+        return Output(output.logits, {site["key"]: read[site["key"]] for site in request.sites})
 
 
 class Memory:

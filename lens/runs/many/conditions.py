@@ -13,9 +13,7 @@ from ..forward import Output, Request
 from ..plan_protocol import PARTS, Intervention, OneCall, Program, Touch
 from ..proof_record import is_same
 from .hooked_model import HookedModel
-
-# Sides of modules that are read in hooks; what goes on inside them is read in traces.
-SIDES = ("input", "output")
+from .inside_in_hooks import readable_in_hooks
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +61,7 @@ def compile_conditions(
     """
     model.anatomy.check_ids(request.inputs, model.tokenizer)
     during = replace(request.during, call=OneCall(tuple(plans)))
-    readable = all(site["side"] in SIDES for site in request.sites)
+    readable = readable_in_hooks(model.hf, request.sites)
     conditions = []
     for index, plan in enumerate(plans):
         try:

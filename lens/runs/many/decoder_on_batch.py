@@ -14,11 +14,20 @@ from ...anatomy.anatomy import Anatomy
 from ...anatomy.mixer_kinds import MASKED
 from ..forward import Request
 from ..plan_protocol import PARTS, Touch
+from ..run import INSIDE
 from .layer_kinds import kinds_of_layers, widest_ffn
 from .prefix_tree import Place
 
 # Attention implementations that take a mask of any shape.
 MASKABLE = frozenset({"sdpa", "eager"})
+# What heads add is refused where what attention adds is changed: so it is read behind that.
+_PARTS_OF_SITES = {
+    "residual": "entry",
+    "values": "mixing",
+    "attention_weights": "mixing",
+    "head_outputs": "attention",
+    "neurons": "ffn",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +129,25 @@ class DecoderOnBatch:
             found[self.request.columns] = True
         return found
 
+    def read_inside(self, layer: int, start: Place) -> bool:
+        """Whether something inside a layer is read that no pass up to a place has read."""
+        return any(
+            place_of_site(key)[0] == layer and place_of_site(key) >= start for key in self.inside
+        )
+
+    @cached_property
+    def inside(self) -> list[str]:
+        """Sites inside layers that are read."""
+        keys = [site["key"] for site in self.request.sites]
+        return [key for key in keys if key.split(".")[0] in INSIDE]
+
+    @property
+    def inside_kinds(self) -> frozenset[Hashable]:
+        """Which of them are read in which kinds of layers."""
+        return frozenset(
+            (key.split(".")[0], self.kinds[place_of_site(key)[0]]) for key in self.inside
+        )
+
     def has_keys(self, layer: int) -> bool:
         """Whether a layer mixes tokens by keys and values, behind a mask."""
         return self.anatomy.mixer_kinds[layer] in MASKED and self.attention in MASKABLE
@@ -152,6 +180,6 @@ class DecoderOnBatch:
 
 
 def place_of_site(key: str) -> Place:
-    """Where a captured site is read."""
+    """Where a captured site is read: behind what happens at that part of its layer."""
     name, layer = key.split(".")
-    return int(layer), PARTS.index({"residual": "entry"}.get(name, name))
+    return int(layer), PARTS.index(_PARTS_OF_SITES.get(name, name))

@@ -27,7 +27,7 @@ from .beginnings import (
     same_rows,
     with_first,
 )
-from .decoder_on_batch import DecoderOnBatch
+from .decoder_on_batch import DecoderOnBatch, place_of_site
 from .hooked_model import HookedModel
 from .layer_ways import ADDED, ATTENTION, FFN, LAST, LayerWays, Way
 from .prefix_tree import Place
@@ -168,7 +168,10 @@ class DecoderPass:
         """The layer's output, by the first way that gives what the whole layer gives."""
         failed: list[Hashable] = []
         given_ways = self.ways.of(index, run, given, entered, behind)
-        for way in () if self.whole else given_ways:
+        start = (0, 0) if self.beginning is None else self.beginning.place
+        # What is read inside a layer is that of all its rows.
+        whole = self.whole or self.decoder.read_inside(index, start)
+        for way in () if whole else given_ways:
             kinds = frozenset(touch.kind for touch in self.here.get(index, ()))
             key = (self.kind, way.name, way.variant, self.decoder.kinds[index], kinds)
             right, logits = self.right.get(key), (self.kind, LOGITS, *key[1:])
@@ -265,7 +268,7 @@ class DecoderPass:
             touched=touched,
             changed=self.kept.get(("changed", index), None if start is None else start.changed),
             store=self.kept.get(("store", index), {} if start is None else start.store),
-            states=states,
+            states={key: read for key, read in states.items() if place_of_site(key) < place},
         )
 
 

@@ -6,27 +6,26 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from .beginnings import size_of
+from .beginnings import Memory, size_of
 
 
 class HeldTensors:
     """Which tensors are held, and how often.
 
     Args:
-        most: Bytes that may be held.
+        memory: Bounds them.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.size = most, 0
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
         self._held: dict[int, tuple[Tensor, int]] = {}
 
     def hold(self, tensors: Iterable[Tensor]) -> bool:
         """Hold some, if there is room for those that nobody holds yet."""
         mine = {id(tensor): tensor for tensor in tensors}
         more = sum(size_of(tensor) for key, tensor in mine.items() if key not in self._held)
-        if self.size + more > self.most:
+        if not self.memory.take(more):
             return False
-        self.size += more
         for key, tensor in mine.items():
             self._held[key] = tensor, self._held.get(key, (tensor, 0))[1] + 1
         return True
@@ -39,4 +38,4 @@ class HeldTensors:
                 self._held[key] = tensor, times
             else:
                 del self._held[key]
-                self.size -= size_of(tensor)
+                self.memory.free(size_of(tensor))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..plan_protocol import PARTS
 from .beginnings import Beginning, Memory
+from .held_tensors import HeldTensors
 from .prefix_tree import Branch, Place, place_of
 
 # Tensors of a stream's size kept for those that differ in each part of a layer.
@@ -22,6 +23,7 @@ class KeptBeginnings:
 
     def __init__(self, memory: Memory, stream: int) -> None:
         self.memory, self.stream = memory, stream
+        self.states = HeldTensors(memory)
         self.kept: dict[tuple[Branch, Place], Beginning] = {}
         self.users: dict[tuple[Branch, Place], int] = {}
 
@@ -40,7 +42,10 @@ class KeptBeginnings:
             self.memory.free(self.room(place))
 
     def keep(self, branch: Branch, beginning: Beginning) -> None:
-        """Keep one for as many as start from it."""
+        """Keep one for as many as start from it, if what was read before it fits as well."""
+        if not self.states.hold(beginning.states.values()):
+            self.release([beginning.place])
+            return
         key = branch, beginning.place
         self.kept[key], self.users[key] = beginning, branch.keeps[beginning.place]
 
@@ -53,7 +58,8 @@ class KeptBeginnings:
             return
         self.users[key] -= 1
         if not self.users[key]:
-            del self.users[key], self.kept[key]
+            del self.users[key]
+            self.states.release(self.kept.pop(key).states.values())
             self.release([branch.place])
 
     def farthest(self, branch: Branch) -> Beginning | None:

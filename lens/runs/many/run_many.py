@@ -49,7 +49,8 @@ def run_many(
     What the runs have in common is computed once: the vision tower and all else in front of
     the decoder; every beginning that several plans share; of the layer in which they part what
     stands before that; of a pass that differs from the untouched one in a few rows all other
-    rows; and of the last layer only the rows that are read. Remote passes take several plans
+    rows; and of the last layer only the rows that are read. A layer whose inside is kept (attention
+    weights, values, heads, neurons) is computed for all rows. Remote passes take several plans
     at once, stacked along the batch. All of this is compared with whole layers and single runs
     when a model does it for the first time, and left out where the numbers differ.
 
@@ -65,8 +66,8 @@ def run_many(
         logits: Which positions' logits to keep.
         at_once: Most plans in one remote pass, which bounds the server's memory. None takes as
             many as have 16384 tokens, and at least one. Here every pass is of one plan.
-        max_memory: Most bytes of states kept for later plans; what does not fit is computed
-            again. None is 2 GiB.
+        max_memory: Most bytes of states kept for later plans, what was captured in front of where
+            they start among them; what does not fit is computed again. None is 2 GiB.
         remote: As in :meth:`trace`; the tower then runs once per pass.
         progress: Called with what is being done, the plans done, and the plans in all.
 

@@ -29,9 +29,11 @@ from ..plan_protocol import Program, Touch
 from ..proof_record import proven_of
 from .beginnings import Beginning, Memory, Untouched
 from .conditions import Condition, kind_of, same_output
-from .decoder_on_batch import DecoderOnBatch, place_of_site
+from .decoder_on_batch import DecoderOnBatch
 from .decoder_pass import LOGITS, DecoderPass
-from .hooked_model import HookedModel, hooked_pass
+from .hooked_model import HookedModel
+from .hooked_pass import hooked_pass
+from .inside_in_hooks import calls_read
 from .kept_beginnings import KeptBeginnings
 from .kept_outputs import before_decoder, keep_outputs, return_again, return_kept, watch_layers
 from .prefix_tree import Branch, Place, branches
@@ -41,8 +43,9 @@ from .same_arguments import Received, ReceivedOtherwise, check_received, keep_re
 # Bytes that may be kept for later conditions, unless told otherwise.
 MAX_MEMORY = 2**31
 # What the layers before a beginning return; what the towers and all else in front of the decoder
-# return; steps in hooks; whether layers hand on nothing beside the stream.
-LAYERS, TOWERS, STEPS, ALONE = "layers", "towers", "steps", "alone"
+# return; steps in hooks; what is read inside layers in hooks; whether layers hand on nothing beside
+# the stream.
+LAYERS, TOWERS, STEPS, INSIDE, ALONE = "layers", "towers", "steps", "inside", "alone"
 # What may be wrong with a pass, in the order in which it is left out to find out.
 SUSPECTS = (LOGITS, LAYERS, TOWERS)
 # A condition of which at least this share of the rows is as in the untouched pass gains from it.
@@ -78,6 +81,7 @@ class SharedPasses:
         stream = size * request.inputs["input_ids"].numel()
         self.beginnings = KeptBeginnings(self.memory, stream)
         self.untouched: Untouched | None = None
+        self.inside = set[Hashable]()  # the key of what is read inside layers
 
     def run(
         self, conditions: Sequence[Condition]
@@ -98,6 +102,8 @@ class SharedPasses:
             self.model.attn_implementation,
             [touch for condition in conditions for touch in condition.touches],
         )
+        if self.decoder.inside:
+            self.inside = {(self.kind, INSIDE, self.decoder.inside_kinds)}
         # Weights come and go with whole calls of these modules.
         self.offloaded = any("_hf_hook" in vars(module) for module in self.model.hf.modules())
         self.inputs = placed(self.model.hf, self.request.inputs)
@@ -165,11 +171,15 @@ class SharedPasses:
         comes out right without is not shared from now on.
         """
         reserved: list[Place] = []
+        if any(self.right.get(key) is False for key in self.inside):
+            # It is read in traces.
+            condition = replace(condition, hooks=False)
         if branch is not None and self.right.get((self.kind, ALONE)) is not False:
             reserved = self.beginnings.reserve(branch)
         left_out = list[set[Hashable]]()
         single: Output | None = None
-        steps = {(self.kind, STEPS, t.kind) for t in condition.touches if condition.hooks}
+        steps = set[Hashable](self.inside if condition.hooks else ())
+        steps |= {(self.kind, STEPS, t.kind) for t in condition.touches if condition.hooks}
         if any(self.right.get(key) is False for key in steps):
             return self._given_up(condition, reserved, None)
         new = set[Hashable]()
@@ -193,6 +203,10 @@ class SharedPasses:
                 return done.output
         # Nothing that was left out is to blame: so what is left is.
         self._acquit(left_out)
+        if self.inside & new:
+            self.right |= dict.fromkeys(self.inside, False)
+            self.beginnings.release(reserved)
+            return self._output(condition, beginning, branch)
         self.right |= dict.fromkeys(new, False)
         return self._given_up(condition, reserved, single)
 
@@ -313,6 +327,7 @@ class SharedPasses:
         """A pass with hooks, which computes only what is not known."""
         hf, alone = self.model.hf, (self.kind, ALONE)
         program, touches = self._left(condition, beginning)
+        later = self.request if beginning is None else beginning.later(self.request)
         host = HookedModel(hf, {} if beginning is None else dict(beginning.store))
         writes = self.untouched is not None and not condition.touches
         if writes and self.untouched is not None:
@@ -333,14 +348,17 @@ class SharedPasses:
             received, shown = self._watch_received(stack, beginning, reserved, towers)
             if program:
                 stack.enter_context(program.apply(host))
+            stack.enter_context(calls_read(host, later))
             again = {hf.get_submodule(path): partial(return_again, towers[path]) for path in towers}
             stack.enter_context(replaced_forwards({**again, **layers.forwards()}))
-            output = hooked_pass(host, self.inputs, self._later(beginning))
+            output = hooked_pass(host, self.inputs, later)
         relies |= layers.relies_on
         if watched:
             self.right[alone] = not written
         self.right |= dict.fromkeys(shown, True)
-        return Done(self._joined(output, beginning), layers, received)
+        if beginning is not None:
+            output = beginning.joined(output, self.request)
+        return Done(output, layers, received)
 
     def _traced(
         self,
@@ -350,8 +368,9 @@ class SharedPasses:
     ) -> Output:
         """A trace of nnsight, which starts in some layer."""
         program, _ = self._left(condition, beginning)
-        returned = dict(towers)
+        returned, later = dict(towers), self.request
         if beginning is not None:
+            later = beginning.later(later)
             # Only what the last of them returns will matter.
             skipped = self.model.anatomy.layers[: beginning.place[0]]
             returned |= dict.fromkeys(skipped, beginning.entering)
@@ -361,8 +380,8 @@ class SharedPasses:
             return_kept(host, {envoy_path(path): output for path, output in returned.items()})
         if program:
             host = program.apply(host)
-        output = forward_pass(self.model, host, self._later(beginning))
-        return self._joined(output, beginning)
+        output = forward_pass(self.model, host, later)
+        return output if beginning is None else beginning.joined(output, self.request)
 
     def _left(
         self, condition: Condition, beginning: Beginning | None
@@ -373,22 +392,6 @@ class SharedPasses:
         program = condition.program
         left = None if program is None else program.some(numbers)
         return left, [condition.touches[number] for number in numbers]
-
-    def _later(self, beginning: Beginning | None) -> Request:
-        """What is still to be read."""
-        if beginning is None:
-            return self.request
-        sites = self.request.sites
-        later = [site for site in sites if place_of_site(site["key"]) >= beginning.place]
-        return replace(self.request, sites=later)
-
-    def _joined(self, output: Output, beginning: Beginning | None) -> Output:
-        """An output with what was read before the beginning, in the order in which it was made."""
-        if beginning is None:
-            return output
-        read = {**beginning.states, **output.states}
-        keys = [site["key"] for site in self.request.sites]
-        return Output(output.logits, {key: read[key] for key in keys})
 
     def _single(self, condition: Condition) -> Output:
         """The output of a pass that shares nothing."""

@@ -36,6 +36,7 @@ from ..generation_trace import ending_quietly
 from ..proof_record import is_same, proven_of
 from ..undisturbed import undisturbed
 from ..writing_in_trace import Written, copies_of, last_of, write_traced, written_of
+from .beginnings import Memory
 from .conditions import Condition, kind_of
 from .held_tensors import HeldTensors
 from .hooked_model import HookedModel, read_at
@@ -74,7 +75,7 @@ class SharedPrompts:
         self.right = proven_of(model.hf).right
         how = mode.settings.get_generation_mode(mode.arguments.get("assistant_model"))
         self.kind = kind_of(model, request), how, copies_of(mode), mode.settings.num_beams
-        self.held = HeldTensors(MAX_MEMORY if max_memory is None else max_memory)
+        self.held = HeldTensors(Memory(MAX_MEMORY if max_memory is None else max_memory))
         self.prompts = KeptPrompts(self.held)
         self.towers: dict[str, Any] | None = None
         self.received: dict[Any, Received] = {}

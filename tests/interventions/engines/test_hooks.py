@@ -25,7 +25,8 @@ from embedlens import (
 )
 from embedlens.interventions.engines.engine import engine_of
 from embedlens.lens.runs.forward import run_request
-from embedlens.lens.runs.many.hooked_model import HookedModel, hooked_pass
+from embedlens.lens.runs.many.hooked_model import HookedModel
+from embedlens.lens.runs.many.hooked_pass import hooked_pass
 from embedlens.lens.runs.plan_protocol import Pass
 from families.zoo import READABLE, built, visual_lm
 from tolerances import EQUAL

@@ -29,6 +29,7 @@ from embedlens import (
 from embedlens.lens.errors import NotFinite
 from embedlens.lens.runs import proof_record
 from embedlens.lens.runs.many import prompt_pass, shared_prompts
+from embedlens.lens.runs.many.beginnings import Memory
 from embedlens.lens.runs.many.held_tensors import HeldTensors
 from embedlens.lens.runs.many.shared_passes import ALONE, LAYERS, STEPS, TOWERS
 from families.zoo import READABLE, WITH_PROCESSOR
@@ -241,34 +242,34 @@ def test_what_is_kept_is_bounded_and_let_go(
         done = usual(it, tensors)
         if it not in seen:
             seen.append(it)
-        most.append(it.size)
+        most.append(it.memory.held)
         return done
 
     monkeypatch.setattr(HeldTensors, "hold", hold)
     assert model.generate_ids_many(batch, plans, **BRIEF) == expected
     (held,) = seen
     needed = max(most)
-    assert (held.size, held._held) == (0, {})
+    assert (held.memory.held, held._held) == (0, {})
     for bound in (0, needed // 3, needed - 1):
         seen.clear()
         most.clear()
         assert model.generate_ids_many(batch, plans, max_memory=bound, **BRIEF) == expected
         assert max(most) <= bound
-        assert seen[0].size == 0
+        assert seen[0].memory.held == 0
     with pytest.raises(InputError, match="max_memory=-1"):
         model.generate_many(batch, plans, max_memory=-1, **BRIEF)
 
 
 def test_what_several_hold_counts_once() -> None:
     one, other = torch.zeros(10), torch.zeros(5)
-    held = HeldTensors(60)
+    held = HeldTensors(Memory(60))
     assert held.hold([one, other, one])
     assert held.hold([one])
     assert not held.hold([torch.zeros(1)])
     held.release([one, other])
-    assert held.size == 40
+    assert held.memory.held == 40
     held.release([one])
-    assert held.size == 0
+    assert held.memory.held == 0
     assert held.hold([torch.zeros(15)])
 
 
