@@ -66,7 +66,8 @@ def generate(
     Raises:
         InputError: Settings that do not exist or contradict each other.
         NotFinite: The logits are NaN or infinite.
-        Unsupported: A mode that is not understood, by name.
+        Unsupported: A mode that is not understood, by name; or beams or several sequences behind
+            prompts whose images transformers mixes up when it repeats them.
     """
     need_processor(model.processor)
     ids, mode = _continued(model, batch, plan, remote, generation)

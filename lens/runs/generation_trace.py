@@ -6,7 +6,7 @@ import ast
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ..inputs.batch import Batch
 from ..opening.placement import placed
 from ..opening.wrapping import envoy_path
 from ..torch_settings import default_torch
+from .copies_of_prompts import copies_alike
 from .generation_modes import Mode, mode_of
 from .one_at_a_time import refuse_inside_a_trace
 from .plan_protocol import Intervention, Pass, in_force
@@ -69,7 +70,10 @@ def generating(
         found = getattr(written, "sequences", written)
         return None if found is None else behind_the_prompts(found, batch, mode)
 
-    tracer.backend = _QuietBackend(tracer.backend, envoy_path(model.anatomy.decoder), ids)
+    # What the user's block does to some of the copies comes behind.
+    alike = copies_alike(model, batch, mode, model.anatomy.decoder)
+    decoder = envoy_path(model.anatomy.decoder)
+    tracer.backend = _QuietBackend(tracer.backend, decoder, alike, ids)
     return tracer
 
 
@@ -142,9 +146,16 @@ class _QuietBackend(Backend):  # type: ignore[misc]
     stands behind one of them, which did not run.
     """
 
-    def __init__(self, inner: Any, decoder: str, ids: Callable[[], Tensor | None]) -> None:
+    def __init__(
+        self,
+        inner: Any,
+        decoder: str,
+        alike: AbstractContextManager[None],
+        ids: Callable[[], Tensor | None],
+    ) -> None:
         self.inner = inner
         self.decoder = decoder
+        self.alike = alike
         self.ids = ids
 
     def __getattr__(self, name: str) -> Any:
@@ -153,7 +164,7 @@ class _QuietBackend(Backend):  # type: ignore[misc]
     def __call__(self, tracer: Any) -> Any:
         """Run the tracer's block, and leave it the ids."""
         at = ".*" if _loops_stand_last(tracer.node) else rf".*\b{re.escape(self.decoder)}\.input.*"
-        with ending_quietly(at):
+        with ending_quietly(at), self.alike:
             done = self.inner(tracer)
         tracer.ids = self.ids()
         return done

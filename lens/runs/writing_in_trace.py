@@ -15,6 +15,7 @@ from torch import Tensor
 from ..anatomy.embedded_ids import failed_lookup, lookups
 from ..errors import EmbedlensError, InputError, Unsupported
 from ..inputs.batch import Batch
+from .copies_of_prompts import copies_alike
 from .entered_modules import entered_modules, looks_only
 from .finite import all_finite, largest_logits, not_finite
 from .generation_modes import Mode
@@ -63,11 +64,13 @@ def write_traced(
     Raises:
         InputError: What transformers refuses.
         NotFinite: It wrote by numbers that are NaN or infinite.
+        Unsupported: Copies of a prompt were not read alike.
     """
 
     def write() -> Written:
         reading, states = _reading(host, sites, len(batch) * copies_of(mode))
-        with ending_quietly(), refusals_in_one_line():
+        quietly, alike = ending_quietly(), copies_alike(model, batch, mode, model.anatomy.head)
+        with quietly, refusals_in_one_line(), alike:
             tracer = trace_generation(
                 reading,
                 model.hf,

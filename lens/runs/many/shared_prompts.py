@@ -28,6 +28,7 @@ from ...inputs.batch import Batch
 from ...opening.placement import placed
 from ...opening.present_state import owners_hooks
 from ...opening.wrapping import module_path
+from ..copies_of_prompts import copies_alike
 from ..finite import all_finite, largest_logits
 from ..forward import Request
 from ..generation_modes import Mode
@@ -237,7 +238,8 @@ class SharedPrompts:
             stack.enter_context(ending_quietly())
             stack.enter_context(prompt.in_force())
             self.random.again()
-            result = hf.generate(**placed(hf, self.batch.inputs), **mode.arguments)
+            with copies_alike(self.model, self.batch, mode, anatomy.head):
+                result = hf.generate(**placed(hf, self.batch.inputs), **mode.arguments)
             written = written_of(result, self.batch, mode, states)
             if not all_finite(largest):
                 raise CannotStart
