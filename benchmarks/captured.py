@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,9 @@ from rows import Row  # type: ignore[import-not-found]
 from timing import alternate, ratios  # type: ignore[import-not-found]
 
 from embedlens import BlockAttention, Plan, Run, ZeroFFN
+from embedlens.interventions import Operation
 
-PLANS = {
+PLANS: dict[str, Callable[..., Operation]] = {
     "FFN zeroed": partial(ZeroFFN, tokens="visual"),
     "last token knocked out": partial(BlockAttention, queries="last", keys="visual"),
 }
@@ -51,13 +52,10 @@ def main() -> int:
             def one_by_one(plans: Sequence[Plan] = plans, asked: Any = asked) -> list[Run]:
                 return [model.run(batch, plan, **asked) for plan in plans]
 
-            tasks = {
-                "one by one": one_by_one,
-                "run_many": partial(model.run_many, batch, plans, **asked),
-            }
-            for found, single in zip(tasks["run_many"](), one_by_one(), strict=True):
+            many = partial(model.run_many, batch, plans, **asked)
+            for found, single in zip(many(), one_by_one(), strict=True):
                 assert _apart(found, single, capture) < 1e-5
-            taken = alternate(tasks, options.repeats)
+            taken = alternate({"one by one": one_by_one, "run_many": many}, options.repeats)
             clock, ratio = ratios(taken, "run_many", "one by one")
             kept &= Row(
                 f"run_many keeping {capture.replace('_', ' ')}, {what}, {len(plans)} plans / run",
@@ -73,6 +71,7 @@ def _apart(run: Run, single: Run, capture: str) -> float:
     mine, theirs = getattr(run, capture), getattr(single, capture)
     gaps = [float((mine[layer] - theirs[layer]).abs().max()) for layer in theirs]
     assert run.logits is not None
+    assert single.logits is not None
     return max(*gaps, float((run.logits - single.logits).abs().max()))
 
 

@@ -8,9 +8,11 @@ force or at another pass is compiled anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
+
+from numpy.typing import NDArray
 
 from ...lens.anatomy import Anatomy
 from ...lens.inputs.batch import Batch
@@ -29,13 +31,27 @@ def kept_steps(
 ) -> tuple[Step, ...]:
     """What ``make`` returns, made once for a batch, an anatomy and a plan with its kind of pass."""
     held = _KEPT.setdefault(batch, {})
-    # Tensors can be written in place, which their version tells.
-    inputs = tuple((id(tensor), tensor._version) for tensor in batch.inputs.values())
+    # Tensors can be written in place, which their version tells; of arrays nothing does.
+    inputs = [(id(tensor), tensor._version) for tensor in batch.inputs.values()]
+    now = inputs, [mask.tobytes() for mask in _masks(batch)]
     found = held.get(what)
-    if found is not None and found[0] is anatomy and found[1] == inputs:
+    if found is not None and found[0] is anatomy and found[1] == now:
         return found[2]
     if len(held) >= _MOST:
         held.clear()
     steps = make()
-    held[what] = anatomy, inputs, steps
+    held[what] = anatomy, now, steps
     return steps
+
+
+def _masks(batch: Batch) -> Iterator[NDArray[Any]]:
+    """What a batch was told about its tokens."""
+    for tokens in batch.token_sets.values():
+        yield from tokens.by_layer.values()
+        if tokens.everywhere is not None:
+            yield tokens.everywhere
+    for classes in (batch.classes, *batch.layer_classes.values()):
+        if classes is not None:
+            yield from classes.membership.values()
+            if classes.nearest is not None:
+                yield classes.nearest.ids

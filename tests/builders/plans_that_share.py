@@ -18,7 +18,7 @@ from embedlens import (
     VisualLM,
     ZeroFFN,
 )
-from embedlens.lens.runs.many import decoder_pass, layer_ways, shared_passes, some_rows
+from embedlens.lens.runs.many import decoder_pass, shared_passes, some_rows, ways_through_a_layer
 from embedlens.lens.runs.proof_record import proven_of
 
 # Relative to the largest logit. The largest difference seen was 9e-7.
@@ -137,11 +137,11 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     return []
 
 
-ROWS = ("changed rows", "mixer known, some rows", layer_ways.LAST)
+ROWS = ("changed rows", "mixer known, some rows", ways_through_a_layer.LAST)
 BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]]] = {
     "rows": (break_rows, ROWS),
     "known": (break_known, ("ffn known",)),
-    "keys": (break_keys, ("changed rows", layer_ways.LAST)),
+    "keys": (break_keys, ("changed rows", ways_through_a_layer.LAST)),
     "layers": (break_layers, (shared_passes.LAYERS,)),
     "towers": (break_towers, (shared_passes.TOWERS,)),
 }

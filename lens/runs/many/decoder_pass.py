@@ -4,8 +4,9 @@ The model's own forward runs, so that its masks, rotary tables and logit rule ar
 its layers run is replaced for the time of the pass:
 
 1. Layers before the beginning do not run; the last of them returns what it returned before.
-2. Each other layer is computed in the way that spares most (:mod:`.layer_ways`). Before one is used
-   for a kind of layer and of steps, the layer is computed whole as well, and all rows are compared.
+2. Each other layer is computed in the way that spares most (:mod:`.ways_through_a_layer`). Before
+   one is used for a kind of layer and of steps, the layer is computed whole as well, and all rows
+   are compared.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from .beginnings import (
 )
 from .decoder_on_batch import DecoderOnBatch, place_of_site
 from .hooked_model import HookedModel
-from .layer_ways import ADDED, ATTENTION, FFN, LAST, LayerWays, Way
 from .prefix_tree import Place
 from .some_rows import Arguments, Forward, Keeping, cache_name
+from .ways_through_a_layer import ADDED, ATTENTION, FFN, LAST, LayerWays, Way
 
 # The key of comparisons of whole passes, where a layer has wrong rows that nobody reads.
 LOGITS = "logits"

@@ -24,7 +24,7 @@ from .decoder_on_batch import place_of_site
 from .decoder_pass import hand_on
 from .held_tensors import HeldTensors
 from .hooked_model import HookedModel
-from .kept_outputs import DEEPEST, watch_layers
+from .outputs_before_decoder import DEEPEST, watch_layers
 from .prefix_tree import Place
 from .replaced_forwards import replaced_forwards
 from .same_arguments import Received, alike, kept_arguments

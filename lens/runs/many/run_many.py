@@ -20,7 +20,7 @@ from ..run import Capture, Run, Scores
 from ..scoring import Answers, AnswerTokens, as_scores, score_request
 from .conditions import compile_conditions
 from .shared_passes import SharedPasses
-from .stacked_passes import StackedPasses
+from .stacked_remote_passes import StackedPasses
 
 T = TypeVar("T")
 Plans = Sequence[Intervention | None]

@@ -35,7 +35,13 @@ from .hooked_model import HookedModel
 from .hooked_pass import hooked_pass
 from .inside_in_hooks import calls_read
 from .kept_beginnings import KeptBeginnings
-from .kept_outputs import before_decoder, keep_outputs, return_again, return_kept, watch_layers
+from .outputs_before_decoder import (
+    before_decoder,
+    keep_outputs,
+    return_again,
+    return_kept,
+    watch_layers,
+)
 from .prefix_tree import Branch, Place, branches
 from .replaced_forwards import replaced_forwards
 from .same_arguments import Received, ReceivedOtherwise, check_received, keep_received

@@ -40,8 +40,8 @@ from .beginnings import Memory
 from .conditions import Condition, kind_of
 from .held_tensors import HeldTensors
 from .hooked_model import HookedModel, read_at
-from .kept_outputs import before_decoder, keep_outputs, return_again
-from .kept_prompts import KeptPrompts
+from .kept_prompt_beginnings import KeptPrompts
+from .outputs_before_decoder import before_decoder, keep_outputs, return_again
 from .prefix_tree import Branch, Place, branches
 from .prompt_pass import CannotStart, PromptBeginning, PromptPass, held_by
 from .same_arguments import Received

@@ -40,7 +40,7 @@ from embedlens.lens.runs import proof_record
 from embedlens.lens.runs.forward import Output, run_request
 from embedlens.lens.runs.many.conditions import compile_conditions
 from embedlens.lens.runs.many.shared_passes import LAYERS, STEPS, TOWERS
-from embedlens.lens.runs.many.stacked_passes import STACK, StackedPasses
+from embedlens.lens.runs.many.stacked_remote_passes import STACK, StackedPasses
 from families.family import noise
 from families.zoo import built
 from tolerances import EQUAL, MOVED_A_LITTLE
@@ -275,7 +275,7 @@ def test_what_does_not_come_out_equal_is_not_stacked(
     expected = [fresh.run(batch, plan) for plan in SWEEP]
     for broken in (swapped, failing):
         proof_record._PROVEN.pop(fresh.hf, None)
-        monkeypatch.setattr("embedlens.lens.runs.many.stacked_passes.repeat_batch", broken)
+        monkeypatch.setattr("embedlens.lens.runs.many.stacked_remote_passes.repeat_batch", broken)
         for found, single in zip(stacked_outputs(fresh, batch, SWEEP), expected, strict=True):
             near(found.logits[:, -1], single.logits)
         assert ways(fresh)[STACK] == {False}

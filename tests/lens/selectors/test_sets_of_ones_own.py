@@ -167,6 +167,34 @@ def test_they_are_copied_and_pickled(batch: Batch, way: Any) -> None:
     assert all(torch.equal(mask_of(again, text), mask_of(held, text)) for text in TEXTS)
 
 
+def test_what_is_written_into_them_counts_from_the_next_run_on(twin: Any, batch: Batch) -> None:
+    """A plan's steps on a batch are kept: they must not outlive what they were made from."""
+    model, own = twin().model, some(batch)
+    first = np.arange(len(batch.visual)) % 2 == 0
+
+    def holding(own: torch.Tensor, dead: Any) -> Batch:
+        none = np.zeros_like(dead)
+        marked = TokenClasses({"vit-sink": none, "llm-sink": none, "dead": dead})
+        return batch.with_tokens(object=own, moving={1: own}).with_classes(marked)
+
+    def logits(held: Batch) -> list[torch.Tensor | None]:
+        plans = [Plan(ZeroFFN(tokens=name, layers=1)) for name in ("object", "moving", "dead")]
+        return [model.run(held, plan).logits for plan in plans]
+
+    held = holding(own, first.copy())
+    before = logits(held)
+    classes, everywhere = held.classes, held.token_sets["object"].everywhere
+    assert classes is not None
+    assert everywhere is not None
+    other = some(batch, seed=1)
+    everywhere[...] = held.token_sets["moving"].by_layer[1][...] = other
+    classes.membership["dead"][...] = ~first
+    expected = logits(holding(other, ~first))
+    for old, new, fresh in zip(before, logits(held), expected, strict=True):
+        assert torch.equal(new, fresh)
+        assert not torch.equal(new, old)
+
+
 def test_they_are_saved_with_a_run(twin: Any, batch: Batch, tmp_path: Path) -> None:
     held = held_by(batch).with_classes({2: classes(batch, 0), 3: classes(batch, 1)})
     twin().model.run(held).save(tmp_path / "run")
