@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from ..plan_protocol import PARTS
+from .before_decoder import DEEPEST, watch_layers
 from .beginnings import copied
 from .decoder_on_batch import place_of_site
 from .decoder_pass import hand_on
 from .held_tensors import HeldTensors
 from .hooked_model import HookedModel
-from .outputs_before_decoder import DEEPEST, watch_layers
 from .prefix_tree import Place
 from .replaced_forwards import replaced_forwards
 from .same_arguments import Received, alike, kept_arguments

@@ -27,6 +27,7 @@ from ...opening.wrapping import envoy_path
 from ..forward import Output, Request, forward_pass
 from ..plan_protocol import Program, Touch
 from ..proof_record import proven_of
+from .before_decoder import before_decoder, keep_outputs, return_again, return_kept, watch_layers
 from .beginnings import Beginning, Memory, Untouched
 from .conditions import Condition, kind_of, same_output
 from .decoder_on_batch import DecoderOnBatch
@@ -35,13 +36,6 @@ from .hooked_model import HookedModel
 from .hooked_pass import hooked_pass
 from .inside_in_hooks import calls_read
 from .kept_beginnings import KeptBeginnings
-from .outputs_before_decoder import (
-    before_decoder,
-    keep_outputs,
-    return_again,
-    return_kept,
-    watch_layers,
-)
 from .prefix_tree import Branch, Place, branches
 from .replaced_forwards import replaced_forwards
 from .same_arguments import Received, ReceivedOtherwise, check_received, keep_received

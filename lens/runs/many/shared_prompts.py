@@ -36,12 +36,12 @@ from ..generation_trace import ending_quietly
 from ..proof_record import is_same, proven_of
 from ..undisturbed import undisturbed
 from ..writing_in_trace import Written, copies_of, last_of, write_traced, written_of
+from .before_decoder import before_decoder, keep_outputs, return_again
 from .beginnings import Memory
 from .conditions import Condition, kind_of
 from .held_tensors import HeldTensors
 from .hooked_model import HookedModel, read_at
 from .kept_prompt_beginnings import KeptPrompts
-from .outputs_before_decoder import before_decoder, keep_outputs, return_again
 from .prefix_tree import Branch, Place, branches
 from .prompt_pass import CannotStart, PromptBeginning, PromptPass, held_by
 from .same_arguments import Received
