@@ -60,7 +60,7 @@ def check(model: VisualLM, name: str, batch: Batch, edit: str) -> None:
 
 # A state that runs through the sequence adds up rounding: 3.6e-5 was seen. So does a head that is
 # scaled and capped: 1.03e-5 of the spread, on one processor.
-RUNNING = ("qwen3_5_moe", "gemma4")
+RUNNING = ("qwen3_5", "qwen3_5_moe", "gemma4")
 # Patching across added features is refused; tested below.
 DEEPSTACK = ("qwen3_vl", "granite4_vision")
 
