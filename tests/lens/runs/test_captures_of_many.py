@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import tiny
+from builders.counted_tokens import COUNTED, counting_model
 from builders.opened_families import opened
 from builders.plans_that_share import BROKEN, RELATIVE, relative, ways
 from embedlens import (
@@ -110,29 +111,10 @@ def test_what_many_runs_keep_equals_their_own_runs(name: str, attn: str, samples
         assert ways(model)[shared_passes.INSIDE] == {True}
 
 
-# Tokens that went through each layer's FFN.
-COUNTED = [0] * tiny.LAYERS
-
-
-class Counting(torch.nn.Module):
-    """An activation that counts: hooks, and counts kept on it, would keep it from sharing."""
-
-    def __init__(self, inner: torch.nn.Module, layer: int) -> None:
-        super().__init__()
-        self.inner, self.layer = inner, layer
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        COUNTED[self.layer] += states.shape[:-1].numel()
-        return self.inner(states)
-
-
 @pytest.fixture
 def model() -> VisualLM:
     """A model whose FFNs count the tokens that go through them."""
-    made = tiny.build()
-    for number, layer in enumerate(made.model.model.language_model.layers):
-        layer.mlp.act_fn = Counting(layer.mlp.act_fn, number)
-    return VisualLM(made.model, made.processor)
+    return counting_model()
 
 
 @pytest.fixture

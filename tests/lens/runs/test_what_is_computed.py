@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import tiny
+from builders.counted_tokens import COUNTED, counting_model
 from builders.plans_that_share import BROKEN, RELATIVE, SWEEP, relative, singles
 from embedlens import (
     AblateAttention,
@@ -17,29 +20,11 @@ from embedlens import (
     ZeroFFN,
 )
 
-# Rows of the batch times tokens that went through each layer's FFN.
-COUNTED = [0] * tiny.LAYERS
-
-
-class Counting(torch.nn.Module):
-    """An activation that counts: hooks, and counts kept on it, would keep it from sharing."""
-
-    def __init__(self, inner: torch.nn.Module, layer: int) -> None:
-        super().__init__()
-        self.inner, self.layer = inner, layer
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        COUNTED[self.layer] += states.shape[:-1].numel()
-        return self.inner(states)
-
 
 @pytest.fixture
 def counted() -> VisualLM:
     """A model whose FFNs count the tokens that go through them."""
-    made = tiny.build()
-    for number, layer in enumerate(made.model.model.language_model.layers):
-        layer.mlp.act_fn = Counting(layer.mlp.act_fn, number)
-    return VisualLM(made.model, made.processor)
+    return counting_model()
 
 
 def computed(model: VisualLM, batch: Batch, plans: list[Plan | None], **many: Any) -> list[int]:
