@@ -18,7 +18,8 @@ from embedlens import (
     VisualLM,
     ZeroFFN,
 )
-from embedlens.lens.runs.many import decoder_pass, shared_passes, some_rows, ways_through_a_layer
+from embedlens.lens.runs.many import condition_passes, decoder_pass, some_rows, ways_through_a_layer
+from embedlens.lens.runs.many.keys_of_sharing import LAYERS, TOWERS
 from embedlens.lens.runs.proof_record import proven_of
 
 # Relative to the largest logit. The largest difference seen was 9e-7.
@@ -113,7 +114,7 @@ def break_layers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def break_towers(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = shared_passes.return_again
+    usual = condition_passes.return_again
 
     def again(returned: Any, *args: Any, **kwargs: Any) -> Any:
         output = usual(returned, *args, **kwargs)
@@ -124,7 +125,7 @@ def break_towers(monkeypatch: pytest.MonkeyPatch) -> None:
                 tensor.add_(tensor.abs().mean() * slope.view_as(tensor))
         return output
 
-    monkeypatch.setattr(shared_passes, "return_again", again)
+    monkeypatch.setattr(condition_passes, "return_again", again)
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
@@ -142,6 +143,6 @@ BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]]] 
     "rows": (break_rows, ROWS),
     "known": (break_known, ("ffn known",)),
     "keys": (break_keys, ("changed rows", ways_through_a_layer.LAST)),
-    "layers": (break_layers, (shared_passes.LAYERS,)),
-    "towers": (break_towers, (shared_passes.TOWERS,)),
+    "layers": (break_layers, (LAYERS,)),
+    "towers": (break_towers, (TOWERS,)),
 }

@@ -15,14 +15,14 @@ from embedlens import Example, VisualLM
 PROMPT = "what is this ?"
 
 
-def with_idle_layers(layers: Sequence[int]) -> tuple[VisualLM, Any]:
-    """A model in which these layers add a thousandth of what they would, and a plain copy."""
+def with_idle_layers(layers: Sequence[int], share: float = 1e-3) -> tuple[VisualLM, Any]:
+    """A model in which these layers add this share of what they would, and a plain copy."""
     built = tiny.build()
     with torch.no_grad():
         for i in layers:
             layer = built.model.model.language_model.layers[i]
-            layer.self_attn.o_proj.weight.mul_(1e-3)
-            layer.mlp.down_proj.weight.mul_(1e-3)
+            layer.self_attn.o_proj.weight.mul_(share)
+            layer.mlp.down_proj.weight.mul_(share)
     plain = copy.deepcopy(built.model)
     return VisualLM(built.model, built.processor), plain
 

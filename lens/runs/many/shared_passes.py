@@ -15,50 +15,29 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
-from ...opening.entries import only_entries
-from ...opening.placement import placed
-from ...opening.present_state import modules_of, owners_hooks
-from ...opening.wrapping import envoy_path
-from ..forward import Output, Request, forward_pass
-from ..plan_protocol import Program, Touch
+from ...opening.present_state import owners_hooks
+from ..forward import Output, Request
 from ..proof_record import proven_of
-from .before_decoder import before_decoder, keep_outputs, return_again, return_kept, watch_layers
+from .before_decoder import before_decoder, keep_outputs
 from .beginnings import Beginning, Memory, Untouched
+from .condition_passes import ConditionPasses, Done, single_pass
 from .conditions import Condition, kind_of, same_output
 from .decoder_on_batch import DecoderOnBatch
-from .decoder_pass import LOGITS, DecoderPass
-from .hooked_model import HookedModel
-from .hooked_pass import hooked_pass
-from .inside_in_hooks import calls_read
+from .decoder_pass import LOGITS
 from .kept_beginnings import KeptBeginnings
+from .keys_of_sharing import ALONE, HOOKS, INSIDE, LAYERS, STEPS, TOWERS, layers_key
 from .prefix_tree import Branch, Place, branches
-from .replaced_forwards import replaced_forwards
-from .same_arguments import Received, ReceivedOtherwise, check_received, keep_received
+from .same_arguments import ReceivedOtherwise
 
 # Bytes that may be kept for later conditions, unless told otherwise.
 MAX_MEMORY = 2**31
-# What the layers before a beginning return; what the towers and all else in front of the decoder
-# return; steps in hooks; what is read inside layers in hooks; whether layers hand on nothing beside
-# the stream.
-LAYERS, TOWERS, STEPS, INSIDE, ALONE = "layers", "towers", "steps", "inside", "alone"
 # What may be wrong with a pass, in the order in which it is left out to find out.
 SUSPECTS = (LOGITS, LAYERS, TOWERS)
 # A condition of which at least this share of the rows is as in the untouched pass gains from it.
 UNTOUCHED_SHARE = 0.3
-
-
-@dataclass(frozen=True, eq=False)
-class Done:
-    """A pass: its output, what its layers left to others (None behind a trace) and received."""
-
-    output: Output
-    layers: DecoderPass | None
-    received: Mapping[Any, Received]
 
 
 class SharedPasses:
@@ -76,7 +55,6 @@ class SharedPasses:
         self.kind = kind_of(model, request)
         self.memory = Memory(MAX_MEMORY if max_memory is None else max_memory)
         self.towers: dict[str, Any] | None = None
-        self.received: dict[Any, Received] = {}  # what the decoder received
         size = next(model.hf.parameters()).element_size() * model.anatomy.hidden_size
         stream = size * request.inputs["input_ids"].numel()
         self.beginnings = KeptBeginnings(self.memory, stream)
@@ -91,9 +69,9 @@ class SharedPasses:
         untouched = [condition for condition in conditions if not condition.touches]
         if len(touched) + bool(untouched) < 2 or owners_hooks(self.model.hf):
             if untouched:
-                yield untouched, [self._single(untouched[0])] * len(untouched)
+                yield untouched, [self._single_pass(untouched[0])] * len(untouched)
             for condition in touched:
-                yield [condition], [self._single(condition)]
+                yield [condition], [self._single_pass(condition)]
             return
         self.decoder = DecoderOnBatch(
             self.model.hf,
@@ -104,11 +82,11 @@ class SharedPasses:
         )
         if self.decoder.inside:
             self.inside = {(self.kind, INSIDE, self.decoder.inside_kinds)}
-        # Weights come and go with whole calls of these modules.
-        self.offloaded = any("_hf_hook" in vars(module) for module in self.model.hf.modules())
-        self.inputs = placed(self.model.hf, self.request.inputs)
         inside = [condition for condition in conditions if not condition.in_front]
         inside += self._untouched_pass(inside)
+        self.passes = ConditionPasses(
+            self.model, self.request, self.kind, self.decoder, self.untouched
+        )
         for branch in branches(inside):
             output = self._branch(branch)
             asked = [condition for condition in branch.conditions if condition.index >= 0]
@@ -194,7 +172,7 @@ class SharedPasses:
             done = self._tried(condition, beginning, reserved, relies)
             new = relies - self.right.keys()
             if new or done is None:
-                single = single or self._single(condition)
+                single = single or self._single_pass(condition)
             if done is not None and (single is None or self._same(done.output, single)):
                 self.right |= dict.fromkeys(new, True)
                 self._acquit(left_out[:-1])
@@ -217,7 +195,7 @@ class SharedPasses:
         self.beginnings.release(reserved)
         if self.untouched is not None and not condition.touches:
             self.untouched.clear()
-        return single or self._single(condition)
+        return single or self._single_pass(condition)
 
     def _acquit(self, suspected: Sequence[set[Hashable]]) -> None:
         """What was left out in vain is as unknown as it was."""
@@ -227,12 +205,6 @@ class SharedPasses:
 
     def _same(self, found: Output, expected: Output) -> bool:
         return same_output(found, expected, self.request)
-
-    def _layers_key(self, first: int, *, hooks: bool) -> Hashable:
-        """What a comparison of a pass that starts in a layer covers."""
-        kinds = self.model.anatomy.mixer_kinds
-        around = (kinds[first : first + 1], frozenset(kinds[:first]), frozenset(kinds[first:]))
-        return self.kind, LAYERS, hooks, *around
 
     # ------------------------------------------------------------ passes
 
@@ -248,12 +220,13 @@ class SharedPasses:
         first, skips = self.towers is None, beginning is not None and beginning.place[0] > 0
         # A trace shares only what was seen to be received alike.
         towers, known = (self.kind, TOWERS, condition.hooks), (self.kind, TOWERS, True)
-        if self.towers and self._allowed(towers, known, "decoder" in self.received):
+        if self.towers and self._allowed(towers, known, "decoder" in self.passes.received):
             relies.add(towers)
             given = self.towers
         if beginning is not None and skips:
-            layers = self._layers_key(beginning.place[0], hooks=condition.hooks)
-            seen = self._layers_key(beginning.place[0], hooks=True)
+            about = self.kind, self.model.anatomy.mixer_kinds, beginning.place[0]
+            layers = layers_key(*about, condition.hooks)
+            seen = layers_key(*about, HOOKS)
             if self._allowed(layers, seen, beginning.received is not None):
                 relies.add(layers)
             else:
@@ -264,9 +237,9 @@ class SharedPasses:
         try:
             with keep_outputs(hf, anatomy.decoder, paths) as kept:
                 if condition.hooks:
-                    done = self._hooked(condition, beginning, reserved, given, relies)
+                    done = self.passes.in_hooks(condition, beginning, reserved, given, relies)
                 else:
-                    done = Done(self._traced(condition, beginning, given), None, {})
+                    done = Done(self.passes.in_trace(condition, beginning, given), None, {})
         except ReceivedOtherwise as wrong:
             # From now on it is left out.
             self.right[wrong.args[0]] = False
@@ -285,115 +258,5 @@ class SharedPasses:
             return False
         return self.right.get(key) is not False
 
-    def _watch_received(
-        self,
-        stack: ExitStack,
-        beginning: Beginning | None,
-        reserved: Sequence[Place],
-        towers: Mapping[str, Any],
-    ) -> tuple[dict[Any, Received], set[Hashable]]:
-        """Compare what the decoder and the first layer receive, and keep what others start from.
-
-        What is kept is there once the pass has run; then the keys returned are shown to be right.
-        """
-        decoder = self.model.hf.get_submodule(self.model.anatomy.decoder)
-        norm, shown = self.model.hf.get_submodule(self.model.anatomy.norm), set[Hashable]()
-        layers = [*self.decoder.layers, norm]
-        kept: dict[Any, Received] = {}
-        key: Hashable = (self.kind, TOWERS, True)
-        if key not in self.right and towers:
-            stack.enter_context(check_received(decoder, self.received["decoder"], key))
-            shown.add(key)
-        elif key not in self.right:
-            stack.enter_context(keep_received(decoder, self.received, "decoder"))
-        for index in sorted({place[0] for place in reserved}):
-            if 0 < index < len(layers) and self._layers_key(index, hooks=True) not in self.right:
-                stack.enter_context(keep_received(layers[index], kept, index))
-        first = 0 if beginning is None else beginning.place[0]
-        key = self._layers_key(first, hooks=True)
-        if beginning is not None and 0 < first < len(layers) and key not in self.right:
-            stack.enter_context(check_received(layers[first], beginning.received, key))
-            shown.add(key)
-        return kept, shown
-
-    def _hooked(
-        self,
-        condition: Condition,
-        beginning: Beginning | None,
-        reserved: Sequence[Place],
-        towers: Mapping[str, Any],
-        relies: set[Hashable],
-    ) -> Done:
-        """A pass with hooks, which computes only what is not known."""
-        hf, alone = self.model.hf, (self.kind, ALONE)
-        program, touches = self._left(condition, beginning)
-        later = self.request if beginning is None else beginning.later(self.request)
-        host = HookedModel(hf, {} if beginning is None else dict(beginning.store))
-        writes = self.untouched is not None and not condition.touches
-        if writes and self.untouched is not None:
-            self.untouched.clear()
-        layers = DecoderPass(
-            *(self.decoder, touches, host, self.right, self.kind),
-            beginning=beginning,
-            untouched=self.untouched,
-            writes=writes,
-            keeps=reserved,
-            whole=self.right.get(alone) is False or self.offloaded,
-        )
-        with ExitStack() as stack:
-            # Nobody waits at nnsight's entries in a pass of hooks.
-            stack.enter_context(only_entries(modules_of(hf), ()))
-            watched = () if alone in self.right else self.model.anatomy.layers
-            written = stack.enter_context(watch_layers(hf, watched))
-            received, shown = self._watch_received(stack, beginning, reserved, towers)
-            if program:
-                stack.enter_context(program.apply(host))
-            stack.enter_context(calls_read(host, later))
-            again = {hf.get_submodule(path): partial(return_again, towers[path]) for path in towers}
-            stack.enter_context(replaced_forwards({**again, **layers.forwards()}))
-            output = hooked_pass(host, self.inputs, later)
-        relies |= layers.relies_on
-        if watched:
-            self.right[alone] = not written
-        self.right |= dict.fromkeys(shown, True)
-        if beginning is not None:
-            output = beginning.joined(output, self.request)
-        return Done(output, layers, received)
-
-    def _traced(
-        self,
-        condition: Condition,
-        beginning: Beginning | None,
-        towers: Mapping[str, Any],
-    ) -> Output:
-        """A trace of nnsight, which starts in some layer."""
-        program, _ = self._left(condition, beginning)
-        returned, later = dict(towers), self.request
-        if beginning is not None:
-            later = beginning.later(later)
-            # Only what the last of them returns will matter.
-            skipped = self.model.anatomy.layers[: beginning.place[0]]
-            returned |= dict.fromkeys(skipped, beginning.entering)
-        host = self.model.nn
-        if returned:
-            host = host._shallow_copy()
-            return_kept(host, {envoy_path(path): output for path, output in returned.items()})
-        if program:
-            host = program.apply(host)
-        output = forward_pass(self.model, host, later)
-        return output if beginning is None else beginning.joined(output, self.request)
-
-    def _left(
-        self, condition: Condition, beginning: Beginning | None
-    ) -> tuple[Program | None, list[Touch]]:
-        """What a program does from a beginning on."""
-        first = -1 if beginning is None else beginning.place[0]
-        numbers = [n for n, touch in enumerate(condition.touches) if touch.layer >= first]
-        program = condition.program
-        left = None if program is None else program.some(numbers)
-        return left, [condition.touches[number] for number in numbers]
-
-    def _single(self, condition: Condition) -> Output:
-        """The output of a pass that shares nothing."""
-        nn, program = self.model.nn, condition.program
-        return forward_pass(self.model, nn if program is None else program.apply(nn), self.request)
+    def _single_pass(self, condition: Condition) -> Output:
+        return single_pass(self.model, condition, self.request)

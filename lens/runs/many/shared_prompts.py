@@ -42,11 +42,12 @@ from .conditions import Condition, kind_of
 from .held_tensors import HeldTensors
 from .hooked_model import HookedModel, read_at
 from .kept_prompt_beginnings import KeptPrompts
+from .keys_of_sharing import ALONE, LAYERS, STEPS, TOWERS, layers_key
 from .prefix_tree import Branch, Place, branches
 from .prompt_pass import CannotStart, PromptBeginning, PromptPass, held_by
 from .same_arguments import Received
 from .same_random_numbers import SameRandomNumbers
-from .shared_passes import ALONE, LAYERS, MAX_MEMORY, STEPS, TOWERS
+from .shared_passes import MAX_MEMORY
 from .some_rows import CACHES
 
 SHARED = (
@@ -160,10 +161,8 @@ class SharedPrompts:
         """Keys of what may be shared, as far as it is not known to be wrong."""
         found: list[Hashable] = []
         if start is not None and self.right.get((self.kind, ALONE)):
-            kinds, first = self.model.anatomy.mixer_kinds, start.place[0]
-            inside = start.mixed is not None
-            around = kinds[first : first + 1], frozenset(kinds[:first]), frozenset(kinds[first:])
-            found.append((self.kind, LAYERS, inside, *around))
+            mixers, inside = self.model.anatomy.mixer_kinds, start.mixed is not None
+            found.append(layers_key(self.kind, mixers, start.place[0], inside))
         if self.towers is not None:
             found.append((self.kind, TOWERS))
         return [key for key in found if self.right.get(key) is not False]

@@ -25,8 +25,9 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.lens.runs import proof_record
-from embedlens.lens.runs.many import held_tensors, inside_in_hooks, shared_passes
+from embedlens.lens.runs.many import held_tensors, inside_in_hooks
 from embedlens.lens.runs.many.decoder_on_batch import DecoderOnBatch
+from embedlens.lens.runs.many.keys_of_sharing import INSIDE
 from families.zoo import READABLE, WITH_PROCESSOR
 
 CASES = [(name, "sdpa", 1) for name in READABLE[::2]]
@@ -108,7 +109,7 @@ def test_what_many_runs_keep_equals_their_own_runs(name: str, attn: str, samples
     except Unsupported:
         assert not own
     if set(asked["capture"]) & {*KINDS}:
-        assert ways(model)[shared_passes.INSIDE] == {True}
+        assert ways(model)[INSIDE] == {True}
 
 
 @pytest.fixture
@@ -213,9 +214,9 @@ def test_what_is_read_wrongly_in_hooks_is_read_in_traces(
     check(model, batch, own, **asked)
     check(model, batch, own, **asked)
     seen = ways(model)
-    assert seen[shared_passes.INSIDE] == {False}
+    assert seen[INSIDE] == {False}
     # Nothing else is blamed.
-    others = {name for name, right in seen.items() if False in right} - {shared_passes.INSIDE}
+    others = {name for name, right in seen.items() if False in right} - {INSIDE}
     assert not others
     proof_record._PROVEN.pop(model.hf, None)
 

@@ -31,7 +31,7 @@ from embedlens.lens.runs import proof_record
 from embedlens.lens.runs.many import prompt_pass, shared_prompts
 from embedlens.lens.runs.many.beginnings import Memory
 from embedlens.lens.runs.many.held_tensors import HeldTensors
-from embedlens.lens.runs.many.shared_passes import ALONE, LAYERS, STEPS, TOWERS
+from embedlens.lens.runs.many.keys_of_sharing import ALONE, LAYERS, STEPS, TOWERS
 from families.zoo import READABLE, WITH_PROCESSOR
 from oracles.whole_sequences import Prompts, changing, edited, zero
 from tolerances import EQUAL

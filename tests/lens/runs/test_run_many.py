@@ -39,7 +39,7 @@ from embedlens.interventions.program.steps import Write, Zero
 from embedlens.lens.runs import proof_record
 from embedlens.lens.runs.forward import Output, run_request
 from embedlens.lens.runs.many.conditions import compile_conditions
-from embedlens.lens.runs.many.shared_passes import LAYERS, STEPS, TOWERS
+from embedlens.lens.runs.many.keys_of_sharing import LAYERS, STEPS, TOWERS
 from embedlens.lens.runs.many.stacked_remote_passes import STACK, StackedPasses
 from families.family import noise
 from families.zoo import built

@@ -26,7 +26,7 @@ from embedlens import (
     ZeroFFN,
 )
 from embedlens.lens.runs import proof_record
-from embedlens.lens.runs.many import shared_passes
+from embedlens.lens.runs.many import before_decoder, keys_of_sharing
 from families.zoo import READABLE, WITH_PROCESSOR
 
 # All families one way, a third of them the other; padded where there is a processor.
@@ -134,7 +134,7 @@ def test_a_broken_shortcut_is_seen_and_not_used(
     # A step may hide what is broken, in comparisons that then speak for no others.
     assert {way for way in touched if False not in seen.get(way, ())} == set()
     # What is not broken is not blamed.
-    for innocent in {shared_passes.LAYERS, shared_passes.TOWERS} - set(named):
+    for innocent in {keys_of_sharing.LAYERS, keys_of_sharing.TOWERS} - set(named):
         assert seen.get(innocent, applies.get(innocent)) == applies.get(innocent)
     proof_record._PROVEN.pop(model.hf, None)
 
@@ -154,10 +154,10 @@ def test_what_is_returned_again_is_a_copy_of_the_same_kind() -> None:
     """Tensors that are one, or have one memory, are so in the copy, and nobody reaches the kept."""
     states = torch.arange(12.0).view(2, 6)
     kept = BaseModelOutput(last_hidden_state=states, hidden_states=(states.clone(), states))
-    again = shared_passes.return_again(kept)
+    again = before_decoder.return_again(kept)
     assert type(again) is BaseModelOutput
     assert again.hidden_states[1] is again.last_hidden_state is again["last_hidden_state"]
-    part = shared_passes.return_again({"all": states, "some": [states[:, :2], "text"]})
+    part = before_decoder.return_again({"all": states, "some": [states[:, :2], "text"]})
     for made in (again.last_hidden_state, *again.hidden_states[:1], part["all"]):
         assert torch.equal(made, states)
         made.zero_()
