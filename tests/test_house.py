@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,21 @@ ELSEWHERE = [
 PUBLIC_FACES = ("embedlens", *(f"embedlens.{room}" for room in ROOMS), "embedlens.lens.scenes")
 
 
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    """Every node of a file's syntax; files do not change while tests run."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
+def families_by_name() -> set[str]:
+    """Names of families, and of what families are called, as a word of code would have them."""
+    families = {config.model_type for config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING}
+    families |= {"gemma", "qwen", "internlm", "pixtral", "llama", "blip2", "molmo", "ovis", "phi4"}
+    # Short words mean other things as well.
+    return families - {"git", "aria", "udop", "blip", "pi0"}
+
+
 def label(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
@@ -40,7 +56,7 @@ def project() -> dict:
 def imports(path: Path) -> list[tuple[int, str]]:
     """Every import of a module as (level, dotted name), wherever in the file it stands."""
     found: list[tuple[int, str]] = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             found += [(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -75,7 +91,7 @@ def files_of(path: Path) -> set[Path]:
     reached: set[Path | None] = set()
     # What a lazy face shows stands in its stub.
     read = path.with_suffix(".pyi") if path in LAZY else path
-    for node in ast.walk(ast.parse(read.read_text())):
+    for node in nodes_of(read):
         if isinstance(node, ast.Import):
             inside = [target(path, 0, alias.name) for alias in node.names]
             reached |= {file_of(module) for module in inside if module is not None}
@@ -106,7 +122,7 @@ def circles() -> list[list[str]]:
 
 def names_in(path: Path) -> Iterator[str]:
     """The names that a file defines: classes, functions, arguments and variables."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name
         elif isinstance(node, ast.arg):
@@ -172,7 +188,7 @@ def test_only_an_optional_dependency_is_imported_inside_a_function(path: Path) -
     text = path.read_text()
     lines = text.splitlines()
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    bodies = [node for node in ast.walk(ast.parse(text)) if isinstance(node, functions)]
+    bodies = [node for node in nodes_of(path) if isinstance(node, functions)]
     for node in (node for body in bodies for node in ast.walk(body)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             where = f"{label(path)}:{node.lineno}"
@@ -190,10 +206,7 @@ def test_the_root_imports_absolutely() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=label)
 def test_no_code_knows_a_family_by_name(path: Path) -> None:
     """What a model can do is measured on the model; a list of names would be wrong tomorrow."""
-    families = {config.model_type for config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING}
-    families |= {"gemma", "qwen", "internlm", "pixtral", "llama", "blip2", "molmo", "ovis", "phi4"}
-    families -= {"git", "aria", "udop", "blip", "pi0"}  # short words mean other things as well
-    nodes = list(ast.walk(ast.parse(path.read_text())))
+    families, nodes = families_by_name(), nodes_of(path)
     words = [node.id for node in nodes if isinstance(node, ast.Name)]
     words += [node.attr for node in nodes if isinstance(node, ast.Attribute)]
     constants = [node.value for node in nodes if isinstance(node, ast.Constant)]
@@ -226,7 +239,7 @@ def test_no_docstring_opens_with_the_old_formula() -> None:
     found = {
         label(path)
         for path in suspects
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes_of(path)
         if isinstance(node, kinds) and formula in (ast.get_docstring(node) or "")
     }
     assert not found, "\n".join(sorted(found))
