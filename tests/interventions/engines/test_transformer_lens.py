@@ -250,7 +250,7 @@ def test_hooks_refuse_another_pass_than_theirs(twin: Callable[..., Any]) -> None
 def test_what_is_found_out_in_the_pass_is_refused_as_with_nnsight(twin: Callable[..., Any]) -> None:
     model, bridge = twin("llama", "eager").model, tiny_bridge()
     batch, plan = tiny_batch(model), Plan(BlockAttention(queries="text", keys="visual | text"))
-    with pytest.raises(InputError, match="^BlockAttention.*without any key in layer 0") as ours:
+    with pytest.raises(InputError, match=r"^BlockAttention.*without any key in layer 0") as ours:
         model.run(batch, plan)
     with plan.attached(bridge, batch), pytest.raises(InputError) as theirs:
         ran(bridge, batch)
