@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 
 import tiny
 from builders.prompts import tiny_batch
-from embedlens import InputError, VisualLM
+from embedlens import InputError, Plan, VisualLM, ZeroFFN
 from embedlens.lens.runs.captures import capture_positions
 
 
@@ -45,6 +46,24 @@ def test_a_mask_may_be_a_tensor(model: VisualLM) -> None:
     mask = batch.inputs["attention_mask"].bool()
     found = model.run(batch, capture="ffn", layers=[1], tokens=mask).ffn[1]
     assert torch.equal(found, model.run(batch, capture="ffn", layers=[1], tokens="all").ffn[1])
+
+
+def test_an_operation_without_a_plan_is_refused_in_one_line(
+    model: VisualLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Types are checked in tests only.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    batch = tiny_batch(model)
+    bare: Any = ZeroFFN(layers=1)
+    for call in (
+        lambda: model.run(batch, bare),
+        lambda: model.run(batch, [Plan(bare)]),  # type: ignore[arg-type]
+        lambda: model.generate(batch, bare, max_new_tokens=1),
+        lambda: model.score(batch, ["a"] * len(batch), bare),
+        lambda: model.run_many(batch, [bare]),
+    ):
+        with pytest.raises(InputError, match=r"is no plan: write Plan\(operation, …\)"):
+            call()
 
 
 def test_other_forms_are_refused_in_one_line(model: VisualLM) -> None:
