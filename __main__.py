@@ -55,7 +55,6 @@ app = typer.Typer(
     help="See, change and measure what the visual tokens of a multimodal LLM carry.",
 )
 app.add_typer(commands.app, name="study")
-app.command("extract")(extract_command.extract_states)
 
 Seed = Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Of every random choice.")]
 Open = Annotated[
@@ -249,6 +248,9 @@ def check(
         show_checks(found)
     if not found.passed:
         raise typer.Exit(NOT_PASSED)
+
+
+app.command("extract")(extract_command.extract_states)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -163,6 +163,21 @@ def test_a_place_where_nothing_can_be_written_is_refused_before_work(
     assert run(*arguments)[1] == ""  # nothing was begun
 
 
+def test_analyses_that_an_image_and_a_prompt_do_not_allow(
+    run: Any, tmp_path: Path, picture: str
+) -> None:
+    one = analyze(picture)
+    untold = [*one, "--analyses", "patching"]
+    refused(run, tmp_path, untold, "patching has to be told more", "in Python")
+    assert run(*untold)[1] == ""  # nothing was begun
+    refused(run, tmp_path, [*one, "--analyses", "sparsity"], "found on two images or more")
+
+
+def test_a_type_that_states_are_not_stored_as(run: Any, tmp_path: Path, picture: str) -> None:
+    states = ["extract", *analyze(picture, out="states")[1:], "--store-as", "int8"]
+    refused(run, tmp_path, states, "float16, not as 'int8'")
+
+
 def test_a_prompt_with_too_many_placeholders(run: Any, tmp_path: Path, picture: str) -> None:
     refused(run, tmp_path, analyze(picture, prompt="<image> <image> what ?"), "placeholder")
 
@@ -280,9 +295,8 @@ def test_version_and_help(run: Any) -> None:
     for arguments in ([], ["--help"]):
         code, out, err = run(*arguments)
         assert (code, err) == (0, "")
-        assert "demo" in out
-        assert "analyze" in out
-        assert "check" in out
+        commands = re.findall(r"^  (\w+)  ", out.split("Commands:")[1], re.MULTILINE)
+        assert commands == ["demo", "analyze", "run", "check", "extract", "study"]
 
 
 def test_check_prints_a_table_and_passes(run: Any, tmp_path: Path, picture: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..anatomy.embedded_ids import failed_lookup, lookups
 from ..errors import InputError, NotFinite
-from ..inputs.batch import Batch
+from ..inputs.batch import Batch, refuse_unencoded
 from ..selectors.parser import as_selector
 from ..selectors.scores import Scored, scored_in
 from ..selectors.selector_types import Selector
@@ -138,6 +138,7 @@ def run_request(
     remote: bool | str,
 ) -> Request:
     """What a run reads; arguments as for :meth:`VisualLM.run`."""
+    refuse_unencoded(batch)
     sites = capture_sites(model, capture, layers)
     kept = {int(site["key"].split(".")[1]) for site in sites}
     one = kept.pop() if len(kept) == 1 else None

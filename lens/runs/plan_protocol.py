@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 from torch import Tensor
 
 from ..errors import InputError
-from ..inputs.batch import Batch
+from ..inputs.batch import Batch, refuse_unencoded
 
 # What happens in a layer, in this order: the stream enters, the token mixer gets its arguments, its
 # heads gather, and each sublayer returns what it adds.
@@ -134,6 +134,7 @@ def in_force(plan: Intervention | None, model: Any, batch: Batch, during: Pass) 
     Raises:
         InputError: The batch has ids that the model does not know, or the plan is none.
     """
+    refuse_unencoded(batch)
     model.anatomy.check_ids(batch.inputs, model.tokenizer)
     program = compiled(plan, model, batch, replace(during, own=True))
     return model.nn if program is None else program.apply(model.nn)

@@ -11,7 +11,7 @@ import torch
 
 import tiny
 from builders.prompts import tiny_batch
-from embedlens import InputError, Plan, VisualLM, ZeroFFN
+from embedlens import EmbedLens, InputError, Plan, VisualLM, ZeroFFN, ablation
 from embedlens.lens.runs.captures import capture_positions
 
 
@@ -64,6 +64,29 @@ def test_an_operation_without_a_plan_is_refused_in_one_line(
     ):
         with pytest.raises(InputError, match=r"is no plan: write Plan\(operation, …\)"):
             call()
+
+
+def test_what_is_no_batch_is_refused_in_one_line(
+    model: VisualLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    image: Any = "scene.png"
+    for call in (
+        lambda: model.run(image),
+        lambda: model.entry(image),
+        lambda: model.generate(image, max_new_tokens=1),
+        lambda: model.score(image, ["a"] * len(image)),
+        lambda: model.run_many(image, [None]),
+        lambda: model.generate_many(image, [None]),
+        lambda: model.trace(image).__enter__(),
+    ):
+        with pytest.raises(InputError, match=r"model\.encode\(images, prompts\), not str"):
+            call()
+    with pytest.raises(InputError, match=r"states, such as model\.entry\(batch\), not Batch"):
+        EmbedLens(model).read(tiny_batch(model))  # type: ignore[arg-type]
+    asked: Any = [("scene.png", "what ?", "a")]
+    with pytest.raises(InputError, match=r"Example\(image, question, answer\), not tuple"):
+        ablation(model, asked)
 
 
 def test_other_forms_are_refused_in_one_line(model: VisualLM) -> None:
