@@ -10,7 +10,7 @@ import typer
 
 # Faces and light files only: torch and its kin are imported when a command uses them, after its
 # arguments were checked.
-from embedlens import analyses, interventions, lens
+from embedlens import analyses, lens
 from embedlens.analyses import check as checks
 from embedlens.analyses import report
 from embedlens.analyses.command_options import (
@@ -24,6 +24,7 @@ from embedlens.analyses.command_options import (
     Revision,
     SavedMarkers,
     loader,
+    read_plan,
 )
 from embedlens.analyses.extraction import extract_command
 from embedlens.analyses.image_files import image_files
@@ -54,7 +55,6 @@ app = typer.Typer(
     help="See, change and measure what the visual tokens of a multimodal LLM carry.",
 )
 app.add_typer(commands.app, name="study")
-app.command("extract")(extract_command.extract_states)
 
 Seed = Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Of every random choice.")]
 Open = Annotated[
@@ -93,7 +93,8 @@ def demo(
 ) -> None:
     """Look into the small model that comes along, on scenes whose truth is known.
 
-    Every analysis, on drawn scenes, in about a minute; one page says what they found.
+    Every analysis that a report has by default, on drawn scenes, in about a minute; one page says
+    what they found.
     """
     report.check_folder(out, overwrite=overwrite)
     typer.echo(_DEMO.format(time="half a minute" if quick else "about a minute"))
@@ -198,7 +199,7 @@ def run(
     pictures = [inputs.read_image(path) for path in files]
     with progress_bar() as progress:
         quiet()
-        made = interventions.Plan.from_yaml(plan.read_text(encoding="utf-8"))
+        made = read_plan(plan)
         load = loader(model, device, dtype, attention, revision, trust_remote_code)
         effect = analyses.effect_of_plan(
             load(),
@@ -247,6 +248,9 @@ def check(
         show_checks(found)
     if not found.passed:
         raise typer.Exit(NOT_PASSED)
+
+
+app.command("extract")(extract_command.extract_states)
 
 
 def _fail(message: str, code: int) -> NoReturn:

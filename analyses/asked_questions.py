@@ -106,6 +106,11 @@ def check_examples(examples: Sequence[Example], batch_size: int) -> None:
     """Refuse what cannot be asked: nothing, or answers to some questions only."""
     if not examples:
         raise InputError("there are no examples to answer")
+    given: Sequence[object] = examples
+    if others := [one for one in given if not isinstance(one, Example)]:
+        raise InputError(
+            f"an example is Example(image, question, answer), not {type(others[0]).__name__}"
+        )
     if len({example.answer is None for example in examples}) > 1:
         raise InputError("some examples have an answer and some have none: give all or none")
     if batch_size < 1:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-# A face: torch and its kin are imported when a command runs.
-from .. import lens
+# Faces: torch and its kin are imported when a command runs.
+from .. import interventions, lens
 
 WHICH_MODEL = "Hub id or folder of an image-text-to-text model, or shipped for the one built in."
 Model = Annotated[str, typer.Option(metavar="MODEL", help=WHICH_MODEL)]
@@ -38,6 +38,15 @@ def share_of(text: str) -> tuple[int, int]:
     if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
         raise typer.BadParameter(f"{text!r} is no share: 3/16 is the third of sixteen")
     return int(number), int(of)
+
+
+def read_plan(file: Path) -> "interventions.Plan":
+    """The plan in a file; InputError for a file that is no text, or whose text is no plan."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise lens.InputError(f"no plan can be read from {str(file)!r}: {error}") from None
+    return interventions.Plan.from_yaml(text)
 
 
 def loader(

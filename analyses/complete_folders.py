@@ -74,6 +74,7 @@ def refuse_strangers(target: Path, what: str, mark: str, ours: tuple[str, ...]) 
             before it had begun has a dot in front.
     """
     _refuse_file(target)
+    refuse_unwritable(target)
     if not target.is_dir() or (target / mark).is_file():
         return
     names = (file.name for file in target.iterdir())
@@ -81,6 +82,22 @@ def refuse_strangers(target: Path, what: str, mark: str, ours: tuple[str, ...]) 
         raise InputError(
             f"{target} holds {strangers[0]!r} and no {what} ({mark}): choose another folder"
         )
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Check that a folder, there or still to be made, takes something new, or raise InputError.
+
+    It is tried, as rights alone do not tell: on some file systems nobody can write.
+    """
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    try:
+        Path(tempfile.mkdtemp(prefix=".embedlens-", dir=there)).rmdir()
+    except OSError as error:
+        raise InputError(
+            f"cannot write into {there}: {error.strerror}; choose another folder (--out)"
+        ) from None
 
 
 def _refuse_file(target: Path) -> None:

@@ -126,7 +126,8 @@ def show_checks(found: CheckReport) -> None:
 _NAMES = ("overwrite", "trust_remote_code", "dtype", "device", "revision")
 _OPTIONS = {name: f"--{name.replace('_', '-')}" for name in _NAMES}
 _OPTIONS["attn_implementation"] = "--attention"
-_OF_PYTHON = re.compile(rf"\b({'|'.join(_OPTIONS)})=(True|[\w.:]+|'[^']*')")
+# (In double quotes transformers names what it would take.)
+_OF_PYTHON = re.compile(rf"(?<!\")\b({'|'.join(_OPTIONS)})=(True|[\w.:]+|'[^']*')")
 
 
 def _in_the_shell(argument: re.Match[str]) -> str:

@@ -152,7 +152,7 @@ def _check_folder(source: str) -> None:
             raise InputError(f"the folder {source!r} holds no model: it has no config.json")
     elif path.exists():
         raise InputError(f"{source!r} is a file: give the folder of a model or a hub id")
-    elif source.startswith((".", "/", "~")) or source.count("/") > 1:
+    elif source.startswith((".", "/", "~")) or source.endswith("/") or source.count("/") > 1:
         raise InputError(f"no folder {source!r}")
 
 

@@ -112,6 +112,11 @@ def test_a_model_that_does_not_exist(run: Any, tmp_path: Path, picture: str) -> 
     refused(run, tmp_path, analyze(picture, model="nobody/no-such-model"), "nobody/no-such-model")
 
 
+def test_a_folder_of_models_that_is_not_there(run: Any, tmp_path: Path, picture: str) -> None:
+    for name in ("./nowhere", "nowhere/"):
+        refused(run, tmp_path, analyze(picture, model=name), f"no folder '{name}'")
+
+
 def test_a_text_only_model(run: Any, tmp_path: Path, picture: str) -> None:
     from transformers import LlamaConfig
 
@@ -127,6 +132,50 @@ def test_an_unknown_setting(
     run: Any, tmp_path: Path, picture: str, option: str, value: str
 ) -> None:
     refused(run, tmp_path, analyze(picture, **{option: value}), value)
+
+
+def test_what_transformers_would_take_is_said_in_its_words(
+    run: Any, tmp_path: Path, picture: str
+) -> None:
+    _, _, err = run(*analyze(picture, attention="telepathy"))
+    assert '"--attention' not in err
+
+
+def test_a_plan_that_is_no_text(run: Any, tmp_path: Path, picture: str) -> None:
+    plan = ["--plan", picture]
+    answers = ["run", *analyze(picture, out=None)[1:], *plan]
+    states = ["extract", *analyze(picture, out="states")[1:], *plan]
+    for command in (answers, states):
+        refused(run, tmp_path, command, "no plan can be read from", "scene.png")
+
+
+@pytest.mark.parametrize("command", ["analyze", "demo", "extract", "study"])
+def test_a_place_where_nothing_can_be_written_is_refused_before_work(
+    run: Any, tmp_path: Path, picture: str, command: str
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    study = "{name: a, models: [shipped], data: {kind: scenes, n: 1}, measures: [accuracy]"
+    (tmp_path / "study.yaml").write_text(study + ", conditions: []}")
+    asked = {"extract": analyze(picture, out=None)[1:], "study": ["run", "study.yaml"]}
+    asked["analyze"] = asked["extract"]
+    arguments = [command, *asked.get(command, []), "--out", "file/inside"]
+    refused(run, tmp_path, arguments, "cannot write into", "file", "--out")
+    assert run(*arguments)[1] == ""  # nothing was begun
+
+
+def test_analyses_that_an_image_and_a_prompt_do_not_allow(
+    run: Any, tmp_path: Path, picture: str
+) -> None:
+    one = analyze(picture)
+    untold = [*one, "--analyses", "patching"]
+    refused(run, tmp_path, untold, "patching has to be told more", "in Python")
+    assert run(*untold)[1] == ""  # nothing was begun
+    refused(run, tmp_path, [*one, "--analyses", "sparsity"], "found on two images or more")
+
+
+def test_a_type_that_states_are_not_stored_as(run: Any, tmp_path: Path, picture: str) -> None:
+    states = ["extract", *analyze(picture, out="states")[1:], "--store-as", "int8"]
+    refused(run, tmp_path, states, "float16, not as 'int8'")
 
 
 def test_a_prompt_with_too_many_placeholders(run: Any, tmp_path: Path, picture: str) -> None:
@@ -246,9 +295,8 @@ def test_version_and_help(run: Any) -> None:
     for arguments in ([], ["--help"]):
         code, out, err = run(*arguments)
         assert (code, err) == (0, "")
-        assert "demo" in out
-        assert "analyze" in out
-        assert "check" in out
+        commands = re.findall(r"^  (\w+)  ", out.split("Commands:")[1], re.MULTILINE)
+        assert commands == ["demo", "analyze", "run", "check", "extract", "study"]
 
 
 def test_check_prints_a_table_and_passes(run: Any, tmp_path: Path, picture: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 # Faces and light files only: torch and its kin are imported when the command runs.
-from ... import interventions, lens
+from ... import lens
 from .. import extraction
 from ..command_options import (
     Attention,
@@ -19,6 +19,7 @@ from ..command_options import (
     SavedMarkers,
     Share,
     loader,
+    read_plan,
     share_of,
 )
 from ..sizes import duration, size
@@ -116,7 +117,7 @@ def extract_states(
         with progress_bar() as progress:
             quiet()
             if plan is not None:
-                given["plan"] = interventions.Plan.from_yaml(plan.read_text(encoding="utf-8"))
+                given["plan"] = read_plan(plan)
             if markers is not None:
                 given["markers"] = lens.Markers.load(markers)
             loaded = loader(model, device, dtype, attention, revision, trust_remote_code)()

@@ -93,7 +93,7 @@ class Extraction:
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: at least one item at a time")
         if dtype is not None and dtype not in DTYPES:
-            raise InputError(f"dtype={dtype!r}: states are stored as {', '.join(DTYPES)}")
+            raise InputError(f"states are stored as {', '.join(DTYPES)}, not as {dtype!r}")
         return cls(
             model,
             asked_items(data, folder, keep),

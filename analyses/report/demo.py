@@ -1,4 +1,4 @@
-"""The demonstration: every analysis on the shipped model and scenes whose truth is known."""
+"""The demonstration: a report on the shipped model and scenes whose truth is known."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ QUICK = Sizes(scenes=16, calibration=16, texts=32, asked=10, questions=2)
 def demo(
     model: VisualLM, *, sizes: Sizes = FULL, seed: int = 0, progress: Progress = silent
 ) -> list[Result]:
-    """Run every analysis on held-out scenes.
+    """Run every analysis that a report has by default on held-out scenes.
 
     Markers are discovered, without labels, on scenes of their own; the text bank describes yet
     other scenes.
@@ -54,7 +54,7 @@ def demo(
 
     Returns:
         token_map, lens_hits, class_agreement, sparsity, alignment, ablation, and whatever else is
-        registered.
+        registered to be run by default.
     """
     return run_all(demo_material(model, sizes=sizes, seed=seed, progress=progress))
 

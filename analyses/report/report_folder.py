@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..complete_folders import RESULT_FILES, FolderKind, refuse_existing
+from ..complete_folders import RESULT_FILES, FolderKind, refuse_existing, refuse_unwritable
 
 PAGE = "report.html"
 REPORT = FolderKind(
@@ -15,3 +15,4 @@ REPORT = FolderKind(
 def check_folder(folder: str | Path, *, overwrite: bool) -> None:
     """Say now what `write_report` would refuse in the end: an InputError."""
     refuse_existing(Path(folder), overwrite=overwrite, mark=REPORT)
+    refuse_unwritable(Path(folder).absolute().parent)

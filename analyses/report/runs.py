@@ -10,11 +10,19 @@ from .expected_time import expected_time
 DEFAULT, ALL = "default", "all"
 Tell = Callable[[str], None]
 
+_WHERE_FROM = {
+    "markers": "markers, which are found on two images or more",
+    "truth": "truth about what patches show, which drawn scenes have (embedlens demo)",
+}
+
 
 def checked(names: Iterable[str]) -> list[str]:
-    """The names without spaces around them; InputError for one that is no analysis."""
+    """The names without spaces around them; InputError for one that no report can have."""
     stripped = [name.strip() for name in names]
-    return [name if name in (DEFAULT, ALL) else find(name).name for name in stripped]
+    for name in stripped:
+        if name not in (DEFAULT, ALL):
+            _refuse_untold(find(name))
+    return stripped
 
 
 def chosen(material: Material, names: Sequence[str] | None = None) -> list[Analysis]:
@@ -71,11 +79,8 @@ def run_all(
     """
     analyses = chosen(material, names)
     for analysis in analyses:
-        if analysis.run is None:
-            raise InputError(
-                f"{analysis.name} has to be told more than a report knows: call its own function"
-            )
-        if lacking := analysis.lacks(material):
+        _refuse_untold(analysis)
+        if lacking := [_WHERE_FROM.get(name, name) for name in analysis.lacks(material)]:
             raise InputError(f"{analysis.name} cannot run here: no {' and no '.join(lacking)}")
     if tell is not unheard:
         tell(str(expected_time(material, analyses)))
@@ -91,3 +96,11 @@ def run_all(
                 raise
             left_out[analysis.name] = str(error)
     return Results(results, left_out)
+
+
+def _refuse_untold(analysis: Analysis) -> None:
+    if analysis.run is None:
+        raise InputError(
+            f"{analysis.name} has to be told more than a report knows: call its own function in "
+            "Python"
+        )

@@ -103,7 +103,7 @@ def headlines(result: StudyResult) -> Iterator[str]:
     if not result.complete:
         yield (
             f"Unfinished: {result.done} of {counted(result.units, 'unit')} are done, "
-            f"{result.failed} failed and {left} are still to be computed."
+            f"{result.failed} failed, {left} still to be computed."
         )
     rows = select(result.summary, group=ALL)
     for (model, measure), of_measure in rows.groupby(["model", "measure"], sort=False):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ...lens.anatomy import Anatomy
-from ...lens.errors import InputError, Unsupported
+from ...lens.errors import REFUSED, InputError, Unsupported
 from ...lens.inputs.batch import Batch
 from ...lens.opening.wrapping import envoy_path, module_path
 from ...lens.runs.captures import Tokens, by_layer, capture_positions, capture_sites
@@ -255,8 +255,14 @@ def _edit(step: Step, store: dict[str, Any], scope: Scope) -> Callable[[int, str
         nonlocal seen
         now = _pass_over(tokens, seen, scope)
         seen = now["end"]
-        for part, decoded in parts_of(given, now):
-            value = at_value(side, value, action, store, part, decoded)
+        try:
+            for part, decoded in parts_of(given, now):
+                value = at_value(side, value, action, store, part, decoded)
+        except ValueError as error:
+            # As in a trace: what is carried out knows no class of ours.
+            if str(error).startswith(REFUSED):
+                raise InputError(str(error).removeprefix(REFUSED)) from None
+            raise
         return value
 
     return edit

@@ -44,6 +44,10 @@ class FirstPass:
         """Alike for passes of which one can be both."""
         return id(self.batch), self.plan
 
+    def holds(self, other: FirstPass) -> bool:
+        """Whether all is kept that another one like it keeps."""
+        return self.places >= other.places and not (other.tokens & ~self.tokens).any()
+
     def with_that_of(self, other: FirstPass) -> FirstPass:
         """The same pass, with what another one like it keeps."""
         tokens = self.tokens | other.tokens
@@ -122,11 +126,16 @@ def lent(
     # An earlier pass over the batch may itself take states from a donor.
     for name in sorted(asked, key=lambda name: name == OWN):
         own, remote = asked[name], during.remote
-        whole = replace(merged.get(own.key, own), numbers=own.numbers)
+        shared = merged.get(own.key)
+        if shared is None or not shared.holds(own):
+            # What a plan asks for may not be known before some of its tokens are chosen.
+            shared = own
+        key = (own.key, shared.places, shared.tokens.tobytes())
+        whole = replace(shared, numbers=own.numbers)
         try:
-            made = during.once(own.key, partial(captured, model, whole, found, remote))
+            made = during.once(key, partial(captured, model, whole, found, remote))
         except (InputError, Unsupported):
-            if own.key not in merged:
+            if shared is own:
                 raise
             # What another plan asks for in vain is said where that one is compiled.
             made = captured(model, own, found, remote)

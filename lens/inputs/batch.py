@@ -276,3 +276,11 @@ class Batch:
         units = (self.visual.image, self.visual.tile, self.visual.time)
         tiles = tuple(len({*zip(*(unit[mine] for unit in units), strict=True)}) for mine in tokens)
         return SampleCounts(images, tiles, tuple(int(mine.sum()) for mine in tokens))
+
+
+def refuse_unencoded(batch: object) -> None:
+    """Check that something is a batch and not what one is made of, or raise InputError."""
+    if not isinstance(batch, Batch):
+        raise InputError(
+            f"this takes a batch, batch = model.encode(images, prompts), not {type(batch).__name__}"
+        )

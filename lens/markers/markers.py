@@ -137,8 +137,10 @@ class Markers:
                 image, and the random directions that nearest words are compared with.
 
         Raises:
-            InputError: Fewer than two images, or one of them twice.
+            InputError: Fewer than two images, one of them twice, or no list.
         """
+        if isinstance(images, str):
+            raise InputError(f"images is a list of images, not the name {images!r}")
         if len(images) < 2:
             raise InputError("recurring directions need at least 2 images, better 16 or more")
         given = zip(refuse_repeated(map(read_image, images)), images, strict=True)

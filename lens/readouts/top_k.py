@@ -125,6 +125,10 @@ def read_in_blocks(
     Raises:
         InputError: States of another width or not finite, or k outside the choices.
     """
+    if not isinstance(states, Tensor):
+        raise InputError(
+            f"a lens reads states, such as model.entry(batch), not {type(states).__name__}"
+        )
     if states.ndim == 0 or states.shape[-1] != width:
         raise InputError(f"states {tuple(states.shape)}: the last dimension must be {width}")
     if not 1 <= k <= choices:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..anatomy.embedded_ids import failed_lookup, lookups
 from ..errors import InputError, NotFinite
-from ..inputs.batch import Batch
+from ..inputs.batch import Batch, refuse_unencoded
 from ..selectors.parser import as_selector
-from ..selectors.scores import scored_in
+from ..selectors.scores import Scored, scored_in
 from ..selectors.selector_types import Selector
 from ..torch_settings import default_torch
 from .captures import (
@@ -113,12 +113,17 @@ def run(
         NotFinite: States or logits are NaN or infinite.
         Unsupported: A layer that has no such thing, or of which it cannot be known.
     """
-    said = [one for one in (tokens, queries, keys) if isinstance(one, str | Selector)]
-    asked = [scored for one in said if one != "all" for scored in scored_in(as_selector(one))]
+    asked = scored_among(tokens, queries, keys)
     found = with_scores(model, batch, asked, plan, remote) if asked else batch
     request = run_request(model, found, capture, layers, tokens, queries, keys, logits, remote)
     host = in_force(plan, model, batch, request.during)
     return as_run(model, batch, plan, request, forward_pass(model, host, request), logits)
+
+
+def scored_among(*given: Tokens) -> list[Scored]:
+    """Tokens by their score in what is to be kept."""
+    said = [one for one in given if isinstance(one, str | Selector)]
+    return [scored for one in said if one != "all" for scored in scored_in(as_selector(one))]
 
 
 def run_request(
@@ -133,6 +138,7 @@ def run_request(
     remote: bool | str,
 ) -> Request:
     """What a run reads; arguments as for :meth:`VisualLM.run`."""
+    refuse_unencoded(batch)
     sites = capture_sites(model, capture, layers)
     kept = {int(site["key"].split(".")[1]) for site in sites}
     one = kept.pop() if len(kept) == 1 else None

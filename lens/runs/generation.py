@@ -100,7 +100,9 @@ def answers_of(model: Any, ids: Int[Tensor, "text new"], mode: Mode) -> Answers:
     """What was written, as text."""
     tokenizer = need_processor(model.processor).tokenizer
     texts = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
-    return Answers(texts, cut_of(ids, texts, mode))
+    # A text that ends an answer may be a space, or a special token.
+    whole = tokenizer.batch_decode(ids) if mode.settings.stop_strings else texts
+    return Answers(texts, cut_of(ids, whole, mode))
 
 
 def up_to_the_end(model: Any, ids: Int[Tensor, "text new"]) -> list[list[int]]:

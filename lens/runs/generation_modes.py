@@ -23,7 +23,7 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 
 from ..errors import InputError, Unsupported
-from ..inputs.batch import Batch
+from ..inputs.batch import Batch, refuse_unencoded
 
 # What transformers runs by code from the hub, whose passes nobody here knows.
 FROM_HUB = (
@@ -67,6 +67,7 @@ def mode_of(
     model: Any, batch: Batch, given: Mapping[str, Any], *, planned: bool, sent: bool
 ) -> Mode:
     """Read the mode from what is given and from the model's own configuration."""
+    refuse_unencoded(batch)
     if twice := sorted(given.keys() & {*batch.inputs, "inputs", "inputs_embeds"}):
         raise InputError(f"generate: the batch says what {', '.join(twice)} are")
     writer, usual = _writer(model.hf)

@@ -6,7 +6,7 @@ import ast
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from .one_at_a_time import refuse_inside_a_trace
 from .plan_protocol import Intervention, Pass, in_force
 from .remote import ExplainingBackend, destination, goes_to_server
 from .tracing import UndisturbedBackend
+from .written_placeholders import no_placeholder_read_again
 
 
 @default_torch()
@@ -73,7 +74,8 @@ def generating(
     # What the user's block does to some of the copies comes behind.
     alike = copies_alike(model, batch, mode, model.anatomy.decoder)
     decoder = envoy_path(model.anatomy.decoder)
-    tracer.backend = _QuietBackend(tracer.backend, decoder, alike, ids)
+    unread = no_placeholder_read_again(model, batch)
+    tracer.backend = _QuietBackend(tracer.backend, decoder, (alike, unread), ids)
     return tracer
 
 
@@ -150,12 +152,12 @@ class _QuietBackend(Backend):  # type: ignore[misc]
         self,
         inner: Any,
         decoder: str,
-        alike: AbstractContextManager[None],
+        checks: Collection[AbstractContextManager[None]],
         ids: Callable[[], Tensor | None],
     ) -> None:
         self.inner = inner
         self.decoder = decoder
-        self.alike = alike
+        self.checks = checks
         self.ids = ids
 
     def __getattr__(self, name: str) -> Any:
@@ -164,7 +166,9 @@ class _QuietBackend(Backend):  # type: ignore[misc]
     def __call__(self, tracer: Any) -> Any:
         """Run the tracer's block, and leave it the ids."""
         at = ".*" if _loops_stand_last(tracer.node) else rf".*\b{re.escape(self.decoder)}\.input.*"
-        with ending_quietly(at), self.alike:
+        with ending_quietly(at), ExitStack() as stack:
+            for check in self.checks:
+                stack.enter_context(check)
             done = self.inner(tracer)
         tracer.ids = self.ids()
         return done

@@ -12,7 +12,8 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
-from ..inputs.batch import Batch
+from ..errors import InputError
+from ..inputs.batch import Batch, refuse_unencoded
 
 # What happens in a layer, in this order: the stream enters, the token mixer gets its arguments, its
 # heads gather, and each sublayer returns what it adds.
@@ -114,15 +115,26 @@ class Intervention(Protocol):
         """The program for one model, batch and kind of pass."""
 
 
+def compiled(plan: Intervention | None, model: Any, batch: Batch, during: Pass) -> Program | None:
+    """The program of a plan; None for None.
+
+    Raises:
+        InputError: Something else than a plan, such as an operation without one.
+    """
+    if plan is None:
+        return None
+    if not isinstance(plan, Intervention):
+        raise InputError(f"{plan!r} is no plan: write Plan(operation, …)")
+    return plan.compile(model, batch, during)
+
+
 def in_force(plan: Intervention | None, model: Any, batch: Batch, during: Pass) -> Any:
     """The nnsight model with a plan in force; as it is for None.
 
     Raises:
-        InputError: The batch has ids that the model does not know.
+        InputError: The batch has ids that the model does not know, or the plan is none.
     """
+    refuse_unencoded(batch)
     model.anatomy.check_ids(batch.inputs, model.tokenizer)
-    return (
-        model.nn
-        if plan is None
-        else plan.compile(model, batch, replace(during, own=True)).apply(model.nn)
-    )
+    program = compiled(plan, model, batch, replace(during, own=True))
+    return model.nn if program is None else program.apply(model.nn)

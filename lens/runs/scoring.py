@@ -18,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from ..anatomy.embedded_ids import check_ids
 from ..errors import InputError, Unsupported
-from ..inputs.batch import Batch
+from ..inputs.batch import Batch, refuse_unencoded
 from ..opening.wrapping import need_processor
 from ..torch_settings import default_torch
 from .forward import Output, Request, forward_pass, refusal, run
@@ -167,6 +167,7 @@ def score_request(model: Any, batch: Batch, answered: AnswerTokens, remote: bool
     Raises:
         InputError: An answer has ids that the model does not know.
     """
+    refuse_unencoded(batch)
     check_ids(answered.ids, model.anatomy.vocab_size, model.tokenizer)
     placeholders = torch.tensor(model.anatomy.visual_ids, dtype=torch.long)
     held = (torch.isin(answered.ids, placeholders) & answered.mask).any(1).nonzero()[:, 0]

@@ -8,8 +8,9 @@ length they have met, and dropout is alive in a model that somebody is training.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from operator import is_, itemgetter
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 from ..errors import REFUSED, InputError
 from ..opening.entries import only_entries
 from ..opening.present_state import modules_of
-from ..torch_settings import default_torch
+from ..torch_settings import OfProcess, default_torch
 from .one_at_a_time import alone
 
 # nnsight's own slot; `.source` inside a trace rewrites it, and that has to last.
@@ -59,10 +60,18 @@ def undisturbed(model: nn.Module, entered: Collection[nn.Module] | None = None) 
         raise
 
 
+def _force_eager() -> Callable[[], object]:
+    stance: Any = torch.compiler.set_stance("force_eager")
+    stance.__enter__()
+    return partial(stance.__exit__, None, None, None)
+
+
+_EAGER = OfProcess(_force_eager)
+
+
 def _eagerly() -> AbstractContextManager[Any]:
     """What was compiled runs as it was written: compiled code has no places to look into."""
-    compiled = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    return _EAGER.changed() if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager

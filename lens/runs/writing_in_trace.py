@@ -21,6 +21,7 @@ from .finite import all_finite, largest_logits, not_finite
 from .generation_modes import Mode
 from .generation_trace import behind_the_prompts, ending_quietly, trace_generation
 from .reading_in_trace import by_sample, tensor_of
+from .written_placeholders import no_placeholder_read_again
 
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ def write_traced(
         planned: Whether a plan is in force.
 
     Raises:
-        InputError: What transformers refuses.
+        InputError: What transformers refuses; or without a cache a placeholder of an image.
         NotFinite: It wrote by numbers that are NaN or infinite.
         Unsupported: Copies of a prompt were not read alike.
     """
@@ -70,7 +71,7 @@ def write_traced(
     def write() -> Written:
         reading, states = _reading(host, sites, len(batch) * copies_of(mode))
         quietly, alike = ending_quietly(), copies_alike(model, batch, mode, model.anatomy.head)
-        with quietly, refusals_in_one_line(), alike:
+        with quietly, refusals_in_one_line(), alike, no_placeholder_read_again(model, batch):
             tracer = trace_generation(
                 reading,
                 model.hf,

@@ -41,7 +41,11 @@ def with_chosen(model: Any, store: dict[str, Any], step: dict[str, Any]) -> dict
     """A step on the tokens that were chosen, in place of those that it was made for."""
     # Wait for the own site first: what was chosen is only there once the reader has run.
     first = step["layers"][0]["path"] if "take" in step else step["path"]
-    model.get(first).inputs  # noqa: B018
+    site = model.get(first)
+    site.inputs  # noqa: B018
+    if step["chosen"] not in store:
+        # It is read inside the module whose output is changed.
+        site.output  # noqa: B018
     found = store[step["chosen"]]
     chosen, guess = found["chosen"], found["guess"]
     if "take" in step:

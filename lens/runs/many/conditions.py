@@ -10,7 +10,7 @@ from typing import Any
 from ...errors import InputError, Unsupported
 from ...inputs.batch import Batch
 from ..forward import Output, Request
-from ..plan_protocol import PARTS, Intervention, OneCall, Program, Touch
+from ..plan_protocol import PARTS, Intervention, OneCall, Program, Touch, compiled
 from ..proof_record import is_same
 from .hooked_model import HookedModel
 from .inside_in_hooks import readable_in_hooks
@@ -65,7 +65,7 @@ def compile_conditions(
     conditions = []
     for index, plan in enumerate(plans):
         try:
-            program = None if plan is None else plan.compile(model, batch, during)
+            program = compiled(plan, model, batch, during)
         except (InputError, Unsupported) as error:
             if len(plans) == 1:
                 raise

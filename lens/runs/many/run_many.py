@@ -13,7 +13,7 @@ from ...opening.wrapping import need_processor
 from ...progress import Progress, silent
 from ...torch_settings import default_torch
 from ..captures import Tokens
-from ..forward import Kept, Layers, Output, Request, as_run, run_request
+from ..forward import Kept, Layers, Output, Request, as_run, run_request, scored_among
 from ..one_at_a_time import alone
 from ..plan_protocol import Intervention
 from ..run import Capture, Run, Scores
@@ -60,7 +60,7 @@ def run_many(
         plans: What to change in each run; None leaves the model untouched.
         capture: As for :meth:`run`, like all down to ``logits``.
         layers: Layers to keep.
-        tokens: Tokens to keep.
+        tokens: Tokens to keep; not by their score, which every plan changes.
         queries: Tokens whose attention weights to keep.
         keys: Tokens to which.
         logits: Which positions' logits to keep.
@@ -73,8 +73,13 @@ def run_many(
 
     Raises:
         InputError: A site or layer that does not exist, a plan that cannot be carried out,
-            ``at_once`` below 1, or ``max_memory`` below 0.
+            ``at_once`` below 1, ``max_memory`` below 0, or tokens to keep by their score.
     """
+    if scored := scored_among(tokens, queries, keys):
+        raise InputError(
+            f"run_many: {scored[0]} is other tokens under every plan: call run(batch, plan, ...) "
+            "for each"
+        )
     request = run_request(model, batch, capture, layers, tokens, queries, keys, logits, remote)
 
     def result(output: Output, index: int) -> Run:

@@ -304,7 +304,7 @@ def test_a_plan_and_a_type_go_along(model: VisualLM, tmp_path: Path) -> None:
         ({"layers": [9]}, "no layer 9"),
         ({"layers": "nine"}, "layers 'nine': write all, a number"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"dtype": "int8"}, "dtype='int8': states are stored as float32"),
+        ({"dtype": "int8"}, "states are stored as float32, bfloat16, float16, not as 'int8'"),
         ({"shard": (3, 2)}, "shard 3/2"),
     ],
 )

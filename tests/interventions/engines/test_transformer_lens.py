@@ -247,6 +247,16 @@ def test_hooks_refuse_another_pass_than_theirs(twin: Callable[..., Any]) -> None
         Plan(ZeroFFN(layers=1, tokens="text", phase="decode")).to_fwd_hooks(bridge, batch)
 
 
+def test_what_is_found_out_in_the_pass_is_refused_as_with_nnsight(twin: Callable[..., Any]) -> None:
+    model, bridge = twin("llama", "eager").model, tiny_bridge()
+    batch, plan = tiny_batch(model), Plan(BlockAttention(queries="text", keys="visual | text"))
+    with pytest.raises(InputError, match=r"^BlockAttention.*without any key in layer 0") as ours:
+        model.run(batch, plan)
+    with plan.attached(bridge, batch), pytest.raises(InputError) as theirs:
+        ran(bridge, batch)
+    assert str(theirs.value) == str(ours.value)
+
+
 def test_a_bridge_of_another_model_is_refused(twin: Callable[..., Any]) -> None:
     batch = visual_lm("emu3").batch(built("emu3").inputs)
     with pytest.raises(InputError, match="must be of the same model"):

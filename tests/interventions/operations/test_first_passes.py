@@ -21,6 +21,7 @@ from embedlens import (
     VisualLM,
     ZeroFFN,
 )
+from tolerances import EQUAL
 
 DONORS = 3
 
@@ -182,3 +183,19 @@ def test_what_one_plan_asks_for_in_vain_is_its_own_fault(
     nobody = PatchTokens(source=1, target=0, tokens="image[7]", states="x")
     with pytest.raises(InputError, match=r"^plans\.1: .*no token of 'x' matches"):
         model.run_many(batch, [plan(1), Plan(nobody).given(x=donor[:1])])
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_a_plan_needs_that_chooses_tokens_first_is_not_missing(
+    model: VisualLM, batch: Batch, donor: Batch, first: int
+) -> None:
+    """What it asks of the donor is known only when its tokens are."""
+    one = donor[:1]
+    plain = PatchTokens(source=1, target=1, tokens="bos", states="x")
+    best = PatchTokens(source=3, target=1, tokens="top(0.5, by=norm, layer=0, within=visual)")
+    other = PatchTokens(source=0, target=2, tokens="visual", states="x")
+    plans = [Plan(plain).given(x=one), Plan(best, other).given(x=one)]
+    plans = [plans[first], plans[1 - first], Plan(best, plain).given(x=one)]
+    expected = [model.run(batch, plan).logits for plan in plans]
+    for run, logits in zip(model.run_many(batch, plans), expected, strict=True):
+        torch.testing.assert_close(run.logits, logits, atol=EQUAL, rtol=0)

@@ -14,6 +14,7 @@ from builders.copies import eager_copy, opened, padded, plain
 from builders.generations import decoded, generated
 from builders.prompts import visual_of
 from embedlens import (
+    AblateAttention,
     Batch,
     BlockAttention,
     InputError,
@@ -200,6 +201,7 @@ OPERATIONS: dict[str, Any] = {
     "remove": lambda t: PruneTokens(tokens=t, layer=2, method="remove"),
     "mask": lambda t: PruneTokens(tokens=t, layer=2, method="mask"),
     "zero": lambda t: ZeroFFN(tokens=t, layers="1-3"),
+    "attention": lambda t: AblateAttention(tokens=t, layers="1-2"),
     "noise": lambda t: ReplaceTokens(tokens=t, by="noise", seed=3, layers=[2, 3]),
     "scale": lambda t: ScaleTokens(tokens=t, factor=3.0, layers=2),
 }
@@ -245,9 +247,38 @@ def test_tokens_chosen_in_the_pass_are_those_chosen_before(
     assert all(torch.equal(a, b) for a, b in zip(logits, theirs, strict=True))
 
 
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_attention_is_zeroed_in_the_layer_whose_weights_choose(
+    twin: Any, layer: int, attn: str
+) -> None:
+    """In the pass and in generations, by hooks on the plain eager model."""
+    model, copied = twin("llama", attn).model, eager_copy(twin("llama", attn).plain)
+    batch = ragged(model)
+    tokens = f"bottom(0.5, by=attention(last), layer={layer}, within=visual)"
+    plan = Plan(AblateAttention(tokens=tokens, layers=layer))
+    assert isinstance(plan.compile(model, batch, OWN).steps[0], Choose)
+    where = least_looked_at(copied, batch, layer)
+
+    def zero(_: Any, __: Any, output: Any) -> Any:
+        whole = output[0].shape[1] == batch.length
+        return (output[0].masked_fill(where[..., None], 0.0), *output[1:]) if whole else output
+
+    mixer = copied.model.language_model.layers[layer].self_attn
+    told: dict[str, Any] = {"do_sample": False, "max_new_tokens": 4, "min_new_tokens": 4}
+    told["suppress_tokens"] = [tiny.IMAGE_ID]
+    with mixer.register_forward_hook(zero), torch.no_grad():
+        expected = copied(**batch.inputs).logits[:, -1]
+        written = copied.generate(**batch.inputs, **told)[:, batch.length :]
+    assert gap(model.run(batch, plan).logits, expected) < EQUAL
+    assert gap(model.run_many(batch, [None, plan])[1].logits, expected) < EQUAL
+    assert gap(model.run(batch).logits, expected) > MOVED
+    assert model.generate_ids(batch, plan, **told) == written.tolist()
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("asked", [{"use_cache": False}, {"num_beams": 3}])
-@pytest.mark.parametrize("kind", ["remove", "mask", "zero"])
+@pytest.mark.parametrize("kind", ["remove", "mask", "zero", "attention"])
 def test_modes_of_generation_choose_the_same_tokens(
     model: VisualLM, batch: Batch, kind: str, asked: dict[str, Any]
 ) -> None:

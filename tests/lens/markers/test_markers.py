@@ -290,3 +290,8 @@ def test_an_image_that_is_given_twice_is_refused(tmp_path: Path) -> None:
     for again in (IMAGES[0].copy(), tmp_path / "again.png"):
         with pytest.raises(InputError, match="the same image is given twice"):
             Markers.discover(model, [IMAGES[0], IMAGES[1], again])
+
+
+def test_one_name_is_no_list_of_images(twin: Any) -> None:
+    with pytest.raises(InputError, match=r"images is a list of images, not the name 'scene\.png'"):
+        Markers.discover(twin().model, "scene.png")

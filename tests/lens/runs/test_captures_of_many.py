@@ -246,3 +246,12 @@ def test_a_shortcut_in_a_layer_that_is_read_would_show(
     monkeypatch.setattr(DecoderOnBatch, "read_inside", lambda *_: False)
     with pytest.raises(AssertionError, match="neurons"):
         check(model, batch, own, **asked)
+
+
+@pytest.mark.parametrize("given", ["tokens", "queries", "keys"])
+def test_tokens_by_score_are_refused_by_the_name_of_the_call(twin: Any, given: str) -> None:
+    model = twin().model
+    batch = model.encode([tiny.image(0)], [tiny.PROMPTS["middle"]])
+    told: dict[str, Any] = {given: "text | top(2, by=norm, layer=1)"}
+    with pytest.raises(InputError, match=r"^run_many: top\(2, by=norm, .* call run\(batch, plan"):
+        model.run_many(batch, [None, Plan(ZeroFFN(layers=1))], **told)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 
 import tiny
 from builders.prompts import tiny_batch
-from embedlens import InputError, VisualLM
+from embedlens import EmbedLens, InputError, Plan, VisualLM, ZeroFFN, ablation
 from embedlens.lens.runs.captures import capture_positions
 
 
@@ -45,6 +46,47 @@ def test_a_mask_may_be_a_tensor(model: VisualLM) -> None:
     mask = batch.inputs["attention_mask"].bool()
     found = model.run(batch, capture="ffn", layers=[1], tokens=mask).ffn[1]
     assert torch.equal(found, model.run(batch, capture="ffn", layers=[1], tokens="all").ffn[1])
+
+
+def test_an_operation_without_a_plan_is_refused_in_one_line(
+    model: VisualLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Types are checked in tests only.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    batch = tiny_batch(model)
+    bare: Any = ZeroFFN(layers=1)
+    for call in (
+        lambda: model.run(batch, bare),
+        lambda: model.run(batch, [Plan(bare)]),  # type: ignore[arg-type]
+        lambda: model.generate(batch, bare, max_new_tokens=1),
+        lambda: model.score(batch, ["a"] * len(batch), bare),
+        lambda: model.run_many(batch, [bare]),
+    ):
+        with pytest.raises(InputError, match=r"is no plan: write Plan\(operation, …\)"):
+            call()
+
+
+def test_what_is_no_batch_is_refused_in_one_line(
+    model: VisualLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    image: Any = "scene.png"
+    for call in (
+        lambda: model.run(image),
+        lambda: model.entry(image),
+        lambda: model.generate(image, max_new_tokens=1),
+        lambda: model.score(image, ["a"] * len(image)),
+        lambda: model.run_many(image, [None]),
+        lambda: model.generate_many(image, [None]),
+        lambda: model.trace(image).__enter__(),
+    ):
+        with pytest.raises(InputError, match=r"model\.encode\(images, prompts\), not str"):
+            call()
+    with pytest.raises(InputError, match=r"states, such as model\.entry\(batch\), not Batch"):
+        EmbedLens(model).read(tiny_batch(model))  # type: ignore[arg-type]
+    asked: Any = [("scene.png", "what ?", "a")]
+    with pytest.raises(InputError, match=r"Example\(image, question, answer\), not tuple"):
+        ablation(model, asked)
 
 
 def test_other_forms_are_refused_in_one_line(model: VisualLM) -> None:
