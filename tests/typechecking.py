@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from functools import partial
+from functools import partial, wraps
 from inspect import isfunction
 from types import SimpleNamespace
 from typing import Any, get_type_hints
@@ -60,15 +60,23 @@ def _hint(hint: Any, function: Callable[..., Any]) -> Any:
 
 
 def without_axes(function: Callable[..., Any], typechecker: Callable[..., Any]) -> Any:
-    """A function checked by its hints, which are as they were for everybody else."""
+    """A function checked by its hints, which are as they were for everybody else.
+
+    What beartype makes has objects of its own as defaults. nnsight sends functions by their source,
+    with their defaults; behind a frame they are as they were written.
+    """
     written = function.__annotations__
     function.__annotations__ = hints_of(function)
     try:
         made = typechecker(function)
     finally:
         function.__annotations__ = written
-    made.__annotations__ = written
-    return made
+
+    @wraps(function)
+    def frame(*args: Any, **kwargs: Any) -> Any:
+        return made(*args, **kwargs)
+
+    return frame
 
 
 def checked(fn: Any = None, *, typechecker: Any) -> Any:
