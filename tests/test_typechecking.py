@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
+import jaxtyping
 import numpy as np
 import pytest
 from beartype.roar import BeartypeCallHintViolation
@@ -23,6 +24,13 @@ def test_hints_hold_where_no_axes_are_named() -> None:
     wrong: Any = "a model"
     with pytest.raises(BeartypeCallHintViolation):
         modules_of(wrong)
+
+
+def test_one_switch_is_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    assert len(exact_bounds(np.full(3, 0.5), np.full(1, 8.0), 0.95)[0]) == 3
+    wrong: Any = SimpleNamespace(dtype="a text")
+    assert dtype_of(wrong, nn.Module()) == "a text"
 
 
 def test_what_comes_back_is_checked_too() -> None:
