@@ -83,26 +83,32 @@ def tokenizer() -> PreTrainedTokenizerFast:
     core.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", VOCABULARY.index("<s>"))]
     )
+    return fast(core, unk_token="<unk>")
+
+
+def fast(core: Tokenizer, **more: Any) -> PreTrainedTokenizerFast:
+    """A tokenizer of transformers with the special tokens of the tiny models."""
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
-        unk_token="<unk>",
         extra_special_tokens={"image_token": "<image>"},
+        **more,
     )
 
 
-def processor() -> LlavaProcessor:
+def processor(words: PreTrainedTokenizerFast | None = None) -> LlavaProcessor:
+    """The processor of the tiny models; without a chat template around another tokenizer."""
     return LlavaProcessor(
         image_processor=CLIPImageProcessor(
             size={"shortest_edge": PIXELS}, crop_size={"height": PIXELS, "width": PIXELS}
         ),
-        tokenizer=tokenizer(),
+        tokenizer=tokenizer() if words is None else words,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=CHAT,
+        chat_template=CHAT if words is None else None,
     )
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 import tiny
 from embedlens import Batch, Plan, VisualLM, ZeroFFN
@@ -28,21 +27,7 @@ def lettered() -> VisualLM:
     core.add_special_tokens(special)
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        extra_special_tokens={"image_token": "<image>"},
-    )
-    processor = LlavaProcessor(
-        image_processor=base.processor.image_processor,
-        tokenizer=tokenizer,
-        patch_size=tiny.PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-    return VisualLM(base.model, processor)
+    return VisualLM(base.model, tiny.processor(tiny.fast(core)))
 
 
 def by_hooks(tokenizer: Any, batch: Batch, **told: Any) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 import tiny
 from embedlens import Batch, InputError, Unsupported, VisualLM
@@ -138,26 +138,13 @@ def byte_level() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
     )  # fmt: skip
     core.train_from_iterator(["what color is the coloured star", "user is"] * 4, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        extra_special_tokens={"image_token": "<image>"},
-    )
+    return tiny.fast(core)
 
 
 def test_tokens_that_hold_spaces_and_parts_of_words(twin: Any) -> None:
     """With every wanted character in some token, and every token with one of them."""
     base, tokenizer = tiny.build(), byte_level()
-    processor = LlavaProcessor(
-        image_processor=base.processor.image_processor,
-        tokenizer=tokenizer,
-        patch_size=tiny.PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-    model = VisualLM(resized(base.model, tokenizer), processor)
+    model = VisualLM(resized(base.model, tokenizer), tiny.processor(tokenizer))
     batch = model.encode(tiny.image(0), "what colour is the <image> star, é?")
     for wanted in ("colour", "olour is", "star, é", "what"):
         found = parse_selector(f'words["{wanted}"]').select(batch).prompt[0]
